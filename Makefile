@@ -1,0 +1,85 @@
+# Needs python3 (3.11 or newer) and make, nothing else. `make` alone prints the targets.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+ARGS ?=
+
+LOCK := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-emit-find-links --no-header --quiet
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help run install dev test check lint needs bench lock docs clean
+
+help: ## print this list
+	@echo 'Weft: telemetry and analytics for the back-end fabric of GPU clusters'
+	@echo
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
+	@echo
+	@echo '  PYTHON=python3.12 names another Python; ARGS="--port 9000" goes to weft (run, bench) or pytest (test)'
+
+run: $(VENV)/.installed ## install what is missing, start Weft on this machine, print the dashboard's address
+	@exec $(BIN)/weft up $(ARGS)
+
+install: $(VENV)/.installed ## virtual environment with Weft in it
+
+dev: $(VENV)/.developed ## the same, with what the tests and checks need
+
+test: $(VENV)/.developed needs ## install what the tests need, then run them
+	@exec $(BIN)/python -m pytest $(ARGS)
+
+check: lint test ## format, lint, types, import rules, then the tests
+
+lint: $(VENV)/.developed ## the static half of check
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	@mkdir -p $(VENV)/types && ln -sfn ../.. $(VENV)/types/weft
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.installed ## print the benchmark tables
+	@exec $(BIN)/weft bench $(ARGS)
+
+lock: $(VENV)/.developed ## take the newest allowed dependencies into both locks
+	$(LOCK) --upgrade --group build --output-file requirements.lock
+	$(LOCK) --upgrade --group dev --constraint requirements.lock --output-file requirements-dev.lock
+
+docs: $(VENV)/.developed ## write the generated pages of the docs anew
+	$(BIN)/python tests/reference.py
+
+clean: ## remove the virtual environment and everything built; keeps weft-data
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find analytics collectors commands dashboards pipeline tests __pycache__ -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+needs:
+	@missing() { echo "note: no $$1 here, so $$2 tests are skipped (Debian: apt install $$3)"; }; \
+	command -v java >/dev/null && command -v mvn >/dev/null || test -n "$$WEFT_TEST_KAFKA" || missing 'Java with Maven' Kafka 'default-jre-headless maven'; \
+	command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null \
+		|| missing Chromium browser chromium; \
+	command -v tshark >/dev/null || missing tshark 'packet comparison' tshark
+
+# The stamps make a second run quick: each is renewed only when the lock or the project file it stands for has changed.
+$(VENV)/.made:
+	@command -v $(PYTHON) >/dev/null || { echo 'error: no $(PYTHON) found: install Python 3.11 or newer, or name one: make PYTHON=/path/to/python3 ...' >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "error: $(PYTHON) is $$($(PYTHON) -V 2>&1), Weft needs 3.11 or newer: name another one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo 'error: $(PYTHON) cannot make virtual environments: install its venv module (Debian, Ubuntu: apt install python3-venv)' >&2; exit 1; }
+	@rm -rf $(VENV)
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.installed: requirements.lock pyproject.toml $(VENV)/.made
+	@echo 'installing Weft and its dependencies (about 260 MB to download, once)'
+	@$(PIP) install --quiet --require-hashes -r requirements.lock
+	@$(PIP) install --quiet --no-deps --no-build-isolation -e .
+	@echo 'compiling kernels'
+	@$(BIN)/python -m weft.pipeline.warm
+	@touch $@
+
+$(VENV)/.developed: requirements-dev.lock $(VENV)/.installed
+	@echo 'installing what the tests and checks need'
+	@$(PIP) install --quiet --require-hashes -r requirements-dev.lock
+	@touch $@

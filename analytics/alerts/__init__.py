@@ -1,0 +1,67 @@
+"""Alerts: rules read the views, windows move the alerts, and what has changed leaves through a durable outbox.
+
+Order of calls for the service that owns the store's connection, each time windows close and at every tick:
+
+1. commit the windows' rows (their own transaction);
+2. ``Evaluator.evaluate(closed_to_ns)``: queries first, outside any transaction, because DuckDB aborts a whole
+   transaction when one query in it fails; then one transaction for the alerts, the position and the outbox;
+3. ``Outbox.due()`` in a transaction, and only after its commit ``Sender.submit`` with what it returned;
+4. ``Outbox.settle(Sender.results())`` in a transaction.
+
+A kill between any two steps loses nothing: the position of the evaluation is committed with its effect, and a
+delivery that was handed out without an answer is repeated under the same ``webhook-id``.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+
+class Database(Protocol):
+    """The part of the store that alerts need."""
+
+    def query(self, sql: str, params: Sequence[object] = ()) -> list[dict[str, object]]:
+        """Return the rows as dictionaries. Raises ``StoreError`` for SQL that fails."""
+        ...
+
+    def execute(self, sql: str, params: Sequence[object] = ()) -> None:
+        """Run one statement. Raises ``StoreError`` for SQL that fails."""
+        ...
+
+    def transaction(self) -> AbstractContextManager[None]:
+        """Commit at the end of the block, roll back on an error. Not nested."""
+        ...
+
+
+def ddl() -> list[str]:
+    """Return the statements that create what this package owns in schema ``state``; they may be repeated."""
+    return [
+        "CREATE SCHEMA IF NOT EXISTS state",
+        """CREATE TABLE IF NOT EXISTS state.alerts (
+            fingerprint VARCHAR, rule VARCHAR, labels VARCHAR, annotations VARCHAR, state VARCHAR, value DOUBLE,
+            starts_at BIGINT, fired_at BIGINT, ends_at BIGINT, last_seen BIGINT, window_ts BIGINT,
+            breach_ns BIGINT, clear_ns BIGINT, absent_ns BIGINT, path VARCHAR, evidence_sql VARCHAR)""",
+        """CREATE TABLE IF NOT EXISTS state.alert_rules (
+            rule VARCHAR, evaluated_to_ns BIGINT, state VARCHAR, last_error VARCHAR, errors BIGINT)""",
+        """CREATE TABLE IF NOT EXISTS state.outbox (
+            id BIGINT, endpoint VARCHAR, group_key VARCHAR, firing VARCHAR, resolved VARCHAR, sure VARCHAR, maybe VARCHAR,
+            payload VARCHAR, webhook_id VARCHAR, state VARCHAR, attempts INTEGER, risky BOOLEAN,
+            next_attempt_ns BIGINT, created_ns BIGINT, done_ns BIGINT, last_error VARCHAR)""",
+    ]
+
+
+def views() -> dict[str, str]:
+    """Return name -> SELECT of the views in the main schema; times are timestamps, as in every view."""
+    times = ("starts_at", "fired_at", "ends_at", "last_seen", "window_ts")
+    alert_times = ", ".join(f"make_timestamp_ns({name}) AS {name}" for name in times)
+    outbox_times = ", ".join(f"make_timestamp_ns({name}_ns) AS {name}" for name in ("created", "next_attempt", "done"))
+    return {
+        "alerts": f"""SELECT state, rule, labels ->> 'severity' AS severity, labels ->> 'device' AS device, labels ->> 'port' AS port,
+            annotations ->> 'summary' AS summary, value, {alert_times}, labels, annotations, path, evidence_sql, fingerprint
+            FROM state.alerts WHERE state <> 'ok'
+            UNION ALL BY NAME SELECT 'error' AS state, rule, last_error AS summary, make_timestamp_ns(evaluated_to_ns) AS starts_at
+            FROM state.alert_rules WHERE state = 'error'""",
+        "alert_rules": "SELECT rule, state, make_timestamp_ns(evaluated_to_ns) AS evaluated_to, errors, last_error FROM state.alert_rules",
+        "notifications": f"""SELECT id, endpoint, group_key, state, attempts, last_error, {outbox_times}, webhook_id, payload
+            FROM state.outbox""",
+    }

@@ -1,0 +1,22 @@
+"""How far the store is, told through the bus: for whoever waits for it without opening it."""
+
+import json
+
+from ..pipeline.bus import Bus
+from ..pipeline.schema import FAMILIES, STATES
+
+POSITIONS_KEY = "analyze/positions"
+
+# What the store takes in: every state table, and the families that are kept as they come.
+KEPT_FAMILIES = ("gap", "event", "inventory", "self_metric")
+TOPICS = (*(table.topic for table in STATES.values()), *(FAMILIES[name].topic for name in KEPT_FAMILIES))
+
+# Weft's own readings never end, so nobody waits for them.
+_ENDLESS = FAMILIES["self_metric"].topic
+
+
+def stored_lag(bus: Bus) -> int:
+    """Return how many offsets of what the store takes in are not stored yet."""
+    done = json.loads(bus.recall(POSITIONS_KEY) or b"{}")
+    ends = bus.ends([topic for topic in TOPICS if topic != _ENDLESS])
+    return sum(max(0, end - done.get(f"{partition.topic}/{partition.partition}", 0)) for partition, end in ends.items())

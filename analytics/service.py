@@ -1,0 +1,228 @@
+"""The analyze service: stores what the process services made, judges closed windows, publishes for readers.
+
+One loop and one connection. What arrives within a short while is stored in one transaction with its positions; the
+rules are evaluated right after, on the writer's own tables, so an alert does not wait for a snapshot.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import polars as pl
+
+from ..pipeline.bus import Bus, Message, Producer
+from ..pipeline.clock import NS_PER_S, Clock
+from ..pipeline.errors import BusError, FencedError, StoreError
+from ..pipeline.report import Report
+from ..pipeline.schema import WINDOW_NS
+from . import alerts
+from .alerts.config import AlertsConfig
+from .alerts.evaluate import Evaluator
+from .alerts.outbox import Outbox
+from .alerts.rules import load_rules
+from .archive import Archive, ArchiveConfig
+from .lag import POSITIONS_KEY
+from .notify import NotifyConfig, build_notifiers, endpoints_of
+from .notify.base import Result
+from .notify.sender import Sender
+from .publish import PublishConfig, Publisher
+from .ring import Ring, RingConfig
+from .sink import Sink
+from .store import Store, StoreConfig
+
+# What arrives within this time, or this much, is stored together: a transaction costs more than its rows.
+GATHER_S = 0.25
+GATHER_BYTES_MAX = 6 * 1024 * 1024
+POLL_S = 0.05
+ARCHIVE_EVERY_S = 30.0
+
+# A store that could not be written is opened anew after so long: a full disk is waited for.
+REOPEN_S = 1.0
+
+# A device that has closed no window for so long no longer holds back the judgement of the others.
+SILENT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class AnalyzeConfig:
+    """Sections of the service, see each part."""
+
+    store: StoreConfig = field(default_factory=StoreConfig)
+    publish: PublishConfig = field(default_factory=PublishConfig)
+    ring: RingConfig = field(default_factory=RingConfig)
+    archive: ArchiveConfig = field(default_factory=ArchiveConfig)
+    alerts: AlertsConfig = field(default_factory=AlertsConfig)
+    notify: NotifyConfig = field(default_factory=NotifyConfig)
+
+
+class AnalyzeService:
+    """The one writer of a store."""
+
+    def __init__(self, config: AnalyzeConfig, store: Store, bus: Bus, clock: Clock, report: Report) -> None:
+        self._store = store
+        self._bus = bus
+        self._clock = clock
+        self._report = report
+        endpoints = endpoints_of(config.notify)
+        self._outbox = Outbox(store, endpoints, config.notify, clock)
+        self._sender = Sender(build_notifiers(endpoints, clock))
+        self._evaluator = Evaluator(load_rules(config.alerts), store, self._outbox, config.alerts)
+        extra = tuple(f"CREATE OR REPLACE VIEW main.{name} AS {sql}" for name, sql in alerts.views().items())
+        self._archive = Archive(store, config.archive, clock, report)
+        self._sink = Sink(store, self._archive, bus, report)
+        self._ring = Ring(store, bus, config.ring, clock, report)
+        self._publisher = Publisher(store, config.publish, clock, report, extra)
+        self._closed: dict[str, tuple[int, int]] = {}
+        self._archive_ns = 0
+        self._told: dict[str, int] = {}
+        self._broken = False
+        self._unstored: list[Message] = []
+        self._unsettled: list[Result] = []
+
+    def start(self) -> None:
+        """Open the store and read on where it says. Raises ``StoreError`` or ``BusError``."""
+        self._store.start()
+        for statement in alerts.ddl():
+            self._store.execute(statement)
+        self._archive.start()
+        self._publisher.start()
+        self._producer: Producer = self._bus.producer("analyze")
+        self._sink.start()
+        self._ring.start()
+        self._sender.start()
+
+    def step(self) -> None:
+        """Gather, store, judge, publish. Raises ``BusError``; then call again.
+
+        A disk that is full is waited for, since what is on the bus is not lost by waiting.
+        """
+        if self._broken and not self._reopen():
+            return
+        try:
+            self._unstored = self._unstored or self._gather()
+            fresh = bool(self._unstored)
+            if fresh:
+                self._store_all(self._unstored)
+                self._unstored = []
+            else:
+                self._ring.step()
+            self._judge(fresh)
+            self._upkeep()
+        except StoreError as error:
+            self._break(error, "store")
+            return
+        self._tell()
+        self._report.publish(self._producer)
+
+    def stop(self) -> None:
+        """Store and publish what is here, and close. Idempotent."""
+        self._sender.stop()
+        self._sink.stop()
+        try:
+            # What could not be stored is still on the bus, for the next start.
+            if not self._broken:
+                while self._ring.step():
+                    pass
+                self._ring.flush()
+                self._publisher.publish()
+                self._tell()
+        except (StoreError, BusError, FencedError) as error:
+            self._report.complain(str(error), "stop")
+        self._ring.stop()
+        self._producer.close()
+        self._store.stop()
+
+    def _break(self, error: StoreError, kind: str) -> None:
+        self._report.complain(str(error), kind)
+        self._broken = True
+
+    def _reopen(self) -> bool:
+        """Open the store anew, and write first what has waited; return whether that worked.
+
+        DuckDB refuses all work after a failed checkpoint until its file is opened again.
+        """
+        self._clock.wait(REOPEN_S)
+        try:
+            self._store.stop()
+            self._store.start()
+            self._ring.flush()
+        except StoreError as error:
+            self._report.complain(str(error), "store")
+            return False
+        self._broken = False
+        return True
+
+    def _gather(self) -> list[Message]:
+        messages = list(self._sink.poll(POLL_S))
+        if not messages:
+            return messages
+        until = self._clock.monotonic_ns() + int(GATHER_S * NS_PER_S)
+        size = sum(len(message.value) for message in messages)
+        while size < GATHER_BYTES_MAX and self._clock.monotonic_ns() < until:
+            try:
+                more = self._sink.poll(POLL_S)
+            except BusError:
+                break  # what has been read is stored first; the next step meets the error again
+            messages += more
+            size += sum(len(message.value) for message in more)
+        return messages
+
+    def _store_all(self, messages: Sequence[Message]) -> None:
+        with self._store.transaction():
+            stored = self._sink.store(messages)
+        self._report.count("weft_analyze_transactions_total")
+        for name, frame in stored.items():
+            if "device" in frame.columns and "ts" in frame.columns:
+                self._note_closed(frame)
+            self._report.set("weft_analyze_newest_ts_seconds", _newest(frame) / NS_PER_S, label=name)
+
+    def _note_closed(self, frame: pl.DataFrame) -> None:
+        now = self._clock.monotonic_ns()
+        newest = frame.group_by("device").agg(pl.col("ts").max()).rows()
+        for device, ts in newest:
+            self._closed[device] = (max(self._closed.get(device, (0, 0))[0], ts + WINDOW_NS), now)
+
+    def _judge(self, fresh: bool) -> None:
+        """Evaluate the rules up to the window that every device still heard of has closed, and move deliveries."""
+        now = self._clock.monotonic_ns()
+        ends = [end for end, heard in self._closed.values() if now - heard < SILENT_S * NS_PER_S]
+        if fresh and ends:
+            try:
+                self._evaluator.evaluate(min(ends))
+            except StoreError as error:
+                self._break(error, "alerts")
+            self._report.update(self._evaluator.counters())
+        self._unsettled += self._sender.results()
+        if self._unsettled:
+            with self._store.transaction():
+                self._outbox.settle(self._unsettled)
+            self._unsettled = []
+        deliveries = self._outbox.due()
+        if deliveries:
+            self._sender.submit(deliveries)
+        self._report.update({**self._outbox.counters(), **self._sender.counters()})
+
+    def _upkeep(self) -> None:
+        now = self._clock.monotonic_ns()
+        try:
+            if now >= self._archive_ns:
+                self._archive_ns = now + int(ARCHIVE_EVERY_S * NS_PER_S)
+                self._archive.run()
+            if now >= self._publisher.due_ns():
+                self._publisher.publish()
+        except StoreError as error:
+            self._break(error, "publish")
+
+    def _tell(self) -> None:
+        """Remember on the bus how far the store is, for whoever waits for it."""
+        done = {f"{partition.topic}/{partition.partition}": offset for partition, offset in self._sink.positions().items()}
+        if done != self._told:
+            with self._producer.transaction() as transaction:
+                transaction.remember(POSITIONS_KEY, json.dumps(done).encode())
+            self._told = done
+
+
+def _newest(frame: pl.DataFrame) -> int:
+    column = "start_ts" if "start_ts" in frame.columns else "ts"
+    newest = frame[column].max()
+    return int(newest) if isinstance(newest, int) else 0

@@ -1,0 +1,155 @@
+"""The command line: the roof of the house, where parts from all rooms are put together.
+
+Each command builds its parts from the configuration by hand and runs them. What a user did wrong is one sentence on
+standard error and exit code 1 (2 for a wrong command line), never a traceback.
+"""
+
+import argparse
+import errno
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import __version__
+from .commands import bench, check, query, recordings, services, up
+from .pipeline.errors import WeftError
+from .pipeline.supervise import follow_supervisor
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One line of ``COMMANDS``: what it does, its own options, and the function that does it."""
+
+    doc: str
+    options: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+    examples: tuple[str, ...] = ()
+
+
+COMMANDS: dict[str, Command] = {
+    "up": Command(
+        "collect from this machine, compute, store, alert and show, all in one go",
+        up.options,
+        up.up,
+        ("weft up", "weft up --seconds 60 --no-dashboard"),
+    ),
+    "collect": Command("run the configured live collectors", services.collect_options, services.collect, ("weft collect",)),
+    "process": Command(
+        "compute windows; run several to share the work", services.process_options, services.process, ("weft process --member process-1",)
+    ),
+    "analyze": Command("store, judge and publish; one per store", services.analyze_options, services.analyze, ("weft analyze",)),
+    "dash": Command("serve the dashboard", services.dash_options, services.dash, ("weft dash --port 8600",)),
+    "replay": Command(
+        "feed a recording through the whole pipeline to its end",
+        recordings.replay_options,
+        recordings.replay,
+        ("weft replay capture.pcap", "weft replay metadc_test.csv --line-rate 12.5e9 --data demo", "weft replay night.weft --speed 1x"),
+    ),
+    "decode": Command(
+        "print the rows that a collector makes of a recording",
+        recordings.decode_options,
+        recordings.decode,
+        ("weft decode capture.pcap", "weft decode capture.pcap --format json | head", "weft decode night.weft --family port --format csv"),
+    ),
+    "record": Command(
+        "write what the live collectors see to a file, to replay later",
+        recordings.record_options,
+        recordings.record,
+        ("weft record night.weft --seconds 600",),
+    ),
+    "sql": Command(
+        "query the published store; without a query, a prompt",
+        query.options,
+        query.sql,
+        ('weft sql "SELECT * FROM bursts ORDER BY bytes DESC LIMIT 10"', 'weft sql --format csv "FROM ports_1m"'),
+    ),
+    "check": Command(
+        "validate the configuration and the surroundings, each finding with its mend",
+        check.options,
+        check.check,
+        ("weft check", "weft check --dump"),
+    ),
+    "bench": Command(
+        "measure rates and memory on this machine, each beside its limit",
+        bench.options,
+        bench.bench,
+        ("weft bench", "weft bench --only bursts"),
+    ),
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--config", type=Path, metavar="FILE", help="configuration (TOML); all of it is optional")
+    shared.add_argument(
+        "--data",
+        type=Path,
+        default=Path("weft-data"),
+        metavar="DIR",
+        help="folder of the store and the embedded bus (default: ./weft-data)",
+    )
+    shared.add_argument(
+        "--log-level", default="info", choices=("debug", "info", "warning", "error"), help="what is said on standard error (default: info)"
+    )
+    top = argparse.ArgumentParser(prog="weft", description="Telemetry and analytics for the back-end fabric of GPU clusters.")
+    top.add_argument("--version", action="version", version=f"weft {__version__}")
+    subparsers = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, command in COMMANDS.items():
+        examples = "".join(f"\n  {example}" for example in command.examples)
+        sub = subparsers.add_parser(
+            name,
+            parents=[shared],
+            help=command.doc,
+            description=command.doc[0].upper() + command.doc[1:] + ".",
+            epilog=f"examples:{examples}\n\nexit codes: 0 done, 1 failed, 2 wrong command line",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.options(sub)
+    return top
+
+
+def options_of(name: str) -> list[tuple[str, str]]:
+    """Return the options of one command, as the generated docs list them: flags and meaning."""
+    sub = argparse.ArgumentParser(add_help=False)
+    COMMANDS[name].options(sub)
+    listed = []
+    for action in sub._actions:
+        flags = ", ".join(action.option_strings) or action.dest
+        value = f" {action.metavar or action.dest.upper()}" if action.option_strings and action.nargs != 0 else ""
+        listed.append((flags + value, action.help or ""))
+    return listed
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    chosen = parser().parse_args(arguments)
+    logging.basicConfig(
+        level=chosen.log_level.upper(), format="%(asctime)s %(levelname).1s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr
+    )
+    logging.getLogger("kafka").setLevel(logging.CRITICAL if chosen.log_level == "info" else logging.INFO)
+    try:
+        follow_supervisor()
+        return COMMANDS[chosen.command].run(chosen)
+    except WeftError as error:
+        print(f"weft: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        _abandon_output()
+        return 0
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _abandon_output()
+        print("weft: the output cannot be written, its disk is full; free space or write elsewhere", file=sys.stderr)
+        return 1
+
+
+def _abandon_output() -> None:
+    """Let what is left of the output go nowhere; Python would complain while flushing it at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

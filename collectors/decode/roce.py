@@ -1,0 +1,392 @@
+"""RoCEv2 packets to columns: one call for many packets, no packet touched by Python.
+
+A kernel walks link layer, IP, UDP, BTH and its extension headers of each packet. It reads a byte only after the bytes
+were found to be there, and every loop over headers has a bound, so any bytes give a row or a counted reason:
+
+* ``other``: not RoCEv2 (another protocol or port);
+* ``fragment``: an IP fragment, whose rest is elsewhere;
+* ``cut``: captured too short to hold the headers;
+* ``malformed``: lengths, versions or header chains that contradict each other or the length on the wire;
+* ``icrc``: checked, and wrong.
+
+Lengths come from the headers, so a capture that keeps only the first bytes of each packet gives the same rows.
+"""
+
+import os
+import socket
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from .headers import (
+    AETH_AT,
+    BTH_BYTES,
+    ETHERNET,
+    HEADER_BYTES,
+    ICRC_BYTES,
+    IPV4,
+    IPV6,
+    LOOP,
+    NULL,
+    OLD_RAW,
+    RAW,
+    RETH_AT,
+    ROCE_PORT,
+    SLL,
+    SLL2,
+)
+from .icrc import icrc_matches
+
+REASONS = ("other", "fragment", "cut", "malformed", "icrc")
+_OTHER, _FRAGMENT, _CUT, _MALFORMED, _ICRC = -1, -2, -3, -4, -5
+
+VLAN_TAGS_MAX = 4
+EXTENSIONS_MAX = 8
+
+# Packets whose headers are fetched ahead: few enough to stay in the nearest cache.
+_TOUCHED = 32
+
+_AETH, _RETH, _UNCHECKED = 1, 2, 4
+
+_PACKET = np.dtype(
+    [
+        ("ts", np.int64),
+        ("src_high", np.uint64),
+        ("src_low", np.uint64),
+        ("dst_high", np.uint64),
+        ("dst_low", np.uint64),
+        ("qp", np.uint32),
+        ("psn", np.uint32),
+        ("dma_bytes", np.uint32),
+        ("length", np.uint32),
+        ("payload_bytes", np.uint32),
+        ("src_port", np.uint16),
+        ("opcode", np.uint8),
+        ("syndrome", np.uint8),
+        ("ecn", np.uint8),
+        ("dscp", np.uint8),
+        ("version", np.uint8),
+        ("flags", np.uint8),
+    ]
+)
+
+# Addresses are hashed; the multipliers are drawn anew in every process, so that no capture can be made to collide.
+_MULTIPLIERS = np.frombuffer(os.urandom(16), np.uint64) | np.uint64(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """What some packets gave: rows of ``packet`` (without those columns that the collector adds) and why others did not.
+
+    ``skipped`` counts by ``REASONS``. ``unchecked`` are rows whose ICRC was to be checked and could not be: captured too
+    short, or behind IPv6 extension headers.
+    """
+
+    frame: pl.DataFrame
+    skipped: dict[str, int]
+    unchecked: int = 0
+
+
+def decode(
+    buffer, offsets, lengths, ts, link_type, *, wire_lengths=None, hidden: int | np.ndarray = 0, check_icrc: bool = False
+) -> Decoded:
+    """Return the RoCEv2 packets among ``buffer[offsets[k] : offsets[k] + lengths[k]]``, in the order given.
+
+    ``ts`` are nanoseconds, ``link_type`` one number or one a packet (of ``headers.LINK_TYPES``, others are malformed),
+    ``wire_lengths`` the lengths before the capture cut them (default: not cut), ``hidden`` bytes of the link layer that the
+    buffer lacks, one number or one a packet. Raises ``ValueError`` for a packet that reaches beyond the buffer.
+    """
+    data = np.frombuffer(buffer, np.uint8)
+    offsets, lengths = np.asarray(offsets, np.int64), np.asarray(lengths, np.int64)
+    wire = lengths if wire_lengths is None else np.maximum(np.asarray(wire_lengths, np.int64), lengths)
+    if offsets.size and (offsets.min() < 0 or lengths.min() < 0 or (offsets + lengths).max() > data.size):
+        raise ValueError("a packet reaches beyond the buffer")
+    links = np.broadcast_to(np.asarray(link_type, np.int64), offsets.shape)
+    hidden = np.broadcast_to(np.asarray(hidden, np.int64), offsets.shape)
+    rows, counts, _ = _decode(data, offsets, lengths, wire, np.asarray(ts, np.int64), links, hidden, check_icrc)
+    unchecked = int(np.count_nonzero(rows["flags"] & _UNCHECKED))
+    return Decoded(_to_frame(rows), dict(zip(REASONS, counts.tolist(), strict=True)), unchecked)
+
+
+def _to_frame(rows: np.ndarray) -> pl.DataFrame:
+    src, dst = _addresses(rows)
+    ts, words, port, octets, missing = _split(rows)
+    qp, psn, dma_bytes, length, payload_bytes = words
+    opcode, syndrome, credit, ecn, dscp = octets
+    return pl.DataFrame(
+        {
+            "ts": ts,
+            "src": src,
+            "dst": dst,
+            "src_port": port,
+            "qp": qp,
+            "opcode": opcode,
+            "psn": psn,
+            "ack_psn": _nullable(psn, missing[0]),
+            "syndrome": _nullable(syndrome, missing[0]),
+            "credits": _nullable(credit, missing[1]),
+            "dma_bytes": _nullable(dma_bytes, missing[2]),
+            "length": length,
+            "payload_bytes": payload_bytes,
+            "ecn": ecn,
+            "dscp": dscp,
+            "sampling_rate": np.ones(len(rows), np.uint32),
+        }
+    )
+
+
+def _nullable(values: np.ndarray, missing: np.ndarray) -> pl.Series:
+    series = pl.from_arrow(pa.array(values, mask=missing))
+    assert isinstance(series, pl.Series)
+    return series
+
+
+@numba.njit(cache=True, nogil=True)
+def _split(rows):
+    """Return the columns by width, and where AETH, credits and RETH are missing: one walk over the rows, not one a column."""
+    number = len(rows)
+    ts, port = np.empty(number, np.int64), np.empty(number, np.uint16)
+    words, octets = np.empty((5, number), np.uint32), np.empty((5, number), np.uint8)
+    missing = np.empty((3, number), np.bool_)
+    for k in range(number):
+        row = rows[k]
+        ts[k], port[k] = row.ts, row.src_port
+        words[0, k], words[1, k], words[2, k] = row.qp, row.psn, row.dma_bytes
+        words[3, k], words[4, k] = row.length, row.payload_bytes
+        octets[0, k], octets[1, k], octets[2, k] = row.opcode, row.syndrome, row.syndrome & 0x1F
+        octets[3, k], octets[4, k] = row.ecn, row.dscp
+        missing[0, k] = row.flags & _AETH == 0
+        missing[1, k] = missing[0, k] or (row.syndrome >> 5) & 3 != 0
+        missing[2, k] = row.flags & _RETH == 0
+    return ts, words, port, octets, missing
+
+
+def _addresses(rows: np.ndarray) -> tuple[pl.Series, pl.Series]:
+    src, dst, first = _codes(rows, _MULTIPLIERS)
+    texts = [_text(row, side) for row, side in zip(rows[first >> 1], first & 1, strict=True)]
+    texts = pl.Series(texts, dtype=pl.String)
+    return texts[src], texts[dst]
+
+
+def _text(row: np.void, side: int) -> str:
+    high, low = (int(row["dst_high"]), int(row["dst_low"])) if side else (int(row["src_high"]), int(row["src_low"]))
+    if row["version"] == 4:
+        return socket.inet_ntop(socket.AF_INET, low.to_bytes(4))
+    return socket.inet_ntop(socket.AF_INET6, high.to_bytes(8) + low.to_bytes(8))
+
+
+@numba.njit(cache=True, nogil=True)
+def _codes(rows, multipliers):
+    # Open addressing at a load of at most one half: two addresses a row, four places a row.
+    size = 16
+    while size < 4 * len(rows):
+        size *= 2
+    slots = np.full(size, -1, np.int32)
+    first = np.empty(2 * len(rows), np.int64)
+    codes = np.empty((2, len(rows)), np.int32)
+    count = 0
+    for k in range(len(rows)):
+        for side in range(2):
+            high, low = _address(rows[k], side)
+            mixed = (high ^ (low >> np.uint64(32))) * multipliers[0] + (low ^ (high << np.uint64(7))) * multipliers[1]
+            place = np.int64((mixed ^ (mixed >> np.uint64(29))) * multipliers[1] >> np.uint64(32)) & (size - 1)
+            while True:
+                code = slots[place]
+                if code < 0:
+                    slots[place], first[count], codes[side, k] = count, 2 * k + side, count
+                    count += 1
+                    break
+                other = rows[first[code] >> 1]
+                if (high, low) == _address(other, first[code] & 1) and rows[k].version == other.version:
+                    codes[side, k] = code
+                    break
+                place = (place + 1) & (size - 1)
+    return codes[0], codes[1], first[:count]
+
+
+@numba.njit(inline="always")
+def _address(row, side):
+    if side:
+        return row.dst_high, row.dst_low
+    return row.src_high, row.src_low
+
+
+@numba.njit(inline="always")
+def _u16(buffer, at):
+    return np.int64(buffer[at]) << 8 | np.int64(buffer[at + 1])
+
+
+@numba.njit(inline="always")
+def _u24(buffer, at):
+    return np.int64(buffer[at]) << 16 | _u16(buffer, at + 1)
+
+
+@numba.njit(inline="always")
+def _u32(buffer, at):
+    return _u16(buffer, at) << 16 | _u16(buffer, at + 2)
+
+
+@numba.njit(inline="always")
+def _u64(buffer, at):
+    return np.uint64(_u32(buffer, at)) << np.uint64(32) | np.uint64(_u32(buffer, at + 4))
+
+
+@numba.njit(cache=True, nogil=True)
+def _decode(buffer, offsets, lengths, wire, ts, links, hidden, check_icrc):
+    rows = np.empty(len(offsets), _PACKET)
+    counts = np.zeros(len(REASONS), np.int64)
+    filled, touched = 0, 0
+    for k in range(len(offsets)):
+        if k % _TOUCHED == 0:
+            touched = _touch(buffer, offsets, lengths, k)
+        at, end = offsets[k], offsets[k] + lengths[k]
+        result = _packet(buffer, at, end, at + wire[k], links[k], check_icrc, rows[filled])
+        if result < 0:
+            counts[-result - 1] += 1
+            continue
+        rows[filled].ts = ts[k]
+        rows[filled].length += hidden[k]
+        filled += 1
+    return rows[:filled], counts, touched
+
+
+@numba.njit(nogil=True)
+def _touch(buffer, offsets, lengths, first):
+    """Read a byte of each cache line that holds the headers of the next packets, so that their misses overlap."""
+    seen = 0
+    for k in range(first, min(first + _TOUCHED, len(offsets))):
+        if lengths[k]:
+            seen += buffer[offsets[k]] + buffer[offsets[k] + min(64, lengths[k] - 1)]
+    return seen
+
+
+@numba.njit(nogil=True)
+def _packet(buffer, at, end, wire_end, link, check_icrc, row):
+    ip_at, kind = _link(buffer, at, end, link)
+    if ip_at < 0:
+        return ip_at
+    if kind == 0x0800:
+        udp_at, ip_end = _ipv4(buffer, ip_at, end, wire_end, row)
+    else:
+        udp_at, ip_end = _ipv6(buffer, ip_at, end, wire_end, row)
+    if udp_at < 0:
+        return udp_at
+    udp_end = _transport(buffer, udp_at, end, ip_end, row)
+    if udp_end < 0:
+        return udp_end
+    row.length = ip_end - at
+    if check_icrc:
+        if udp_end > end or (row.version == 6 and udp_at != ip_at + 40):
+            row.flags |= _UNCHECKED
+        elif not icrc_matches(buffer, ip_at, udp_at, udp_end, row.version):
+            return _ICRC
+    return 0
+
+
+@numba.njit(nogil=True)
+def _link(buffer, at, end, link):
+    """Return where IP starts and its EtherType; a negative reason and 0 where there is no IP."""
+    if link in (ETHERNET, SLL, SLL2):
+        kind_at = at + (12 if link == ETHERNET else 14 if link == SLL else 0)
+        ip_at = at + (14 if link == ETHERNET else 16 if link == SLL else 20)
+        if ip_at > end:
+            return _CUT, 0
+        kind = _u16(buffer, kind_at)
+        for _ in range(VLAN_TAGS_MAX):
+            if kind not in (0x8100, 0x88A8, 0x9100):
+                break
+            if ip_at + 4 > end:
+                return _CUT, 0
+            kind, ip_at = _u16(buffer, ip_at + 2), ip_at + 4
+        return (ip_at, kind) if kind in (0x0800, 0x86DD) else (_OTHER, 0)
+    if link in (NULL, LOOP):
+        at += 4
+    elif link not in (OLD_RAW, RAW, IPV4, IPV6):
+        return _MALFORMED, 0
+    if at >= end:
+        return _CUT, 0
+    version = buffer[at] >> 4
+    return (at, 0x0800) if version == 4 else (at, 0x86DD) if version == 6 else (_OTHER, 0)
+
+
+@numba.njit(nogil=True)
+def _ipv4(buffer, at, end, wire_end, row):
+    """Return where UDP starts and the IP packet ends; a negative reason and 0 where there is none."""
+    if at + 20 > end:
+        return _CUT, 0
+    header, total = np.int64(buffer[at] & 0x0F) * 4, _u16(buffer, at + 2)
+    if buffer[at] >> 4 != 4 or header < 20:
+        return _MALFORMED, 0
+    if buffer[at + 9] != 17:
+        return _OTHER, 0
+    if _u16(buffer, at + 6) & 0x3FFF:
+        return _FRAGMENT, 0
+    if total < header + 8 or at + total > wire_end:
+        return _MALFORMED, 0
+    row.version = 4
+    row.ecn, row.dscp = buffer[at + 1] & 3, buffer[at + 1] >> 2
+    row.src_high, row.dst_high = 0, 0
+    row.src_low, row.dst_low = np.uint64(_u32(buffer, at + 12)), np.uint64(_u32(buffer, at + 16))
+    return at + header, at + total
+
+
+@numba.njit(nogil=True)
+def _ipv6(buffer, at, end, wire_end, row):
+    """Return where UDP starts and the IP packet ends; a negative reason and 0 where there is none."""
+    if at + 40 > end:
+        return _CUT, 0
+    if buffer[at] >> 4 != 6:
+        return _MALFORMED, 0
+    ip_end = at + 40 + _u16(buffer, at + 4)
+    following, udp_at = buffer[at + 6], at + 40
+    extensions = 0
+    # Hop-by-hop options, routing, destination options; 44 is a fragment.
+    while following in (0, 43, 60):
+        extensions += 1
+        if udp_at + 8 > end:
+            return _CUT, 0
+        following, udp_at = buffer[udp_at], udp_at + (np.int64(buffer[udp_at + 1]) + 1) * 8
+        if udp_at > ip_end or extensions > EXTENSIONS_MAX:
+            return _MALFORMED, 0
+    if following == 44:
+        return _FRAGMENT, 0
+    if following != 17:
+        return _OTHER, 0
+    if udp_at + 8 > ip_end or ip_end > wire_end:
+        return _MALFORMED, 0
+    row.version = 6
+    traffic = (_u16(buffer, at) >> 4) & 0xFF
+    row.ecn, row.dscp = traffic & 3, traffic >> 2
+    row.src_high, row.src_low = _u64(buffer, at + 8), _u64(buffer, at + 16)
+    row.dst_high, row.dst_low = _u64(buffer, at + 24), _u64(buffer, at + 32)
+    return udp_at, ip_end
+
+
+@numba.njit(nogil=True)
+def _transport(buffer, at, end, ip_end, row):
+    """Return where the UDP datagram at ``at`` ends, a negative reason where it is no RoCEv2 packet."""
+    if at + 8 > end:
+        return _CUT
+    if _u16(buffer, at + 2) != ROCE_PORT:
+        return _OTHER
+    udp_end, bth = at + _u16(buffer, at + 4), at + 8
+    if udp_end > ip_end or udp_end < bth + BTH_BYTES + ICRC_BYTES:
+        return _MALFORMED
+    if bth + BTH_BYTES > end:
+        return _CUT
+    opcode, pad = buffer[bth], (buffer[bth + 1] >> 4) & 3
+    payload = udp_end - ICRC_BYTES - pad - bth - HEADER_BYTES[opcode]
+    if buffer[bth + 1] & 0x0F or payload < 0:
+        return _MALFORMED
+    aeth, reth = AETH_AT[opcode], RETH_AT[opcode]
+    if (aeth and bth + aeth + 4 > end) or (reth and bth + reth + 16 > end):
+        return _CUT
+    row.src_port, row.opcode, row.payload_bytes = _u16(buffer, at), opcode, payload
+    row.qp, row.psn = _u24(buffer, bth + 5), _u24(buffer, bth + 9)
+    row.flags = (_AETH if aeth else 0) | (_RETH if reth else 0)
+    row.syndrome = buffer[bth + aeth] if aeth else 0
+    row.dma_bytes = _u32(buffer, bth + reth + 12) if reth else 0
+    return udp_end

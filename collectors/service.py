@@ -1,0 +1,131 @@
+"""The collect service: drains live collectors every 100 ms and publishes what they have, keeping it while the bus is away.
+
+What waits for the bus is bounded by ``held_bytes_max``; beyond it the oldest batches are dropped, counted, and
+admitted in a ``gap`` row as soon as the bus is back.
+"""
+
+import collections
+from dataclasses import dataclass, field
+
+import polars as pl
+
+from ..pipeline.bus import Bus
+from ..pipeline.clock import NS_PER_S, Clock
+from ..pipeline.errors import BusError, FencedError
+from ..pipeline.report import Report
+from ..pipeline.schema import FAMILIES
+from .base import Batch, Live
+from .feed import Feed
+from .host import HOST, HostConfig
+from .packets import PACKETS, PacketsConfig
+
+DRAIN_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class CollectConfig:
+    """Section ``[collect]``: the collectors that run, and how much may wait for the bus."""
+
+    host: HostConfig = field(default_factory=HostConfig)
+    host_enabled: bool = True
+    packets: PacketsConfig = field(default_factory=PacketsConfig)
+    held_bytes_max: int = 256 * 1024 * 1024
+
+
+def configured(config: CollectConfig, clock: Clock) -> dict[str, Live]:
+    """Return the live collectors that the configuration asks for, inert."""
+    found = {}
+    if config.host_enabled and HOST.live is not None:
+        found[HOST.name] = HOST.live(config.host, clock)
+    if config.packets.interface and PACKETS.live is not None:
+        found[PACKETS.name] = PACKETS.live(config.packets, clock)
+    return found
+
+
+class CollectService:
+    """Runs the live collectors of one machine."""
+
+    def __init__(self, config: CollectConfig, bus: Bus, clock: Clock, report: Report, name: str = "collect-0") -> None:
+        self._config = config
+        self._bus = bus
+        self._clock = clock
+        self._report = report
+        self._name = name
+        self._live: dict[str, Live] = {}
+        self._held: collections.deque[Batch] = collections.deque()
+        self._held_bytes = 0
+        self._dropped: collections.Counter[tuple[str, str]] = collections.Counter()
+        self._retry_ns = 0
+
+    def start(self) -> None:
+        """Start the collectors that are configured. Raises a ``WeftError`` when one cannot have its source."""
+        self._producer = self._bus.producer(self._name)
+        self._feed = Feed(self._producer, self._name, self._clock, live=True, epoch=self._clock.now_ns())
+        for name, live in configured(self._config, self._clock).items():
+            live.start()
+            self._live[name] = live
+
+    def step(self) -> None:
+        """Drain once, publish, and wait for the next time."""
+        began = self._clock.monotonic_ns()
+        for name, live in self._live.items():
+            for batch in live.drain():
+                self._hold(batch)
+                self._report.count("weft_collectors_rows_total", batch.frame.height, label=f"{name}/{batch.family}")
+            self._report.update(live.counters(), label=name)
+        self._report.set("weft_collectors_held_bytes", self._held_bytes)
+        if self._clock.monotonic_ns() >= self._retry_ns:
+            self._flush()
+            self._report.publish(self._producer)
+        self._clock.wait(DRAIN_S - (self._clock.monotonic_ns() - began) / NS_PER_S)
+
+    def stop(self) -> None:
+        """Stop the collectors and publish the rest. Idempotent."""
+        for live in self._live.values():
+            live.stop()
+            for batch in live.drain():
+                self._hold(batch)
+        self._live.clear()
+        self._flush()
+        self._producer.close()
+
+    def _hold(self, batch: Batch) -> None:
+        self._held.append(batch)
+        self._held_bytes += batch.frame.estimated_size()
+        while self._held_bytes > self._config.held_bytes_max:
+            oldest = self._held.popleft()
+            self._held_bytes -= oldest.frame.estimated_size()
+            for device in oldest.frame["device"].unique():
+                self._dropped[device, oldest.family] += oldest.frame.filter(pl.col("device") == device).height
+            self._report.count("weft_collectors_dropped_rows_total", oldest.frame.height, label=oldest.family)
+
+    def _flush(self) -> None:
+        batches = [*self._held, *([self._admission()] if self._dropped else [])]
+        if not batches:
+            return
+        try:
+            self._report.count("weft_collectors_bytes_total", self._feed.publish(batches))
+        except (BusError, FencedError) as error:
+            self._retry_ns = self._clock.monotonic_ns() + NS_PER_S
+            self._report.complain(f"{error}; {len(batches)} batches wait", "bus")
+            return
+        self._held.clear()
+        self._held_bytes = 0
+        self._dropped.clear()
+
+    def _admission(self) -> Batch:
+        now = self._clock.now_ns()
+        rows = [
+            {
+                "ts": now,
+                "recv_ts": now,
+                "source": self._name,
+                "device": device,
+                "epoch": 0,
+                "what": f"rows of {family}",
+                "missed": missed,
+                "reason": "bus_away",
+            }
+            for (device, family), missed in self._dropped.items()
+        ]
+        return Batch("gap", pl.DataFrame(rows, schema_overrides=FAMILIES["gap"].polars))

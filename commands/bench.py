@@ -1,0 +1,238 @@
+"""``weft bench``: rates and memory of this machine, each beside its limit or a peer in the same run.
+
+A rate alone says more about a machine than about code, so every line has a ratio: to the bare kernel over the
+same data, to scapy over the same packets, to the goal in memory.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..pipeline.bus import Bus, BusConfig, open_bus
+from ..pipeline.clock import NS_PER_S, SystemClock
+
+DEVICES, PORTS = 40, 50
+MEMORY_GOAL_BYTES = 600e6
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One measurement: what, its value, what it is compared with, and the goal."""
+
+    what: str
+    value: str
+    beside: str = ""
+    goal: str = ""
+
+
+def options(parser: ArgumentParser) -> None:
+    parser.add_argument("--only", choices=tuple(PARTS), action="append", help="only this part, may be repeated")
+    parser.add_argument(
+        "--seconds", type=int, default=20, metavar="N", help=f"seconds of {DEVICES * PORTS:,} ports at 1 ms to measure with (default: 20)"
+    )
+
+
+def bench(chosen: Namespace) -> int:
+    """Run the parts and print a table as they finish."""
+    print(f"{'what':<46} {'measured':>18}  {'beside':<44} goal")
+    for name, part in PARTS.items():
+        if not chosen.only or name in chosen.only:
+            for line in part(chosen.seconds):
+                print(f"{line.what:<46} {line.value:>18}  {line.beside:<44} {line.goal}", flush=True)
+    return 0
+
+
+def _kernel(seconds: int) -> float:
+    """Return samples/s of the bare single pass on one core, over the same made traffic."""
+    from ..pipeline.metrics import kernel
+    from .traffic import INTERVAL_NS, START_NS, batches
+
+    matrix = np.concatenate([np.stack(batch.frame["values"].to_list()) for batch in batches(4, PORTS, min(seconds, 5))]).astype(np.int64)
+    entities, slots = matrix.shape
+    first = START_NS // INTERVAL_NS
+    none = np.full(entities, -1, np.int64)
+    arguments = (
+        (matrix, first, np.array([first, first + slots]), np.array([START_NS]), INTERVAL_NS, np.full(entities, 25_000_000)),
+        (np.zeros(entities, np.int64), np.zeros((1, slots), np.int32), none, none),
+    )
+    clock, best = SystemClock(), 0.0
+    for _ in range(5):
+        carry = kernel.empty_carry(entities)
+        began = clock.monotonic_ns()
+        kernel.walk(*arguments[0], carry, *arguments[1])
+        best = max(best, matrix.size / (clock.monotonic_ns() - began) * NS_PER_S)
+    return best
+
+
+def _bursts(seconds: int) -> Iterator[Line]:
+    """Burst samples from the bus through every metric to the store, beside two bare kernels."""
+    kernel = _kernel(seconds)
+    yield Line("single-pass kernel, one core", f"{kernel / 1e6:.0f} M samples/s")
+    with tempfile.TemporaryDirectory(prefix="weft-bench-") as folder:
+        data = Path(folder)
+        bus = open_bus(BusConfig(), data)
+        size, samples = _fill(bus, seconds)
+        yield Line("on the bus, lz4", f"{size / samples:.2f} B/sample", "8 B plain, 4 B as 32 bits")
+        with _Services(data, ("process", "--member", "process-0"), ("analyze",)) as services:
+            rate = services.drain(bus, samples)
+            yield Line(
+                "bus to store, two cores", f"{rate / 1e6:.1f} M samples/s", f"{rate / kernel / 2:.2f} of two kernels", ">= 60 M/s, >= 0.25"
+            )
+            yield Line("peak memory, draining a backlog", _memory(services.peak_bytes()))
+        bus.close()
+
+
+def _live(seconds: int) -> Iterator[Line]:
+    """2,000 ports at 1 ms in real time: memory and processor of the services."""
+    clock = SystemClock()
+    with tempfile.TemporaryDirectory(prefix="weft-bench-") as folder:
+        data = Path(folder)
+        bus = open_bus(BusConfig(), data)
+        with _Services(data, ("process", "--member", "process-0"), ("analyze",)) as services:
+            began = clock.monotonic_ns()
+            _fill(bus, seconds, pace=clock)
+            spent = services.cpu_seconds() / ((clock.monotonic_ns() - began) / NS_PER_S)
+            peak = services.peak_bytes()
+            yield Line(
+                f"live, {DEVICES * PORTS:,} ports x 1 ms, peak memory",
+                _memory(peak),
+                f"{sum(peak.values()) / MEMORY_GOAL_BYTES:.2f} of the goal",
+                "< 600 MB",
+            )
+            yield Line("the same, processor", f"{100 * spent:.0f} % of a core", "process and analyze together")
+        bus.close()
+
+
+def _packets(_seconds: int) -> Iterator[Line]:
+    """RoCEv2 packets decoded in bulk, beside scapy over the same packets."""
+    from ..collectors.decode.roce import decode
+    from ..collectors.packets import dissect
+
+    raw, count = _made_packets(), 200_000
+    buffer = b"".join(raw) * (count // len(raw))
+    lengths = np.tile([len(packet) for packet in raw], count // len(raw))
+    offsets = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+    ts = np.arange(len(lengths), dtype=np.int64)
+    clock, fast = SystemClock(), 0.0
+    for _ in range(4):
+        began = clock.monotonic_ns()
+        found = decode(buffer, offsets, lengths, ts, 1).frame.height
+        fast = max(fast, found / (clock.monotonic_ns() - began) * NS_PER_S)
+    few = (raw * 20)[:1000]
+    began = clock.monotonic_ns()
+    for packet in few:
+        dissect(packet)
+    slow = len(few) / (clock.monotonic_ns() - began) * NS_PER_S
+    yield Line(
+        "RoCEv2 packets decoded, one core",
+        f"{fast / 1e6:.1f} M packets/s",
+        f"{fast / slow:,.0f} x scapy ({slow:,.0f} packets/s)",
+        ">= 1,000 x",
+    )
+
+
+def _made_packets() -> list[bytes]:
+    """Return 50 Ethernet frames with SENDs of 1 KiB and their acknowledgements."""
+    frames = []
+    for n in range(50):
+        ack = n % 2
+        body = bytes([0x11 if ack else 0x04, 0, 0xFF, 0xFF, 0, 0, 0, 72 - ack, 0]) + n.to_bytes(3, "big")
+        body += bytes([0, 0, 0, n]) if ack else bytes(1024)
+        udp = (
+            (49152 + n).to_bytes(2, "big") + (4791).to_bytes(2, "big") + (8 + len(body) + 4).to_bytes(2, "big") + bytes(2) + body + bytes(4)
+        )
+        ip = (
+            bytes([0x45, 2])
+            + (20 + len(udp)).to_bytes(2, "big")
+            + bytes([0, 0, 0x40, 0, 64, 17, 0, 0, 10, 0, 0, 1 + ack, 10, 0, 0, 2 - ack])
+        )
+        frames.append(bytes(12) + b"\x08\x00" + ip + udp)
+    return frames
+
+
+PARTS: dict[str, Callable[[int], Iterator[Line]]] = {"bursts": _bursts, "live": _live, "packets": _packets}
+
+
+def _fill(bus: Bus, seconds: int, pace: SystemClock | None = None) -> tuple[int, int]:
+    """Publish made traffic, at real time if there is a ``pace``; return bytes and samples."""
+    from ..collectors.base import Batch
+    from ..collectors.feed import Feed
+    from ..pipeline.schema import FAMILIES
+    from .traffic import batches
+
+    clock = SystemClock()
+    producer = bus.producer("bench")
+    feed = Feed(producer, "bench", clock, live=False, epoch=0)
+    began, size, held = clock.monotonic_ns(), 0, []
+    for number, batch in enumerate(batches(DEVICES, PORTS, seconds)):
+        held.append(batch)
+        if len(held) == DEVICES:
+            size += feed.publish(held)
+            held = []
+            if pace is not None:
+                pace.wait((number + 1) / DEVICES - (pace.monotonic_ns() - began) / NS_PER_S)
+    feed.publish([Batch("burst_sample", FAMILIES["burst_sample"].empty(), tuple(f"leaf-{n:03d}" for n in range(DEVICES)))])
+    producer.close()
+    return size, DEVICES * PORTS * seconds * 1000
+
+
+class _Services:
+    """Services in processes of their own, as ``weft up`` runs them."""
+
+    def __init__(self, data: Path, *arguments: tuple[str, ...]) -> None:
+        self._data = data
+        self._arguments = arguments
+        self._running: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> "_Services":
+        for arguments in self._arguments:
+            command = [sys.executable, "-m", "weft", *arguments, "--data", str(self._data), "--log-level", "error"]
+            self._running.append(subprocess.Popen(command, stdin=subprocess.DEVNULL))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._running:
+            process.terminate()
+        for process in self._running:
+            process.wait()
+
+    def drain(self, bus: Bus, samples: int) -> float:
+        """Return samples/s from the first transaction seen to the last row stored, so that starting up does not count."""
+        from ..analytics.lag import stored_lag
+        from ..pipeline.process import GROUP, ProcessService
+        from ..pipeline.report import lag
+
+        clock, topics = SystemClock(), list(ProcessService.topics)
+        total = left = lag(bus, GROUP, topics)
+        while (left := lag(bus, GROUP, topics)) == total:
+            clock.wait(0.02)
+        began, first = clock.monotonic_ns(), left
+        while lag(bus, GROUP, topics) or stored_lag(bus):
+            clock.wait(0.02)
+        return samples * first / total / (clock.monotonic_ns() - began) * NS_PER_S
+
+    def peak_bytes(self) -> dict[str, int]:
+        """Return the most memory that each service has held so far."""
+        peaks = {}
+        for arguments, process in zip(self._arguments, self._running, strict=True):
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            peaks[arguments[0]] = 1024 * int(status.split("VmHWM:")[1].split()[0])
+        return peaks
+
+    def cpu_seconds(self) -> float:
+        """Return the processor time that all services have used."""
+        ticks = 0
+        for process in self._running:
+            ticks += sum(map(int, Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()[11:13]))
+        return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _memory(peaks: dict[str, int]) -> str:
+    return " + ".join(f"{peak / 1e6:.0f}" for peak in peaks.values()) + " MB"

@@ -1,0 +1,139 @@
+"""``weft check``: the configuration and the surroundings, one line a finding, each with its mend."""
+
+import json
+import os
+import shutil
+import socket
+from argparse import ArgumentParser, Namespace
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..pipeline import config as configuration
+from ..pipeline.bus import open_bus
+from ..pipeline.clock import NS_PER_S, SystemClock
+from ..pipeline.errors import WeftError
+from .settings import everything
+
+FREE_BYTES_MIN = 1024**3
+PUBLISH_AGE_S_MAX = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line: what was looked at, how it is (ok, warn, fail), and the mend where it is not ok."""
+
+    what: str
+    state: str
+    text: str
+    mend: str = ""
+
+
+def options(parser: ArgumentParser) -> None:
+    parser.add_argument("--dump", action="store_true", help="print the effective configuration as TOML and stop")
+    parser.add_argument("--format", choices=("text", "json"), default="text", help="how findings are printed (default: text)")
+
+
+def check(chosen: Namespace) -> int:
+    """Look at everything; return 1 if anything fails."""
+    settings = everything(chosen)
+    if chosen.dump:
+        print("\n".join(configuration.dump(settings)).strip())
+        return 0
+    findings = [
+        Finding("configuration", "ok", str(chosen.config) if chosen.config else "defaults and environment"),
+        _rules(settings),
+        _data(chosen.data),
+        _bus(settings, chosen.data),
+        _store(chosen.data),
+        _interfaces(),
+        _privileges(),
+        _port(settings),
+    ]
+    if chosen.format == "json":
+        print(json.dumps([{"what": f.what, "state": f.state, "text": f.text, "mend": f.mend} for f in findings]))
+    else:
+        for finding in findings:
+            print(f"{finding.state:<5} {finding.what:<14} {finding.text}{f'; {finding.mend}' if finding.mend else ''}")
+    return int(any(finding.state == "fail" for finding in findings))
+
+
+def _rules(settings) -> Finding:
+    from ..analytics.alerts.rules import load_rules
+    from ..analytics.notify import endpoints_of
+
+    try:
+        rules = load_rules(settings.analyze.alerts)
+        endpoints = endpoints_of(settings.analyze.notify)
+    except WeftError as error:
+        return Finding("alert rules", "fail", str(error))
+    receivers = f"{len(endpoints)} receivers" if endpoints else "no receiver, so alerts stay in the store"
+    return Finding("alert rules", "ok", f"{len(rules)} rules, {receivers}")
+
+
+def _data(data: Path) -> Finding:
+    folder = data if data.exists() else data.absolute().parent
+    if not os.access(folder, os.R_OK):
+        return Finding("data folder", "fail", f"{data} cannot be read", "choose another with --data")
+    free = shutil.disk_usage(folder).free
+    if free < FREE_BYTES_MIN:
+        return Finding(
+            "data folder",
+            "warn",
+            f"{free / 1e9:.1f} GB free under {data}",
+            "free space, or lower bus.retention_bytes and analyze.ring.bytes_max",
+        )
+    writable = "" if os.access(folder, os.W_OK) else ", read-only here"
+    return Finding("data folder", "ok", f"{data}, {free / 1e9:.0f} GB free{writable}")
+
+
+def _bus(settings, data: Path) -> Finding:
+    if settings.bus.kind == "embedded" and not (data / "bus").exists():
+        return Finding("bus", "ok", "embedded, not used yet")
+    try:
+        bus = open_bus(settings.bus, data)
+        bus.ends(["weft.burst_sample.v1"])
+        bus.close()
+    except WeftError as error:
+        return Finding("bus", "fail", str(error))
+    return Finding(
+        "bus", "ok", settings.bus.kind + (f" at {settings.bus.servers}" if settings.bus.kind == "kafka" else f" in {data / 'bus'}")
+    )
+
+
+def _store(data: Path) -> Finding:
+    from ..analytics.store import Reader
+
+    try:
+        reader = Reader(data / "store")
+    except WeftError as error:
+        return Finding("store", "ok" if not (data / "store").exists() else "warn", str(error))
+    age = (SystemClock().now_ns() - reader.published_ns) / NS_PER_S
+    reader.close()
+    return Finding(
+        "store", "ok", f"published {age:.0f} s ago{' (nothing new since, or analyze is not running)' if age > PUBLISH_AGE_S_MAX else ''}"
+    )
+
+
+def _interfaces() -> Finding:
+    names = [name for _, name in socket.if_nameindex()]
+    return Finding("interfaces", "ok" if names else "fail", ", ".join(names) or "none", "" if names else "run where there is a network")
+
+
+def _privileges() -> Finding:
+    try:
+        socket.socket(socket.AF_PACKET, socket.SOCK_RAW).close()
+    except (PermissionError, AttributeError):
+        return Finding(
+            "live capture", "warn", "not permitted", "needed only for collect.packets.interface: run as root or grant CAP_NET_RAW"
+        )
+    return Finding("live capture", "ok", "permitted")
+
+
+def _port(settings) -> Finding:
+    from ..dashboards.service import check_port
+
+    try:
+        check_port(settings.dash)
+    except WeftError as error:
+        return Finding("dashboard", "warn", str(error))
+    return Finding("dashboard", "ok", f"port {settings.dash.port} is free")

@@ -1,0 +1,231 @@
+"""``weft replay``, ``decode`` and ``record``: recordings in and out."""
+
+import json
+import signal
+import sys
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import Any
+
+from ..pipeline.clock import NS_PER_S, SystemClock
+from ..pipeline.errors import BusError, ServiceError, WeftError
+from ..pipeline.supervise import Child, Supervisor
+from .settings import bus_of, claim_data_folder, load, passed_on, report_of
+
+# Exit code of a feed that met a bus away for too long: neither done nor wrong.
+AGAIN = 3
+
+WAIT_S_MAX = 600.0
+
+
+def _recording_options(parser: ArgumentParser) -> None:
+    parser.add_argument("path", type=Path, help="capture, Millisampler file or folder, counter CSV or Parquet, or what 'weft record' wrote")
+    parser.add_argument("--kind", help="what it is, where the file does not tell: packets, millisampler, recording")
+    parser.add_argument("--line-rate", type=float, metavar="BPS", help="line rate of the recorded ports in bit/s, such as 12.5e9")
+    parser.add_argument("--device", help="name of the device that recorded it, where the file does not tell")
+    parser.add_argument("--check-icrc", action="store_true", help="check the invariant CRC of every RoCEv2 packet")
+    parser.add_argument(
+        "--run-samples", type=int, default=1000, metavar="N", help="samples per run; any value gives the same tables (default: 1000)"
+    )
+
+
+def _options(chosen: Namespace) -> Any:
+    from ..collectors.base import Options
+
+    rate = None if chosen.line_rate is None else int(chosen.line_rate)
+    return Options(line_rate_bps=rate, device=chosen.device, check_icrc=chosen.check_icrc, run_samples=max(1, chosen.run_samples))
+
+
+def replay_options(parser: ArgumentParser) -> None:
+    _recording_options(parser)
+    parser.add_argument("--speed", default="max", help="max, or a multiple of real time such as 1x or 10x (default: max)")
+    parser.add_argument("--process", type=int, default=1, metavar="N", help="number of process services (default: 1)")
+    parser.add_argument("--feed-only", action="store_true", help="only feed the bus; the other services run elsewhere")
+    parser.add_argument("--format", choices=("text", "json"), default="text", help="how the summary is printed (default: text)")
+
+
+def replay(chosen: Namespace) -> int:
+    """Feed a recording through the pipeline; return when it is stored and published."""
+    from ..collectors.replay import Replay, recogniser
+
+    clock = SystemClock()
+    speed = _speed(chosen.speed)
+    recogniser(chosen.path, chosen.kind)
+    settings = load(chosen)
+    if chosen.feed_only:
+        return _feed(chosen, settings, clock, speed)
+    claim_data_folder(chosen)
+    bus = bus_of(chosen, settings)
+    job = Replay(chosen.path, chosen.kind, _options(chosen), bus, clock)
+    if (earlier := job.done()) is not None:
+        bus.close()
+        if earlier.get("problem"):
+            raise ServiceError(str(earlier["problem"]), f"what was good before it is in {chosen.data} since an earlier replay")
+        print(f"{chosen.path} has been replayed into {chosen.data} before; nothing to do (choose another --data to replay it again)")
+        return 0
+    began = clock.monotonic_ns()
+    supervisor = Supervisor(_children(chosen), clock)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        supervisor.start()
+        _until_stored(supervisor, bus, job, clock)
+        supervisor.stop(*(name for name in supervisor.pids() if name != "analyze"))
+        supervisor.stop()
+    finally:
+        supervisor.stop()
+    note = job.done() or {}
+    bus.close()
+    _summary(chosen, note, (clock.monotonic_ns() - began) / NS_PER_S, dict(supervisor.restarts))
+    if note.get("problem"):
+        raise ServiceError(str(note["problem"]), "what was good before it is stored")
+    return 0
+
+
+def _children(chosen: Namespace) -> list[Child]:
+    shared = passed_on(chosen)
+    feed = ["replay", "--feed-only", "--speed", chosen.speed, "--run-samples", str(chosen.run_samples)]
+    for name, value in (("--kind", chosen.kind), ("--line-rate", chosen.line_rate), ("--device", chosen.device)):
+        feed += [name, str(value)] if value is not None else []
+    feed += ["--check-icrc"] if chosen.check_icrc else []
+    members = [Child(f"process-{n}", ("process", "--member", f"process-{n}", *shared)) for n in range(chosen.process)]
+    return [*members, Child("analyze", ("analyze", *shared)), Child("feed", (*feed, str(chosen.path), *shared), once=True)]
+
+
+def _feed(chosen: Namespace, settings: Any, clock: SystemClock, speed: float | None) -> int:
+    from ..collectors.replay import Progress, Replay
+
+    bus = bus_of(chosen, settings)
+
+    def show(progress: Progress) -> None:
+        if sys.stderr.isatty():
+            print(f"\r{progress.rows:,} rows, {progress.bytes / 1e6:,.1f} MB", end="", file=sys.stderr, flush=True)
+
+    job = Replay(chosen.path, chosen.kind, _options(chosen), bus, clock, speed=speed)
+    try:
+        if job.done() is None:
+            job.run(show)
+    except BusError as error:
+        # Whether the last transaction happened is for the next try to find out; the supervisor starts it.
+        print(f"weft: {error}", file=sys.stderr)
+        return AGAIN
+    except WeftError:
+        # The note on the bus holds the problem; whoever waits for this feed tells it, after what was good is stored.
+        if job.done() is None:
+            raise
+    bus.close()
+    return 0
+
+
+def _until_stored(supervisor: Supervisor, bus: Any, job: Any, clock: SystemClock) -> None:
+    """Wait until the recording is fed, computed and stored, keeping the services alive."""
+    from ..analytics.lag import stored_lag
+    from ..pipeline.process import GROUP, ProcessService
+    from ..pipeline.report import lag
+
+    idle_since, last = clock.monotonic_ns(), (-1, -1)
+    while True:
+        supervisor.step(0.05)
+        if not supervisor.finished("feed") or job.done() is None:
+            idle_since = clock.monotonic_ns()
+            continue
+        left = (lag(bus, GROUP, list(ProcessService.topics)), stored_lag(bus))
+        if left == (0, 0):
+            return
+        if left != last:
+            idle_since, last = clock.monotonic_ns(), left
+        if clock.monotonic_ns() - idle_since > WAIT_S_MAX * NS_PER_S:
+            raise ServiceError(f"nothing has moved for {WAIT_S_MAX:.0f} s with {sum(left)} messages left", "see the services' log above")
+
+
+def _speed(text: str) -> float | None:
+    if text == "max":
+        return None
+    try:
+        speed = float(text.removesuffix("x"))
+    except ValueError:
+        speed = 0.0
+    if speed <= 0:
+        raise ServiceError(f"--speed {text!r} is no speed", "write max, 1x, 10x ...")
+    return speed
+
+
+def _summary(chosen: Namespace, note: dict, seconds: float, restarts: dict[str, int]) -> None:
+    from ..analytics.store import Reader
+
+    reader = Reader(chosen.data / "store")
+    counted = reader.frame(
+        """SELECT
+        (SELECT coalesce(sum(samples), 0) FROM state.port_samples_1h)::BIGINT AS samples,
+        (SELECT count(*) FROM bursts) AS bursts,
+        (SELECT coalesce(sum(packets), 0) FROM state.roce_1h)::BIGINT AS roce_packets,
+        (SELECT coalesce(sum(samples), 0) FROM state.latency_1h)::BIGINT AS latency_samples,
+        (SELECT coalesce(sum(late), 0) FROM quality_1h)::BIGINT AS late,
+        (SELECT coalesce(sum(duplicates), 0) FROM quality_1h)::BIGINT AS duplicates,
+        (SELECT coalesce(sum(missed), 0) FROM gaps)::BIGINT AS admitted_missing"""
+    ).row(0, named=True)
+    reader.close()
+    result = {
+        "recording": str(chosen.path),
+        "rows": note.get("rows", 0),
+        "seconds": round(seconds, 1),
+        "store": counted,
+        "restarts": restarts,
+    }
+    if chosen.format == "json":
+        print(json.dumps(result))
+        return
+    figures = ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in counted.items())
+    print(f"replayed {chosen.path}: {result['rows']:,} rows in {seconds:.1f} s\nthe store now holds {figures}")
+    print(f'look at it:  weft sql --data {chosen.data} "FROM bursts ORDER BY bytes DESC LIMIT 10"   or   weft dash --data {chosen.data}')
+
+
+def decode_options(parser: ArgumentParser) -> None:
+    _recording_options(parser)
+    parser.add_argument("--family", help="only the rows of this family")
+    parser.add_argument(
+        "--format", choices=("table", "csv", "json", "parquet"), default="table", help="how rows are printed (default: table)"
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="stop after so many rows")
+
+
+def decode(chosen: Namespace) -> int:
+    """Print the rows of a recording as its collector makes them."""
+    from ..collectors.replay import read
+    from .output import Printer
+
+    printer = Printer(chosen.format)
+    left = chosen.limit if chosen.limit is not None else sys.maxsize
+    families: dict[str, int] = {}
+    try:
+        for batch in read(chosen.path, chosen.kind, _options(chosen)):
+            if chosen.family not in (None, batch.family) or not batch.frame.height or left <= 0:
+                continue
+            frame = batch.frame.head(left)
+            left -= frame.height
+            families[batch.family] = families.get(batch.family, 0) + frame.height
+            printer.add(frame, batch.family)
+    finally:
+        printer.close()
+        print(", ".join(f"{count:,} {family} rows" for family, count in families.items()) or "no rows", file=sys.stderr)
+    return 0
+
+
+def record_options(parser: ArgumentParser) -> None:
+    parser.add_argument("path", type=Path, help="file (.weft) or folder to write")
+    parser.add_argument("--seconds", type=float, help="stop after so many seconds (default: on Ctrl-C)")
+    parser.add_argument("--interface", action="append", default=[], help="interface to read, may be repeated (default: all that are up)")
+    parser.add_argument("--interval-ms", type=float, help="time between two readings, 0.5 to 100 (default: 1)")
+
+
+def record(chosen: Namespace) -> int:
+    """Write what the live collectors see."""
+    from ..collectors.recorder import RecordService
+    from ..pipeline.component import run
+    from .services import _collect_config, _with_options
+
+    clock = SystemClock()
+    settings = load(chosen, collect=_collect_config())
+    service = RecordService(_with_options(settings.collect, chosen), chosen.path, clock, report_of("record", clock))
+    run(service, clock, seconds=chosen.seconds)
+    print(f"recorded {service.rows:,} rows to {chosen.path}; replay them with: weft replay {chosen.path}")
+    return 0

@@ -1,0 +1,101 @@
+"""``weft collect``, ``process``, ``analyze``, ``dash``: one service each, for one machine or container each."""
+
+import socket
+from argparse import ArgumentParser, Namespace
+
+from ..pipeline.clock import SystemClock
+from ..pipeline.component import run
+from .settings import bus_of, load, report_of
+
+
+def collect_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--seconds", type=float, help="stop after so many seconds")
+    parser.add_argument("--interface", action="append", default=[], help="interface to read, may be repeated (default: all that are up)")
+    parser.add_argument("--interval-ms", type=float, help="time between two readings, 0.5 to 100 (default: 1)")
+
+
+def collect(chosen: Namespace) -> int:
+    """Run the live collectors."""
+    from ..collectors.service import CollectService
+
+    clock = SystemClock()
+    settings = load(chosen, collect=_collect_config())
+    bus = bus_of(chosen, settings)
+    run(CollectService(_with_options(settings.collect, chosen), bus, clock, report_of("collect-0", clock)), clock, seconds=chosen.seconds)
+    bus.close()
+    return 0
+
+
+def _collect_config():
+    from ..collectors.service import CollectConfig
+
+    return CollectConfig
+
+
+def _with_options(config, chosen: Namespace):
+    from dataclasses import replace
+
+    host = config.host
+    if chosen.interface:
+        host = replace(host, interfaces=tuple(chosen.interface))
+    if chosen.interval_ms is not None:
+        host = replace(host, interval_ms=chosen.interval_ms)
+    return replace(config, host=host)
+
+
+def process_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--seconds", type=float, help="stop after so many seconds")
+    parser.add_argument(
+        "--member", default=f"process-{socket.gethostname()}", help="stable name of this member of the group (default: process-HOST)"
+    )
+
+
+def process(chosen: Namespace) -> int:
+    """Run one member of the group that computes windows."""
+    from ..pipeline.process import ProcessConfig, ProcessService
+
+    clock = SystemClock()
+    settings = load(chosen, process=ProcessConfig)
+    bus = bus_of(chosen, settings)
+    run(ProcessService(settings.process, bus, clock, report_of(chosen.member, clock), chosen.member), clock, seconds=chosen.seconds)
+    bus.close()
+    return 0
+
+
+def analyze_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--seconds", type=float, help="stop after so many seconds")
+
+
+def analyze(chosen: Namespace) -> int:
+    """Run the one writer of the store."""
+    from ..analytics.service import AnalyzeConfig, AnalyzeService
+    from ..analytics.store import Store
+
+    clock = SystemClock()
+    settings = load(chosen, analyze=AnalyzeConfig)
+    bus = bus_of(chosen, settings)
+    store = Store(chosen.data / "store", settings.analyze.store)
+    run(AnalyzeService(settings.analyze, store, bus, clock, report_of("analyze", clock)), clock, seconds=chosen.seconds)
+    bus.close()
+    return 0
+
+
+def dash_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--port", type=int, help="port to serve on (default: 8501)")
+    parser.add_argument("--address", help="address to listen on (default: 127.0.0.1, this machine only)")
+
+
+def dash(chosen: Namespace) -> int:
+    """Serve the dashboard."""
+    from dataclasses import replace
+
+    from ..dashboards import service
+
+    settings = load(chosen, dash=service.DashConfig)
+    config = settings.dash
+    if chosen.port is not None:
+        config = replace(config, port=chosen.port)
+    if chosen.address is not None:
+        config = replace(config, address=chosen.address)
+    service.run(config, chosen.data)
+    return 0

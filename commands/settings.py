@@ -1,0 +1,81 @@
+"""The configuration of each command: the sections it needs, composed of the parts' own dataclasses.
+
+A service reads its own sections and leaves the others unjudged, so that a collector does not load what only the
+store needs; ``weft check`` and ``weft up`` judge the whole file.
+"""
+
+import dataclasses
+import os
+import socket
+from argparse import Namespace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..pipeline import config
+from ..pipeline.bus import Bus, BusConfig, open_bus
+from ..pipeline.clock import SystemClock
+from ..pipeline.errors import ConfigError, ServiceError, StoreError
+from ..pipeline.report import Report
+
+SECTIONS = ("bus", "collect", "process", "analyze", "dash")
+
+# The file that is read where --config names none, if it is there.
+DEFAULT_FILE = Path("weft.toml")
+
+T = TypeVar("T")
+
+
+def load(chosen: Namespace, **sections: type[Any]) -> Any:
+    """Return the named sections (and ``bus``) of the configuration. Raises ``ConfigError``."""
+    file = chosen.config or (DEFAULT_FILE if DEFAULT_FILE.exists() else None)
+    wanted = {"bus": BusConfig, **sections}
+    fields = [(name, kind, dataclasses.field(default_factory=kind)) for name, kind in wanted.items()]
+    schema = dataclasses.make_dataclass("Settings", fields, frozen=True)
+    loaded = config.load(schema, file, os.environ, others=tuple(name for name in SECTIONS if name not in wanted))
+    if loaded.bus.kind not in ("embedded", "kafka"):
+        raise ConfigError(str(file or "WEFT_BUS__KIND"), f"bus.kind is {loaded.bus.kind!r}", "write 'embedded' or 'kafka'")
+    return loaded
+
+
+def everything(chosen: Namespace) -> Any:
+    """Return the whole configuration. Raises ``ConfigError``."""
+    from ..analytics.service import AnalyzeConfig
+    from ..collectors.service import CollectConfig
+    from ..dashboards.service import DashConfig
+    from ..pipeline.process import ProcessConfig
+
+    return load(chosen, collect=CollectConfig, process=ProcessConfig, analyze=AnalyzeConfig, dash=DashConfig)
+
+
+def bus_of(chosen: Namespace, settings: Any) -> Bus:
+    """Open the bus. Raises ``BusError``."""
+    return open_bus(settings.bus, chosen.data)
+
+
+def claim_data_folder(chosen: Namespace) -> None:
+    """Make the data folder where it is missing, and see that no other Weft uses it before its services are disturbed.
+
+    Raises:
+        ServiceError: it cannot be made.
+        StoreError: another process writes the store in it.
+    """
+    from ..analytics.store import is_locked
+
+    try:
+        chosen.data.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ServiceError(f"the data folder {chosen.data} cannot be made ({error.strerror})", "choose another with --data") from None
+    store = chosen.data / "store"
+    if (store / "hot.duckdb").exists() and is_locked(store):
+        raise StoreError(f"another process writes {store}", "stop it, or choose another folder with --data")
+
+
+def report_of(service: str, clock: SystemClock) -> Report:
+    """Return the report of a service on this host."""
+    return Report(service, socket.gethostname(), clock)
+
+
+def passed_on(chosen: Namespace) -> tuple[str, ...]:
+    """Return the shared options as arguments for a child."""
+    config_file = ("--config", str(chosen.config)) if chosen.config else ()
+    return ("--data", str(chosen.data), "--log-level", chosen.log_level, *config_file)

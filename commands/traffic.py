@@ -1,0 +1,48 @@
+"""Made traffic for measurements: ports of a training job that wait, then send near the line rate, all seeded."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import polars as pl
+
+from ..collectors.base import Batch
+
+START_NS = 1_767_225_600 * 1_000_000_000
+INTERVAL_NS = 1_000_000
+
+
+def batches(devices: int, ports: int, seconds: int, *, speed_bps: int = 400_000_000_000, seed: int = 1) -> Iterator[Batch]:
+    """Yield one batch of 1 ms samples per device and second: ``ports`` runs of 1,000 received byte counts each.
+
+    A device's ports alternate together between computing (mostly silent, some small control traffic) and
+    communicating (0.80 to 0.97 of the line), each phase 20 to 120 ms.
+    """
+    random = np.random.default_rng(seed)
+    capacity = speed_bps * INTERVAL_NS // 8_000_000_000
+    for second in range(seconds):
+        for device in range(devices):
+            phase = np.repeat(np.arange(100) % 2, random.integers(20, 120, 100))[:1000] == 1
+            small = np.where(random.random((ports, 1000)) < 0.3, random.lognormal(6, 1.5, (ports, 1000)), 0).astype(np.uint32)
+            large = (capacity * random.uniform(0.80, 0.97, (ports, 1000))).astype(np.uint32)
+            yield Batch("burst_sample", _frame(f"leaf-{device:03d}", second, np.where(phase, large, small), speed_bps))
+
+
+def _frame(device: str, second: int, values: np.ndarray, speed_bps: int) -> pl.DataFrame:
+    ports = len(values)
+    ts = START_NS + second * 1_000_000_000
+    return pl.DataFrame(
+        {
+            "ts": np.full(ports, ts),
+            "recv_ts": np.full(ports, ts + 1_000_000_000),
+            "port": [f"Ethernet{port * 8}" for port in range(ports)],
+            "interval_ns": np.full(ports, INTERVAL_NS),
+            "speed_bps": np.full(ports, speed_bps, np.uint64),
+            "values": pl.Series(values).arr.to_list(),
+        }
+    ).with_columns(
+        pl.lit(device).alias("device"),
+        pl.lit("").alias("queue"),
+        pl.lit("rx_bytes").alias("signal"),
+        pl.lit("bench").alias("source"),
+        pl.lit(0).alias("epoch"),
+    )

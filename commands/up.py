@@ -1,0 +1,66 @@
+"""``weft up``: the whole product on this machine, as one supervised tree of processes."""
+
+import signal
+import threading
+from argparse import ArgumentParser, Namespace
+from dataclasses import replace
+
+from ..pipeline.clock import SystemClock
+from ..pipeline.supervise import Child, Supervisor
+from .settings import claim_data_folder, everything, passed_on
+
+
+def options(parser: ArgumentParser) -> None:
+    parser.add_argument("--seconds", type=float, help="stop after so many seconds")
+    parser.add_argument("--no-dashboard", action="store_true", help="do not serve the dashboard")
+    parser.add_argument("--port", type=int, help="port of the dashboard (default: 8501)")
+    parser.add_argument("--process", type=int, default=1, metavar="N", help="number of process services (default: 1)")
+
+
+def up(chosen: Namespace) -> int:
+    """Start collect, process, analyze and the dashboard; keep them running until Ctrl-C."""
+    from ..dashboards import service as dashboard
+
+    settings = everything(chosen)
+    dash = replace(settings.dash, port=chosen.port) if chosen.port is not None else settings.dash
+    if not chosen.no_dashboard:
+        dashboard.check_port(dash)
+    claim_data_folder(chosen)
+    clock = SystemClock()
+    supervisor = Supervisor(children(chosen, dash.port), clock)
+    asked = _listen()
+    deadline = clock.monotonic_ns() + int(chosen.seconds * 1e9) if chosen.seconds is not None else None
+    try:
+        supervisor.start()
+        _welcome(chosen, f"http://{dash.address}:{dash.port}")
+        while not asked.is_set() and (deadline is None or clock.monotonic_ns() < deadline):
+            supervisor.step()
+    finally:
+        supervisor.stop()
+    return 0
+
+
+def children(chosen: Namespace, port: int) -> list[Child]:
+    """Return the services of ``weft up``, in the order in which they start and stop."""
+    shared = passed_on(chosen)
+    members = [Child(f"process-{n}", ("process", "--member", f"process-{n}", *shared)) for n in range(chosen.process)]
+    dash = [] if chosen.no_dashboard else [Child("dash", ("dash", "--port", str(port), *shared))]
+    return [Child("collect", ("collect", *shared)), *members, Child("analyze", ("analyze", *shared)), *dash]
+
+
+def _welcome(chosen: Namespace, address: str) -> None:
+    current = chosen.data / "store" / "current.duckdb"
+    lines = [
+        "Weft watches this machine's interfaces. Ctrl-C stops it.",
+        *([] if chosen.no_dashboard else [f"  dashboard  {address}"]),
+        f'  SQL        weft sql --data {chosen.data} "SELECT * FROM bursts ORDER BY start_ts DESC LIMIT 10"',
+        f"  DuckDB     duckdb -readonly {current}",
+    ]
+    print("\n".join(lines), flush=True)
+
+
+def _listen() -> threading.Event:
+    asked = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: asked.set())
+    return asked

@@ -1,0 +1,46 @@
+"""The dashboard's way to the store: the newest snapshot, opened once a rerun, with answers kept for as long as they hold.
+
+A snapshot never changes, so an answer is right for ever under the key (snapshot, query); the cache is bounded by number
+and size. This is the only file of the dashboard that opens the store.
+"""
+
+from pathlib import Path
+
+import polars as pl
+import streamlit as st
+
+from ..analytics.store import Reader
+from ..pipeline.clock import Clock
+
+ANSWERS_MAX = 500
+ANSWERS_BYTES_MAX = "128mb"
+
+
+class Board:
+    """One rerun's view of the store; ``close`` it."""
+
+    def __init__(self, data: Path, clock: Clock) -> None:
+        """Open the newest snapshot. Raises ``StoreError`` where nothing is published."""
+        self.folder = data / "store"
+        self.clock = clock
+        self._reader = Reader(self.folder)
+        self.published_ns = self._reader.published_ns
+        self._key = f"{self._reader.snapshot} {self.published_ns}"
+
+    def frame(self, sql: str) -> pl.DataFrame:
+        """Return the rows of a query. Raises ``StoreError``."""
+        return _answer(self._key, sql, self._reader)
+
+    def row(self, sql: str) -> dict[str, object]:
+        """Return the only row of a query, or nothing."""
+        rows = self.frame(sql).rows(named=True)
+        return rows[0] if rows else {}
+
+    def close(self) -> None:
+        """Close the snapshot. Idempotent."""
+        self._reader.close()
+
+
+@st.cache_data(max_entries=ANSWERS_MAX, max_size=ANSWERS_BYTES_MAX, show_spinner=False)
+def _answer(snapshot: str, sql: str, _reader: Reader) -> pl.DataFrame:
+    return _reader.frame(sql)

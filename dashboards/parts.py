@@ -1,0 +1,267 @@
+"""What pages are made of: a visit's data and time span, figures that show their query, tables, words for times and sizes."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any, Literal
+
+import altair as alt
+import polars as pl
+import streamlit as st
+
+from ..pipeline.clock import NS_PER_S
+from ..pipeline.errors import StoreError
+from .data import Board
+from .sql import Span, chosen
+
+# No device in particular; pages share the control, so they share the word.
+ANY = "any device"
+
+# Where a page leaves word of the page that is to be shown next.
+GOING = "going"
+
+# Above these ages the badges of live data turn orange and red.
+AGE_WARN_S = 10
+AGE_BAD_S = 60
+
+# Data older than this are a recording, whose age means nothing.
+RECORDED_S = 24 * 3600
+
+NOTHING_YET = (
+    "No port has been sampled yet. Run `weft up` to watch this machine, or `weft replay FILE` with recorded samples, and wait a moment."
+)
+
+
+@dataclass(frozen=True)
+class Visit:
+    """What a page is rendered from: the store, the chosen time, the theme."""
+
+    board: Board
+    range_name: str
+    until_ns: int | None
+    dark: bool
+
+    def span(self, bounds: str) -> Span | None:
+        """Return the chosen span of the data whose beginning and end ``bounds`` asks for; None where there are none."""
+        row = self.board.row(bounds)
+        first, end = row.get("first_ns"), row.get("end_ns")
+        if not isinstance(first, int) or not isinstance(end, int):
+            return None
+        return chosen(first, end, self.range_name, self.until_ns)
+
+    def go(self, page: str, query: Mapping[str, str]) -> None:
+        """Show another page; the controls that all pages share stay as they are."""
+        # Leaving from inside a part that refreshes by itself breaks the browser's picture of the page now and then.
+        st.session_state[GOING] = page, dict(query)
+        st.rerun(scope="app")
+
+
+def figure(
+    visit: Visit,
+    title: str,
+    sql: str,
+    draw: Callable[[pl.DataFrame], alt.TopLevelMixin],
+    *,
+    key: str,
+    describe: str,
+    empty: str,
+    note: str = "",
+    selects: bool = False,
+    good: bool = False,
+) -> Any:
+    """Show a chart of a query, with the query; return what is selected in it."""
+    with st.container(border=True, key=f"figure_{key}"):
+        _head(title, sql, key, note)
+        frame = fetch(visit, sql)
+        if frame is None:
+            return None
+        if frame.is_empty():
+            nothing(empty, good=good)
+            return None
+        if not selects:
+            st.altair_chart(_close(draw(frame)), width="stretch", key=f"chart_{key}", alt=describe)
+            return None
+        return st.altair_chart(_close(draw(frame)), width="stretch", key=f"chart_{key}", alt=describe, on_select="rerun")
+
+
+def _close(chart: Any) -> Any:
+    return chart.properties(padding={"left": 0, "right": 8, "top": 0, "bottom": 0})
+
+
+def table(
+    visit: Visit,
+    title: str,
+    sql: str,
+    columns: Mapping[str, Any],
+    *,
+    key: str,
+    empty: str,
+    note: str = "",
+    height: int = 320,
+    chosen_row: Callable[[], None] | Literal["rerun"] | None = None,
+    good: bool = False,
+) -> tuple[pl.DataFrame | None, list[int]]:
+    """Show the rows of a query, with the query; return them and which are selected. Columns that are not named are not shown."""
+    with st.container(border=True, key=f"table_{key}"):
+        _head(title, sql, key, note)
+        frame = fetch(visit, sql)
+        if frame is None:
+            return None, []
+        if frame.is_empty():
+            nothing(empty, good=good)
+            return frame, []
+        shown = min(height, 38 + 35 * frame.height)
+        options = {
+            "hide_index": True,
+            "column_order": list(columns),
+            "column_config": dict(columns),
+            "height": shown,
+            "alt": title,
+            "placeholder": "–",
+        }
+        if chosen_row is None:
+            st.dataframe(frame, key=f"rows_{key}", **options)
+            return frame, []
+        event: Any = st.dataframe(frame, key=f"rows_{key}", on_select=chosen_row, selection_mode="single-row", **options)
+        return frame, list(event.selection.rows)
+
+
+def nothing(words: str, *, good: bool = False) -> None:
+    """Say why there is nothing to show, and what to do; with ``good``, that this is as it should be."""
+    if good:
+        st.success(words, icon=":material/check_circle:")
+    else:
+        st.info(words, icon=":material/hourglass_empty:")
+
+
+def selected(key: str) -> list[int]:
+    """Return which rows of a table are selected, in a callback."""
+    state: Any = st.session_state.get(f"rows_{key}")
+    return list(state.selection.rows) if state else []
+
+
+def fetch(visit: Visit, sql: str) -> pl.DataFrame | None:
+    """Return the rows of a query, or say what is wrong and return None."""
+    try:
+        return visit.board.frame(sql)
+    except StoreError as error:
+        st.warning(f"This query failed: {plain(error)}", icon=":material/error:")
+        return None
+
+
+def _head(title: str, sql: str, key: str, note: str) -> None:
+    with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
+        st.markdown(f"**{title}**", help=note or None, width="content")
+        with st.popover("SQL", icon=":material/code:", key=f"sql_{key}", help="the query that made this, to copy", type="tertiary"):
+            st.caption("Run it with `weft sql`, on the page SQL, or in any DuckDB client on `current.duckdb`.")
+            st.code(sql, language="sql", wrap_lines=False)
+
+
+def tiles(items: Sequence[tuple[str, str, str]]) -> None:
+    """Show numbers in boxes: label, value with its unit, explanation."""
+    for place, (label, value, doc) in zip(st.columns(len(items)), items, strict=True):
+        with place:
+            st.metric(label, value, border=True, help=doc or None)
+
+
+def age_badges(visit: Visit, newest_ns: int | None) -> None:
+    """Say how old the data and the snapshot are, in words and colour."""
+    now = visit.board.clock.now_ns()
+    with st.container(horizontal=True, gap="small"):
+        if newest_ns is None:
+            st.badge("no data yet", icon=":material/hourglass_empty:", color="gray")
+        elif now - newest_ns > RECORDED_S * NS_PER_S:
+            st.badge(
+                f"recorded data, until {utc(newest_ns)}",
+                icon=":material/history:",
+                color="gray",
+                help="ranges end where the data end, not now",
+            )
+        else:
+            age_s = max(0, now - newest_ns) / NS_PER_S
+            st.badge(
+                f"data {ago(age_s)} old", icon=":material/schedule:", color=_colour(age_s), help=f"newest window ends at {utc(newest_ns)}"
+            )
+        age_s = max(0, now - visit.board.published_ns) / NS_PER_S
+        colour = "gray" if age_s > RECORDED_S or newest_ns is None or now - newest_ns > RECORDED_S * NS_PER_S else _colour(age_s)
+        st.badge(
+            f"published {ago(age_s)} ago", icon=":material/publish:", color=colour, help=f"newest snapshot: {utc(visit.board.published_ns)}"
+        )
+
+
+def _colour(age_s: float) -> Any:
+    return "green" if age_s < AGE_WARN_S else "orange" if age_s < AGE_BAD_S else "red"
+
+
+def ago(seconds: float) -> str:
+    """Return a duration in its largest unit."""
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def utc(ns: int) -> str:
+    """Return an instant as text."""
+    return f"{datetime.fromtimestamp(ns // NS_PER_S, UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def parse_utc(words: str) -> int | None:
+    """Return the instant that a user wrote, in nanoseconds; without a zone it is UTC. Raises ``ValueError``."""
+    if not words.strip():
+        return None
+    moment = datetime.fromisoformat(words.strip())
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return int(moment.timestamp()) * NS_PER_S + moment.microsecond * 1000
+
+
+def percent(value: object, digits: int = 1) -> str:
+    """Return a ratio in percent, a dash where there is none."""
+    return f"{value:.{digits}%}" if isinstance(value, int | float) else "–"
+
+
+def number(value: object, unit: str = "", digits: int = 3) -> str:
+    """Return a number with its unit, a dash where there is none."""
+    if isinstance(value, Decimal):
+        value = int(value)
+    if not isinstance(value, int | float):
+        return "–"
+    words = f"{value:,}" if isinstance(value, int) else f"{value:,.{digits}g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return f"{words} {unit}".strip()
+
+
+def plain(words: object) -> str:
+    """Return text from elsewhere so that Markdown shows it as it is: a device's name must not become a link or a picture."""
+    return re.sub(r"([\\`*_{}\[\]()#+.!|<>~$:-])", r"\\\1", str(words))
+
+
+def duration(ns: float) -> str:
+    """Return a short duration in a unit that fits."""
+    for unit, size in (("s", 1e9), ("ms", 1e6), ("µs", 1e3)):
+        if ns >= size:
+            return f"{ns / size:g} {unit}"
+    return f"{ns:g} ns"
+
+
+def speed(bps: object) -> str:
+    """Return a line rate."""
+    return f"{float(bps) / 1e9:g} Gbit/s" if isinstance(bps, int | float) and bps else "line rate unknown"
+
+
+def ratio_column(label: str, doc: str = "", *, bar: bool = False, digits: int = 1) -> Any:
+    """Return a column of ratios, shown in percent."""
+    if bar:
+        return st.column_config.ProgressColumn(label, help=doc or None, format="percent", min_value=0, max_value=1)
+    return st.column_config.NumberColumn(label, help=doc or None, format="percent")
+
+
+def number_column(label: str, doc: str = "", form: str = "localized") -> Any:
+    """Return a column of numbers."""
+    return st.column_config.NumberColumn(label, help=doc or None, format=form)
+
+
+def time_column(label: str, doc: str = "", *, precise: bool = False) -> Any:
+    """Return a column of UTC times."""
+    return st.column_config.DatetimeColumn(label, help=doc or None, format="YYYY-MM-DD HH:mm:ss.SSS" if precise else "YYYY-MM-DD HH:mm:ss")

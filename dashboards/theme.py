@@ -1,0 +1,63 @@
+"""Colours, light and dark.
+
+Categories are Okabe and Ito's eight (2008), which people with any common colour vision can tell apart, in an order in
+which neighbours differ in lightness too; on each background the two that it would swallow are left out. Sequences are cividis (Nuñez et
+al., 2018). Colour never speaks alone: lines are also dashed differently, states also say their word.
+"""
+
+LIGHT = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#4D4D4D")
+DARK = ("#56B4E9", "#E69F00", "#009E73", "#F0E442", "#CC79A7", "#D55E00", "#CFCFCF")
+
+CIVIDIS = ("#00224e", "#123570", "#3b496c", "#575d6d", "#707173", "#8a8678", "#a59c74", "#c3b369", "#e1cc55", "#fee838")
+
+# Text and background, by whether it is dark.
+INK = ("#1B1F24", "#E6EAEE")
+PAPER = ("#FFFFFF", "#0F1318")
+
+# Dash patterns that go with the colours, in the same order.
+DASHES = ([1, 0], [8, 3], [4, 2], [8, 2, 2, 2], [12, 4], [2, 2], [6, 2, 2, 2, 2, 2])
+
+_SHARED = {
+    "baseRadius": "small",
+    "showWidgetBorder": True,
+    "headingFontSizes": ["1.75rem", "1.35rem", "1.1rem"],
+    "metricValueFontSize": "1.75rem",
+    "paddingTop": "1rem",
+}
+
+_LIGHT = {
+    "primaryColor": "#0072B2",
+    "backgroundColor": PAPER[False],
+    "secondaryBackgroundColor": "#F3F5F7",
+    "textColor": INK[False],
+    "borderColor": "#D5DAE0",
+    "chartCategoricalColors": list(LIGHT),
+    "chartSequentialColors": list(reversed(CIVIDIS)),
+}
+_DARK = {
+    "primaryColor": "#56B4E9",
+    "backgroundColor": PAPER[True],
+    "secondaryBackgroundColor": "#1A2027",
+    "textColor": INK[True],
+    "borderColor": "#323A44",
+    "chartCategoricalColors": list(DARK),
+    "chartSequentialColors": list(CIVIDIS),
+}
+
+
+def options() -> dict[str, object]:
+    """Return the themes as Streamlit's configuration."""
+    flat: dict[str, object] = {f"theme.{name}": value for name, value in _SHARED.items()}
+    for mode, colours in (("light", _LIGHT), ("dark", _DARK)):
+        flat |= {f"theme.{mode}.{name}": value for name, value in colours.items()}
+    return flat
+
+
+def categories(dark: bool) -> list[str]:
+    """Return the colours of categories."""
+    return list(DARK if dark else LIGHT)
+
+
+def sequence(dark: bool) -> list[str]:
+    """Return the colours from little to much: much is what stands out from the background."""
+    return list(CIVIDIS if dark else reversed(CIVIDIS))

@@ -1,0 +1,15 @@
+"""The pages, in the order of the navigation: name in the URL -> module with ``TITLE``, ``ICON``, ``render``, whether it needs a store
+(``STORED``) and whether it refreshes (``LIVE``)."""
+
+from types import ModuleType
+
+from . import bursts, docs, latency, overview, pipeline, sql
+
+VIEWS: dict[str, ModuleType] = {
+    "overview": overview,
+    "bursts": bursts,
+    "latency": latency,
+    "pipeline": pipeline,
+    "sql": sql,
+    "docs": docs,
+}

@@ -1,0 +1,31 @@
+"""A bound for calls that have none: the client of Kafka waits without end for some answers."""
+
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
+
+
+def within(seconds: float, action: Callable[[], Result]) -> Result:
+    """Return what ``action`` returns or raise what it raises; ``TimeoutError`` when that takes longer.
+
+    An action that is late goes on in its thread, which ends with the process.
+    """
+    results: list[Any] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(action())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="bounded-call", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if errors:
+        raise errors[0]
+    if not results:
+        raise TimeoutError(f"no answer within {seconds:.0f} s")
+    return results[0]

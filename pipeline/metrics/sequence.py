@@ -1,0 +1,344 @@
+"""The sequence numbers of RoCEv2: what was lost or sent again, and how long an acknowledgement took.
+
+A *flow* is (source, destination, destination queue pair). Its requests carry packet sequence numbers modulo 2^24; a
+difference below 2^23 is ahead, else behind. The next number is expected: jumped ahead is a gap, behind is a repeat. An
+RDMA READ of L bytes uses up one number for each packet of its response, ceil(L / path MTU). The MTU is the payload of any
+first or middle packet of the flow or its response; until one was seen, everything from ceil(L / 4096) to ceil(L / 256)
+is taken as right. A jump of more than ``RESTART_SPAN`` either way is a new connection on an old number, neither a gap nor
+a repeat. Inside one read response the numbers are followed likewise.
+
+Latency: from a request packet to the first positive acknowledgement (ACK, read response, atomic acknowledge) that covers
+its number; acknowledgements are cumulative. They name only the requester's queue pair, so a flow of them is bound to the
+request flow of the opposite direction: when exactly one that is not bound yet has requests outstanding that the number
+falls among. Where several fit, nothing is guessed: the requests that it may cover give no sample. Nor does a
+request that was sent again (Karn's rule: which of the two was acknowledged cannot be told).
+
+Bounds: ``OUTSTANDING_MAX`` requests wait per flow, none longer than ``WAIT_NS``; among more than ``CANDIDATES_MAX``
+request flows nothing is bound.
+"""
+
+from typing import NamedTuple
+
+import numba
+import numpy as np
+
+RESTART_SPAN = 1 << 20
+OUTSTANDING_MAX = 4096
+CANDIDATES_MAX = 256
+WAIT_NS = 5_000_000_000
+
+MTU_MIN, MTU_MAX = 256, 4096
+
+FLOW = np.dtype(
+    [
+        ("expected", np.int64),
+        ("slack", np.int64),
+        ("mtu", np.int64),
+        ("response", np.int64),
+        ("bound", np.int64),
+        ("bound_by", np.int64),
+        ("doubtful", np.int64),
+        ("requests", np.int64),
+        ("last_ts", np.int64),
+        ("head", np.int64),
+        ("tail", np.int64),
+    ]
+)
+PENDING = np.dtype([("psn", np.int64), ("ts", np.int64), ("flags", np.int64)])
+
+COUNTS = ("acks_ambiguous", "acks_unmatched", "requests_repeated", "requests_ambiguous", "requests_expired", "requests_dropped", "restarts")
+_ACKS_AMBIGUOUS, _ACKS_UNMATCHED, _REPEATED, _AMBIGUOUS, _EXPIRED, _DROPPED, _RESTARTS = range(7)
+
+_MASK, _HALF = (1 << 24) - 1, 1 << 23
+_AGAIN, _READ = 1, 2
+_READ_REQUEST, _RESPONSE_FIRST, _RESPONSE_MIDDLE, _RESPONSE_LAST, _ATOMIC_ACK = 0x0C, 0x0D, 0x0E, 0x0F, 0x12
+_RELIABLE, _UNRELIABLE, _EXTENDED = 0, 1, 5
+
+
+class Unbound(NamedTuple):
+    """The request flows that are not bound: those of address pair p are ``flows[at[p] :][: count[p]]``.
+
+    ``pair`` and ``opposite`` are by flow: its pair of addresses, and that of the other direction, -1 where there is none.
+    """
+
+    pair: np.ndarray
+    opposite: np.ndarray
+    at: np.ndarray
+    flows: np.ndarray
+    count: np.ndarray
+
+
+def new_flows(number: int) -> np.ndarray:
+    """Return the state of flows of which nothing has been seen."""
+    flows = np.zeros(number, FLOW)
+    for name in ("expected", "response", "bound", "bound_by", "doubtful"):
+        flows[name] = -1
+    return flows
+
+
+def is_acknowledged(opcode: np.ndarray) -> np.ndarray:
+    """Return which opcodes are requests that wait for an acknowledgement."""
+    service, op = opcode >> 5, opcode & 31
+    return ((service == _RELIABLE) | (service == _EXTENDED)) & ((op <= _READ_REQUEST) | (op > _ATOMIC_ACK))
+
+
+@numba.njit(cache=True, nogil=True)
+def follow(packets, flows, pending, unbound, counts):
+    """Follow ``packets`` (rows: ts, flow, opcode, psn, ack_psn, syndrome, dma_bytes, payload_bytes; -1 = null) in time order.
+
+    Changes ``flows``, ``pending`` (segments of it between ``head`` and ``tail`` of a flow, with room for what comes),
+    ``counts`` and ``unbound``.
+    Returns gaps, missing numbers and repeats of each packet, and the samples: packet, request flow, nanoseconds.
+    """
+    marks = np.zeros((3, packets.shape[1]), np.int64)
+    samples = np.empty((3, len(pending)), np.int64)
+    found = 0
+    for k in range(packets.shape[1]):
+        ts, flow, opcode, psn = packets[0, k], packets[1, k], packets[2, k], packets[3, k]
+        flows[flow].last_ts = ts
+        service, op = opcode >> 5, opcode & 31
+        reliable = service in (_RELIABLE, _EXTENDED)
+        if not reliable and service != _UNRELIABLE:
+            continue
+        if reliable and _READ_REQUEST < op <= _ATOMIC_ACK:
+            _response(k, op, psn, packets[7, k], flows, flow, marks)
+            if packets[4, k] >= 0 and (packets[5, k] >> 5) & 3 == 0:
+                request = _requests_of(flow, packets[4, k], ts, flows, pending, unbound, counts)
+                if request >= 0:
+                    found = _acknowledge(k, request, packets[4, k], ts, flows, pending, samples, found, counts)
+            continue
+        fresh = _request(k, op, psn, packets[6, k], packets[7, k], flows, flow, marks, pending, ts, counts, unbound)
+        if fresh and reliable:
+            _push(flow, psn, ts, _READ if op == _READ_REQUEST else 0, flows, pending, counts)
+            if not flows[flow].requests:
+                flows[flow].requests = 1
+                _open(flow, unbound)
+    return marks, samples[:, :found]
+
+
+@numba.njit(nogil=True)
+def _request(k, op, psn, dma_bytes, payload, flows, flow, marks, pending, ts, counts, unbound):
+    """Compare a request with what was expected; return whether its number is new."""
+    state = flows[flow]
+    if op in (0, 1, 6, 7):
+        _learn(state, payload)
+    if state.expected >= 0:
+        ahead = (psn - state.expected) & _MASK
+        if ahead >= _HALF and _MASK + 1 - ahead <= RESTART_SPAN:
+            marks[2, k] = 1
+            _drop_expired(state, ts, pending, counts)
+            _sent_again(state, psn, pending)
+            return False
+        missing = ahead - state.slack
+        if ahead >= _HALF or missing > RESTART_SPAN:
+            _drop_expired(state, ts, pending, counts)
+            _restart(flow, flows, counts, unbound)
+        elif missing > 0:
+            marks[0, k], marks[1, k] = 1, missing
+    low, high = 1, 1
+    if op == _READ_REQUEST:
+        low, high = _read_packets(dma_bytes, state.mtu)
+    state.expected, state.slack = (psn + low) & _MASK, high - low
+    return True
+
+
+@numba.njit(nogil=True)
+def _read_packets(dma_bytes, mtu):
+    """Return the fewest and the most numbers that a read of so many bytes uses up."""
+    if dma_bytes < 0:
+        return 1, RESTART_SPAN
+    low = max(1, -(-dma_bytes // (mtu if mtu else MTU_MAX)))
+    high = max(1, -(-dma_bytes // (mtu if mtu else MTU_MIN)))
+    return min(low, _HALF >> 1), min(high, _HALF >> 1)
+
+
+@numba.njit(nogil=True)
+def _learn(state, payload):
+    if MTU_MIN <= payload <= MTU_MAX and payload & (payload - 1) == 0:
+        state.mtu = payload
+
+
+@numba.njit(nogil=True)
+def _response(k, op, psn, payload, flows, flow, marks):
+    """Follow the numbers inside a read response."""
+    state = flows[flow]
+    if op > _RESPONSE_LAST:
+        state.response = -1
+        return
+    if op <= _RESPONSE_MIDDLE and state.bound >= 0:
+        _learn(flows[state.bound], payload)
+    if op != _RESPONSE_FIRST and state.response >= 0:
+        ahead = (psn - state.response) & _MASK
+        if ahead >= _HALF:
+            marks[2, k] = 1
+            return
+        if ahead:
+            marks[0, k], marks[1, k] = 1, ahead
+    state.response = -1 if op == _RESPONSE_LAST else (psn + 1) & _MASK
+
+
+@numba.njit(nogil=True)
+def _drop_expired(state, ts, pending, counts):
+    while state.head < state.tail and pending[state.head].ts < ts - WAIT_NS:
+        state.head += 1
+        counts[_EXPIRED] += 1
+    _settle_doubt(state, pending)
+
+
+@numba.njit(nogil=True)
+def _settle_doubt(state, pending):
+    if state.doubtful >= 0 and (state.head == state.tail or (state.doubtful - pending[state.head].psn) & _MASK >= _HALF):
+        state.doubtful = -1
+
+
+@numba.njit(nogil=True)
+def _push(flow, psn, ts, flags, flows, pending, counts):
+    state = flows[flow]
+    _drop_expired(state, ts, pending, counts)
+    while state.head < state.tail:
+        if state.tail - state.head < OUTSTANDING_MAX and (psn - pending[state.head].psn) & _MASK < _HALF:
+            break
+        state.head += 1
+        counts[_DROPPED] += 1
+    _settle_doubt(state, pending)
+    entry = pending[state.tail]
+    entry.psn, entry.ts, entry.flags = psn, ts, flags
+    state.tail += 1
+
+
+@numba.njit(nogil=True)
+def _sent_again(state, psn, pending):
+    if state.head == state.tail:
+        return
+    first = pending[state.head].psn
+    offset = (psn - first) & _MASK
+    if offset >= _HALF:
+        return
+    low, high = state.head, state.tail
+    while high - low > 1:
+        middle = (low + high) >> 1
+        if (pending[middle].psn - first) & _MASK <= offset:
+            low = middle
+        else:
+            high = middle
+    # A read sent again from its middle on has a number that only its first request covers.
+    if pending[low].psn == psn or pending[low].flags & _READ:
+        pending[low].flags |= _AGAIN
+
+
+@numba.njit(nogil=True)
+def _restart(flow, flows, counts, unbound):
+    state = flows[flow]
+    counts[_RESTARTS] += 1
+    counts[_DROPPED] += state.tail - state.head
+    state.head, state.mtu, state.doubtful = state.tail, 0, -1
+    if state.bound_by >= 0:
+        _unbind(state.bound_by, flows, unbound)
+
+
+@numba.njit(nogil=True)
+def _open(flow, unbound):
+    pair = unbound.pair[flow]
+    unbound.flows[unbound.at[pair] + unbound.count[pair]] = flow
+    unbound.count[pair] += 1
+
+
+@numba.njit(nogil=True)
+def _unbind(acks, flows, unbound):
+    request = flows[acks].bound
+    flows[acks].bound, flows[request].bound_by = -1, -1
+    _open(request, unbound)
+
+
+@numba.njit(nogil=True)
+def _requests_of(acks, psn, ts, flows, pending, unbound, counts):
+    """Return the request flow that an acknowledgement is for, -1 where there is none or more than one."""
+    request = flows[acks].bound
+    if request >= 0:
+        newest = (flows[request].expected + flows[request].slack - 1) & _MASK
+        away = (psn - newest) & _MASK
+        if min(away, _MASK + 1 - away) <= RESTART_SPAN + OUTSTANDING_MAX:
+            return request
+        _unbind(acks, flows, unbound)
+    pair = unbound.opposite[acks]
+    if pair < 0 or unbound.count[pair] == 0:
+        counts[_ACKS_UNMATCHED] += 1
+        return -1
+    if unbound.count[pair] > CANDIDATES_MAX:
+        counts[_ACKS_AMBIGUOUS] += 1
+        return -1
+    fitting, place = 0, -1
+    for at in range(unbound.at[pair], unbound.at[pair] + unbound.count[pair]):
+        if _fits(flows[unbound.flows[at]], psn, ts, pending, counts):
+            fitting, place = fitting + 1, at
+    if fitting == 1:
+        request = unbound.flows[place]
+        unbound.count[pair] -= 1
+        unbound.flows[place] = unbound.flows[unbound.at[pair] + unbound.count[pair]]
+        flows[acks].bound, flows[request].bound_by = request, acks
+        return request
+    counts[_ACKS_AMBIGUOUS if fitting else _ACKS_UNMATCHED] += 1
+    if fitting:
+        for at in range(unbound.at[pair], unbound.at[pair] + unbound.count[pair]):
+            _doubt(flows[unbound.flows[at]], psn, ts, pending, counts)
+    return -1
+
+
+@numba.njit(nogil=True)
+def _fits(state, psn, ts, pending, counts):
+    _drop_expired(state, ts, pending, counts)
+    if state.head == state.tail:
+        return False
+    first = pending[state.head].psn
+    return (psn - first) & _MASK <= (state.expected + state.slack - 1 - first) & _MASK
+
+
+@numba.njit(nogil=True)
+def _doubt(state, psn, ts, pending, counts):
+    if _fits(state, psn, ts, pending, counts) and (state.doubtful < 0 or (psn - state.doubtful) & _MASK < _HALF):
+        state.doubtful = psn
+
+
+@numba.njit(nogil=True)
+def _acknowledge(k, request, psn, ts, flows, pending, samples, found, counts):
+    """Take the requests up to ``psn`` off the flow, a sample each; return the number of samples found."""
+    state = flows[request]
+    _drop_expired(state, ts, pending, counts)
+    while state.head < state.tail:
+        entry = pending[state.head]
+        if (psn - entry.psn) & _MASK >= _HALF:
+            break
+        if entry.flags & _AGAIN:
+            counts[_REPEATED] += 1
+        elif state.doubtful >= 0 and (state.doubtful - entry.psn) & _MASK < _HALF:
+            counts[_AMBIGUOUS] += 1
+        else:
+            samples[0, found], samples[1, found], samples[2, found] = k, request, ts - entry.ts
+            found += 1
+        state.head += 1
+    _settle_doubt(state, pending)
+    return found
+
+
+@numba.njit(cache=True, nogil=True)
+def expire(flows, pending, ts, counts):
+    """Drop the requests that have waited too long at ``ts``."""
+    for flow in range(len(flows)):
+        _drop_expired(flows[flow], ts, pending, counts)
+
+
+@numba.njit(cache=True, nogil=True)
+def lay_out(flows, pending, room):
+    """Return ``pending`` anew, each flow's own followed by ``room[flow]`` free places; ``head`` and ``tail`` follow."""
+    size = 0
+    for flow in range(len(flows)):
+        size += flows[flow].tail - flows[flow].head + room[flow]
+    out = np.empty(size, PENDING)
+    at = 0
+    for flow in range(len(flows)):
+        state = flows[flow]
+        number = state.tail - state.head
+        out[at : at + number] = pending[state.head : state.tail]
+        state.head, state.tail = at, at + number
+        at += number + room[flow]
+    return out

@@ -1,0 +1,383 @@
+"""Every table that crosses a process: what collectors publish and what the store keeps.
+
+A table is a tuple of ``Field``; the codec, the DuckDB tables, the labels and the generated docs derive from
+it, so a column is added in one line here. Adding a nullable field keeps the version; anything else is a new
+version and with it a new topic.
+
+Units: times are UTC nanoseconds, sizes bytes, ratios 0..1, names in ``_bps`` bits per second, names in
+``_ns`` nanoseconds.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import polars as pl
+
+Role = Literal["key", "sum", "min", "max", "hist", "attribute"]
+
+WINDOW_NS = 1_000_000_000
+RESOLUTIONS_NS = {"1s": WINDOW_NS, "10s": 10 * WINDOW_NS, "1m": 60 * WINDOW_NS, "1h": 3600 * WINDOW_NS}
+
+# Exact sums of squares: 1000 squared samples of an 800G port pass 64 bits, so they travel as 128.
+SQUARES = pl.Decimal(38, 0)
+HISTOGRAM = pl.List(pl.Struct({"i": pl.Int16, "c": pl.UInt32}))
+
+# Block sizes of the dyadic ladder, in samples. Variances over them give IDC(m) and the Hurst exponent.
+LADDER = tuple(2**level for level in range(1, 11))
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One column: name, Polars type, unit, one sentence; ``role`` says how two rows of a key merge."""
+
+    name: str
+    dtype: pl.DataType | type[pl.DataType]
+    unit: str
+    doc: str
+    role: Role = "attribute"
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A named, versioned tuple of fields with the topic that carries it."""
+
+    name: str
+    doc: str
+    fields: tuple[Field, ...]
+    version: int = 1
+    state: bool = False
+
+    @property
+    def topic(self) -> str:
+        return f"weft.{'state.' if self.state else ''}{self.name}.v{self.version}"
+
+    @property
+    def polars(self) -> dict[str, pl.DataType | type[pl.DataType]]:
+        return {field.name: field.dtype for field in self.fields}
+
+    def having(self, role: Role) -> tuple[str, ...]:
+        return tuple(field.name for field in self.fields if field.role == role)
+
+    def empty(self) -> pl.DataFrame:
+        return pl.DataFrame(schema=self.polars)
+
+
+def _keys(*fields: Field) -> tuple[Field, ...]:
+    return tuple(replace(field, role="key") for field in fields)
+
+
+TS = Field("ts", pl.Int64, "ns", "time of the reading by the device's clock; of a run, the start of its first sample")
+DEVICE = Field("device", pl.String, "", "name of the switch or host")
+PORT = Field("port", pl.String, "", "name of the interface, as its device spells it")
+QUEUE = Field("queue", pl.String, "", "name of the egress queue or priority group; empty where the signal is the port's")
+SIGNAL = Field(
+    "signal",
+    pl.String,
+    "",
+    "what is sampled: rx_bytes, tx_bytes, queue_bytes, rx_ecn_bytes, rx_retransmit_bytes, tx_retransmit_bytes, connections",
+)
+INTERVAL = Field("interval_ns", pl.Int64, "ns", "time that one sample covers")
+SPEED = Field("speed_bps", pl.UInt64, "bit/s", "line rate of the port; null where unknown")
+
+_COMMON = (
+    TS,
+    Field("recv_ts", pl.Int64, "ns", "time at which the collector had it, by the collector's clock"),
+    Field("source", pl.String, "", "the collector that made this row"),
+    DEVICE,
+    Field("epoch", pl.Int64, "", "changes when the device's counters start anew; deltas are taken only inside one epoch"),
+)
+
+
+def _counters(*names: str, unit: str = "") -> tuple[Field, ...]:
+    def unit_of(name: str) -> str:
+        return unit or ("bytes" if "bytes" in name else "ns" if name.endswith("_ns") else "")
+
+    return tuple(Field(name, pl.UInt64, unit_of(name), f"cumulative {name.replace('_', ' ')}") for name in names)
+
+
+_FAMILY_LIST = (
+    Table(
+        "port",
+        "one reading of an interface's counters",
+        (
+            *_COMMON,
+            PORT,
+            SPEED,
+            Field("oper_up", pl.Boolean, "", "whether the link is up"),
+            *_counters("rx_bytes", "tx_bytes", "rx_packets", "tx_packets", "rx_discards", "tx_discards", "rx_errors", "tx_errors"),
+            *_counters("fec_corrected", "fec_uncorrectable"),
+            Field("fec_bins", pl.List(pl.UInt64), "codewords", "cumulative codewords by number of symbol errors"),
+            *_counters("corrected_bits", "symbol_errors", "carrier_changes"),
+        ),
+    ),
+    Table(
+        "burst_sample",
+        "a run of equal-interval samples of one signal of one port",
+        (
+            *_COMMON,
+            PORT,
+            QUEUE,
+            SIGNAL,
+            INTERVAL,
+            SPEED,
+            Field("values", pl.List(pl.UInt64), "bytes", "the samples in time order: what passed (or stood) in each interval"),
+        ),
+    ),
+    Table(
+        "packet",
+        "one decoded RoCEv2 packet or sampled header",
+        (
+            *_COMMON,
+            Field("src", pl.String, "", "source address"),
+            Field("dst", pl.String, "", "destination address"),
+            Field("src_port", pl.UInt16, "", "UDP source port: the entropy that ECMP hashes"),
+            Field("qp", pl.UInt32, "", "destination queue pair (24 bits)"),
+            Field("opcode", pl.UInt8, "", "BTH opcode; 0x11 acknowledge, 0x81 CNP"),
+            Field("psn", pl.UInt32, "", "packet sequence number (24 bits)"),
+            Field("ack_psn", pl.UInt32, "", "last sequence number that an AETH acknowledges; null without AETH"),
+            Field("syndrome", pl.UInt8, "", "AETH syndrome: 0b000 ACK, 0b001 RNR NAK, 0b011 NAK in bits 5-6; null without AETH"),
+            Field("credits", pl.UInt8, "", "AETH credit count code 0..31 of an ACK, 31 = not given; null without AETH"),
+            Field("dma_bytes", pl.UInt32, "bytes", "RETH length of an RDMA read or write request; null without RETH"),
+            Field("length", pl.UInt32, "bytes", "bytes on the wire, link layer header to the end of the ICRC"),
+            Field("payload_bytes", pl.UInt32, "bytes", "application bytes, without headers, pad and ICRC"),
+            Field("ecn", pl.UInt8, "", "IP ECN field; 3 = congestion experienced"),
+            Field("dscp", pl.UInt8, "", "IP DSCP field"),
+            Field("sampling_rate", pl.UInt32, "", "packets that this one stands for; 1 = every packet captured"),
+        ),
+    ),
+    Table(
+        "latency",
+        "a batch of latency samples of one path",
+        (
+            *_COMMON,
+            Field("src", pl.String, "", "source address"),
+            Field("dst", pl.String, "", "destination address"),
+            Field("kind", pl.String, "", "ack, probe, transit or hop"),
+            Field("values_ns", pl.List(pl.UInt64), "ns", "the samples"),
+        ),
+    ),
+    Table(
+        "event",
+        "something that happened",
+        (
+            *_COMMON,
+            PORT,
+            Field("kind", pl.String, "", "link_up, link_down, storm_start, storm_end, drop, microburst, ..."),
+            Field("reason", pl.String, "", "why, in the source's own words"),
+            Field("detail", pl.String, "", "anything more, as text"),
+        ),
+    ),
+    Table(
+        "inventory",
+        "what exists: a device, port, link or job; the last row of a key wins",
+        (
+            *_COMMON,
+            Field("kind", pl.String, "", "device, port, link or job"),
+            Field("key", pl.String, "", "its name"),
+            *(
+                Field(name, pl.String, "", name.replace("_", " "))
+                for name in ("rack", "rail", "plane", "tier", "role", "peer_device", "peer_port", "job")
+            ),
+            SPEED,
+        ),
+    ),
+    Table(
+        "gap",
+        "an admission of loss",
+        (
+            *_COMMON,
+            Field("what", pl.String, "", "what is missing: packets, samples, messages, rows"),
+            Field("from_sequence", pl.UInt64, "", "first missing sequence number; null where there is none"),
+            Field("to_sequence", pl.UInt64, "", "last missing sequence number; null where there is none"),
+            Field("missed", pl.UInt64, "", "how many are missing"),
+            Field("reason", pl.String, "", "why, one word of a fixed set"),
+        ),
+    ),
+    Table(
+        "self_metric",
+        "one reading of one of Weft's own counters or gauges",
+        (
+            *_COMMON,
+            Field("name", pl.String, "", "Prometheus style name, weft_<room>_<what>_<unit>"),
+            Field("label", pl.String, "", "what it is of: a collector, a topic, a reason"),
+            Field("value", pl.Float64, "", "the reading; counters are cumulative since the service started"),
+        ),
+    ),
+)
+
+_SAMPLES_KEY = _keys(TS, DEVICE, PORT, QUEUE, SIGNAL, INTERVAL, SPEED)
+
+
+def _sums(dtype: type[pl.DataType] | pl.DataType, unit: str, *pairs: tuple[str, str]) -> tuple[Field, ...]:
+    return tuple(Field(name, dtype, unit, doc, "sum") for name, doc in pairs)
+
+
+_STATE_LIST = (
+    Table(
+        "port_samples",
+        "sufficient statistics of one signal of one port in one window",
+        (
+            *_SAMPLES_KEY,
+            *_sums(pl.UInt64, "", ("samples", "number of samples"), ("total", "sum of the samples")),
+            *_sums(SQUARES, "", ("squares", "sum of the squared samples")),
+            Field("low", pl.UInt64, "", "smallest sample", "min"),
+            Field("high", pl.UInt64, "", "largest sample", "max"),
+            *_sums(
+                pl.UInt64,
+                "",
+                ("hot", "samples above the burst threshold"),
+                ("hot_total", "sum of the samples above the burst threshold"),
+                ("bursts", "bursts that start in this window"),
+                ("cold_cold", "neighbouring samples: neither hot"),
+                ("cold_hot", "neighbouring samples: hot after cold"),
+                ("hot_cold", "neighbouring samples: cold after hot"),
+                ("hot_hot", "neighbouring samples: both hot"),
+                ("gaps", "gaps between bursts that end in this window"),
+                ("gap_total", "sum of those gaps, in samples"),
+                ("tau_count", "times between starts of consecutive bursts, the later one here"),
+                ("tau_total", "sum of those times, in samples"),
+            ),
+            *_sums(SQUARES, "", ("tau_squares", "sum of their squares")),
+            *_sums(pl.UInt64, "", ("pair_count", "consecutive pairs (x, y) of such times"), ("pair_x", "sum of x"), ("pair_y", "sum of y")),
+            *_sums(SQUARES, "", ("pair_xx", "sum of x squared"), ("pair_yy", "sum of y squared"), ("pair_xy", "sum of x times y")),
+            *(
+                field
+                for m in LADDER
+                for field in (
+                    *_sums(
+                        pl.UInt64,
+                        "",
+                        (f"blocks_{m}", f"complete blocks of {m} samples that end here"),
+                        (f"block_total_{m}", "sum of their sums"),
+                    ),
+                    *_sums(SQUARES, "", (f"block_squares_{m}", "sum of their squared sums")),
+                )
+            ),
+            Field("hist", HISTOGRAM, "", "logarithmic histogram of the samples", "hist"),
+            Field("gap_hist", HISTOGRAM, "", "logarithmic histogram of the gaps, in samples", "hist"),
+            Field("profile", pl.List(pl.UInt32), "bytes", "bytes in each of the 100 spans of 10 ms; kept at 1 s only"),
+        ),
+        state=True,
+    ),
+    Table(
+        "groups",
+        "samples of a device's ports side by side in one window",
+        (
+            *_keys(
+                TS,
+                Field("group_kind", pl.String, "", "device; wider kinds are computed from closed windows"),
+                Field("group_id", pl.String, "", "name of the group"),
+                SIGNAL,
+                INTERVAL,
+            ),
+            Field("members", pl.UInt64, "", "ports with samples in the window", "max"),
+            *_sums(
+                pl.UInt64,
+                "",
+                ("slots", "sample intervals in which any port was sampled"),
+                ("hot_total", "sum over the intervals of the number of hot ports"),
+                ("busy_slots", "intervals with at least one hot port"),
+                ("contended_slots", "intervals with at least two hot ports"),
+            ),
+            Field("hot_high", pl.UInt64, "", "most ports hot in one interval", "max"),
+        ),
+        state=True,
+    ),
+    Table(
+        "roce",
+        "RoCEv2 packets of one operation from one address to another in one window",
+        (
+            *_keys(
+                TS,
+                DEVICE,
+                Field("src", pl.String, "", "source address"),
+                Field("dst", pl.String, "", "destination address"),
+                Field("opcode", pl.UInt8, "", "BTH opcode"),
+            ),
+            *_sums(
+                pl.UInt64,
+                "",
+                ("packets", "packets seen"),
+                ("estimated_packets", "packets that they stand for at their sampling rate"),
+                ("bytes", "bytes on the wire"),
+                ("payload_bytes", "application bytes"),
+                ("ce_packets", "packets marked congestion experienced"),
+                ("ect_packets", "packets of an ECN-capable transport, marked or not"),
+                ("naks", "negative acknowledgements"),
+                ("rnr_naks", "receiver-not-ready negative acknowledgements"),
+                ("psn_gaps", "times at which the sequence of a queue pair jumped ahead"),
+                ("psn_missing", "sequence numbers jumped over"),
+                ("psn_repeats", "packets whose sequence number had been seen: retransmissions"),
+                ("credit_count", "acknowledgements that give a credit count"),
+                ("credit_total", "sum of their credit codes"),
+            ),
+            Field("credit_low", pl.UInt8, "", "smallest credit code", "min"),
+            Field("credit_high", pl.UInt8, "", "largest credit code", "max"),
+        ),
+        state=True,
+    ),
+    Table(
+        "latency",
+        "latency of one path in one window",
+        (
+            *_keys(
+                TS,
+                DEVICE,
+                Field("src", pl.String, "", "source address"),
+                Field("dst", pl.String, "", "destination address"),
+                Field("kind", pl.String, "", "ack, probe, transit or hop"),
+            ),
+            *_sums(pl.UInt64, "", ("samples", "number of samples"), ("total", "sum of the samples, ns")),
+            Field("low", pl.UInt64, "ns", "smallest sample", "min"),
+            Field("high", pl.UInt64, "ns", "largest sample", "max"),
+            Field("hist", HISTOGRAM, "", "logarithmic histogram of the samples, ns", "hist"),
+        ),
+        state=True,
+    ),
+    Table(
+        "quality",
+        "what one entity's data lack in one window",
+        (
+            *_keys(TS, DEVICE, PORT, SIGNAL),
+            *_sums(
+                pl.UInt64,
+                "",
+                ("late", "samples or packets that came after their window had closed"),
+                ("duplicates", "samples that had been there already"),
+                ("implausible", "samples that cannot be: above 1 MiB a nanosecond, ahead of time, or not fitting the grid"),
+            ),
+        ),
+        state=True,
+    ),
+    Table(
+        "bursts",
+        "one row per burst: a maximal run of samples above the burst threshold",
+        (
+            DEVICE,
+            PORT,
+            QUEUE,
+            SIGNAL,
+            Field("start_ts", pl.Int64, "ns", "start of its first sample"),
+            Field("duration_ns", pl.Int64, "ns", "number of its samples times their interval"),
+            Field("bytes", pl.UInt64, "bytes", "sum of its samples"),
+            Field("peak", pl.UInt64, "bytes", "its largest sample"),
+            INTERVAL,
+            SPEED,
+            Field("contention_max", pl.UInt32, "", "most ports of the device hot in one of its intervals, itself included"),
+            Field("ecn_bytes", pl.UInt64, "bytes", "congestion-marked bytes in it; null where not sampled"),
+            Field("retransmit_bytes", pl.UInt64, "bytes", "retransmitted bytes in it; null where not sampled"),
+        ),
+        state=True,
+    ),
+)
+
+FAMILIES: dict[str, Table] = {table.name: table for table in _FAMILY_LIST}
+STATES: dict[str, Table] = {table.name: table for table in _STATE_LIST}
+
+
+def merge(table: Table, by: Iterable[str]) -> list[pl.Expr]:
+    """Return the Polars aggregations that merge rows of ``table`` (histograms excepted) under the keys ``by``."""
+    keys = set(by)
+    how = {"sum": pl.Expr.sum, "min": pl.Expr.min, "max": pl.Expr.max}
+    return [how[field.role](pl.col(field.name)) for field in table.fields if field.role in how and field.name not in keys]

@@ -1,0 +1,47 @@
+"""Compiles the kernels: ``python -m weft.pipeline.warm``, at installation, so that a first start does not wait for it.
+
+Numba keeps what it compiled beside the source (or where ``NUMBA_CACHE_DIR`` says); a service calls ``warm`` before it
+joins its group all the same, since a member that compiles for ten seconds is taken for dead.
+"""
+
+import polars as pl
+
+from .metrics import METRICS
+from .metrics.base import Closing
+from .metrics.bursts import BurstConfig
+from .schema import FAMILIES, WINDOW_NS
+
+_WIDTHS = (pl.UInt8, pl.UInt16, pl.UInt32, pl.UInt64)
+
+
+def warm() -> None:
+    """Run every metric once over a few made rows of each width."""
+    samples = {
+        "ts": [0],
+        "recv_ts": [0],
+        "port": ["port"],
+        "queue": [""],
+        "signal": ["rx_bytes"],
+        "interval_ns": [1_000_000],
+        "speed_bps": [80_000],
+    }
+    runs = [pl.DataFrame(samples).with_columns(pl.Series("values", [[0, 200, 1]], dtype=pl.List(width))) for width in _WIDTHS]
+    packet = {name: [None] for name in FAMILIES["packet"].polars} | {
+        "ts": [0],
+        "src": ["10.0.0.1"],
+        "dst": ["10.0.0.2"],
+        "qp": [1],
+        "opcode": [4],
+        "psn": [1],
+        "length": [100],
+        "payload_bytes": [40],
+        "ecn": [0],
+        "sampling_rate": [1],
+    }
+    frames = {"burst_sample": runs, "packet": [pl.DataFrame(packet, schema=FAMILIES["packet"].polars)]}
+    for family, make in METRICS.items():
+        make(BurstConfig()).close(Closing("warm", 0, WINDOW_NS, frames[family], ended=True))
+
+
+if __name__ == "__main__":
+    warm()

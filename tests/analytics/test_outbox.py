@@ -1,0 +1,564 @@
+"""The outbox: what a receiver believes becomes what is true, whatever fails in between."""
+
+import contextlib
+import json
+import random
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass, field
+
+import duckdb
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from weft.analytics.alerts import book, ddl
+from weft.analytics.alerts.evaluate import Evaluator
+from weft.analytics.alerts.fingerprint import fingerprint
+from weft.analytics.alerts.outbox import GIVE_UP_S, IN_FLIGHT_MAX, RETRY_CAP_S, Outbox, group_key
+from weft.analytics.alerts.rules import Condition, Rule
+from weft.analytics.alerts.state import Alert
+from weft.analytics.notify import NotifyConfig, WebhookConfig, build_notifiers, endpoints_of
+from weft.analytics.notify.base import Outcome, Result
+from weft.analytics.notify.sender import Sender
+from weft.pipeline.clock import ManualClock, SystemClock
+from weft.pipeline.errors import ConfigError
+
+S = 1_000_000_000
+
+
+def notify(*names, **options):
+    receivers = {"max_alerts": options.pop("max_alerts", 50), "send_resolved": options.pop("send_resolved", True)}
+    webhooks = tuple(WebhookConfig(name=name, url="http://127.0.0.1:1/", **receivers) for name in names or ("ops",))
+    return NotifyConfig(webhook=webhooks, **options)
+
+
+@dataclass
+class Desk:
+    """Alerts set by hand, an outbox over them, and a clock that stands still."""
+
+    database: object
+    config: NotifyConfig = field(default_factory=notify)
+    clock: ManualClock = field(default_factory=ManualClock)
+
+    def __post_init__(self):
+        for statement in ddl():
+            self.database.execute(statement)
+        self.restart()
+
+    def restart(self):
+        """A new process: what was in memory is gone."""
+        self.outbox = Outbox(self.database, endpoints_of(self.config), self.config, self.clock, jitter=random.Random(1))
+
+    def labels(self, name):
+        return {"alertname": "hot", "severity": "warning", "device": name.split("/")[0], "port": name}
+
+    def fire(self, *names, at=0):
+        for name in names:
+            labels = self.labels(name)
+            alert = Alert(fingerprint(labels), "hot", labels, "firing", 0.5, at, at + S, None, at)
+            book.replace(self.database, [], [book.Entry(alert, {"summary": name}, "bursts", "SELECT 1", at)])
+        self.reconcile()
+
+    def end(self, *names, at=9 * S):
+        for name in names:
+            sql = "UPDATE state.alerts SET state = 'resolved', ends_at = ? WHERE state = 'firing' AND fingerprint = ?"
+            self.database.execute(sql, (at, fingerprint(self.labels(name))))
+        self.reconcile()
+
+    def reconcile(self):
+        with self.database.transaction():
+            self.outbox.reconcile()
+
+    def due(self):
+        with self.database.transaction():
+            return self.outbox.due()
+
+    def settle(self, deliveries, outcome=Outcome.DELIVERED, **options):
+        with self.database.transaction():
+            self.outbox.settle([Result(delivery.id, delivery.endpoint, outcome, **options) for delivery in deliveries])
+
+    def rows(self, what="endpoint, state, attempts"):
+        return [tuple(row.values()) for row in self.database.query(f"SELECT {what} FROM state.outbox ORDER BY id")]
+
+
+@pytest.fixture
+def desk(scratch):
+    """A desk with one endpoint, ops."""
+    return Desk(scratch())
+
+
+def said(delivery):
+    """Return what a delivery says: port -> status."""
+    return {alert["labels"]["port"]: alert["status"] for alert in json.loads(delivery.payload)["alerts"]}
+
+
+def test_a_firing_and_its_end_are_told_once_each(desk):
+    """An alert is told when it fires and when it is resolved, and nothing is said in between."""
+    desk.fire("a/1")
+    (first,) = desk.due()
+    assert said(first) == {"a/1": "firing"} and desk.due() == []
+    desk.settle([first])
+    desk.reconcile()
+    assert desk.due() == []
+    desk.end("a/1")
+    (second,) = desk.due()
+    assert said(second) == {"a/1": "resolved"} and json.loads(second.payload)["status"] == "resolved"
+    desk.settle([second])
+    desk.reconcile()
+    assert desk.due() == [] and desk.rows() == [("ops", "sent", 1), ("ops", "sent", 1)]
+    assert first.webhook_id != second.webhook_id
+
+
+def test_what_was_never_told_is_dropped_together_with_its_end(desk):
+    """A firing that nobody heard of and its resolution cancel each other out."""
+    desk.fire("a/1")
+    desk.end("a/1")
+    assert desk.due() == [] and desk.rows() == []
+    desk.fire("a/2")
+    desk.settle(desk.due(), Outcome.RETRY, error="no connection")
+    desk.end("a/2")
+    desk.clock.advance(60)
+    assert desk.due() == [] and desk.rows() == []
+
+
+def test_what_may_have_been_told_is_resolved(desk):
+    """After an attempt without an answer the receiver may know of the alert, so it is told of its end."""
+    desk.fire("a/1")
+    desk.settle(desk.due(), Outcome.RETRY, certain=False, error="no answer in time")
+    desk.end("a/1")
+    desk.clock.advance(60)
+    (delivery,) = desk.due()
+    assert said(delivery) == {"a/1": "resolved"}
+
+
+def test_a_kill_while_sending_repeats_the_same_message(desk):
+    """A delivery whose outcome was never written down is made again after a restart, under the same id."""
+    desk.fire("a/1")
+    (before,) = desk.due()
+    desk.restart()
+    desk.reconcile()
+    (after,) = desk.due()
+    assert (after.webhook_id, after.payload) == (before.webhook_id, before.payload)
+    desk.restart()
+    desk.end("a/1")
+    (ended,) = desk.due()
+    assert said(ended) == {"a/1": "resolved"}
+
+
+def test_a_newer_state_takes_the_place_of_an_unsent_older_one(desk):
+    """While an endpoint is away its group stays one row, which says what is true now and respects the wait."""
+    desk.fire("a/1")
+    desk.settle(desk.due(), Outcome.RETRY, retry_after_s=100.0)
+    desk.fire("a/2")
+    assert desk.due() == [] and desk.rows() == [("ops", "pending", 1)]
+    desk.clock.advance(101)
+    (delivery,) = desk.due()
+    assert said(delivery) == {"a/1": "firing", "a/2": "firing"}
+
+
+def test_an_alert_that_comes_back_before_its_end_was_told_says_nothing(desk):
+    """A flap that the receiver did not hear of is none."""
+    desk.fire("a/1")
+    desk.settle(desk.due())
+    desk.end("a/1")
+    desk.fire("a/1", at=20 * S)
+    assert desk.due() == []
+
+
+def test_groups_follow_the_configured_labels(scratch):
+    """Alerts alike in the group labels are one notification, and its key reads as Alertmanager's does."""
+    desk = Desk(scratch(), notify(group_by=("device",)))
+    desk.fire("a/1", "a/2", "b/1")
+    found = {json.loads(delivery.payload)["groupKey"]: said(delivery) for delivery in desk.due()}
+    assert found == {'{}:{device="a"}': {"a/1": "firing", "a/2": "firing"}, '{}:{device="b"}': {"b/1": "firing"}}
+    assert group_key({"b": 'x"y', "a": "z"}) == '{}:{a="z", b="x\\"y"}'
+
+
+def test_each_endpoint_is_told_for_itself(scratch):
+    """One endpoint that fails leaves the other's notifications alone."""
+    desk = Desk(scratch(), notify("one", "two"))
+    desk.fire("a/1")
+    one, two = desk.due()
+    desk.settle([one], Outcome.RETRY)
+    desk.settle([two])
+    assert desk.rows("endpoint, state") == [("one", "pending"), ("two", "sent")]
+
+
+def test_resolved_is_left_out_where_it_is_not_wanted(scratch):
+    """An endpoint without resolved notifications hears of new firings only, of the same alert again too."""
+    desk = Desk(scratch(), notify(send_resolved=False))
+    desk.fire("a/1")
+    desk.settle(desk.due())
+    desk.end("a/1")
+    assert desk.due() == []
+    desk.fire("a/1", at=30 * S)
+    (again,) = desk.due()
+    assert said(again) == {"a/1": "firing"}
+
+
+def test_the_end_of_one_of_several_is_forgotten_where_it_is_not_wanted(scratch):
+    """Without resolved notifications, an alert that ends and fires again beside another is news again."""
+    desk = Desk(scratch(), notify(send_resolved=False))
+    desk.fire("a/1", "a/2")
+    desk.settle(desk.due())
+    desk.end("a/2")
+    assert desk.due() == []
+    desk.fire("a/2", at=30 * S)
+    (again,) = desk.due()
+    assert said(again) == {"a/1": "firing", "a/2": "firing"}
+
+
+def test_a_firing_without_a_clear_answer_is_sent_again(desk):
+    """An attempt that may or may not have arrived is repeated until there is an answer."""
+    desk.fire("a/1")
+    (first,) = desk.due()
+    desk.settle([first], Outcome.RETRY, certain=False, error="no answer in time")
+    desk.clock.advance(60)
+    (again,) = desk.due()
+    assert (again.webhook_id, again.payload) == (first.webhook_id, first.payload)
+
+
+def test_an_alert_that_fires_again_after_an_unclear_end_is_told_again(desk):
+    """When the receiver may have heard of an end, the next firing is news, though the end was never confirmed."""
+    desk.fire("a/1")
+    desk.settle(desk.due())
+    desk.end("a/1")
+    desk.settle(desk.due(), Outcome.RETRY, certain=False, error="no answer in time")
+    desk.fire("a/1", at=20 * S)
+    desk.clock.advance(60)
+    (again,) = desk.due()
+    assert said(again) == {"a/1": "firing"}
+
+
+def test_a_first_notification_can_wait_for_its_group(scratch):
+    """With a group wait nothing is sent before it is over, and then all of the group."""
+    desk = Desk(scratch(), notify(group_wait_s=10.0))
+    desk.fire("a/1")
+    desk.clock.advance(9)
+    desk.fire("a/2")
+    assert desk.due() == []
+    desk.clock.advance(1)
+    (delivery,) = desk.due()
+    assert said(delivery) == {"a/1": "firing", "a/2": "firing"}
+
+
+def test_what_goes_on_is_repeated(scratch):
+    """A firing group is told again after the repeat interval, under a new id, and not before."""
+    desk = Desk(scratch(), notify(repeat_interval_s=3600.0))
+    desk.fire("a/1")
+    (first,) = desk.due()
+    desk.settle([first])
+    desk.clock.advance(3599)
+    desk.reconcile()
+    assert desk.due() == []
+    desk.clock.advance(1)
+    desk.reconcile()
+    (again,) = desk.due()
+    assert said(again) == {"a/1": "firing"} and again.webhook_id != first.webhook_id
+
+
+def test_retries_are_spread_bounded_and_end(desk):
+    """Waits lie within the doubling ceiling, are not all alike, and after an hour the notification is dead and listed."""
+    desk.fire("a/1")
+    waits = []
+    for attempt in range(2000):
+        deliveries = desk.due()
+        if not deliveries:
+            break
+        desk.settle(deliveries, Outcome.RETRY, error="HTTP 503")
+        ((state, next_ns),) = desk.rows("state, next_attempt_ns")
+        if state == "dead":
+            break
+        wait_s = (next_ns - desk.clock.now_ns()) / S
+        assert 0 <= wait_s <= min(RETRY_CAP_S, 2.0**attempt)
+        waits.append(wait_s)
+        desk.clock.advance(wait_s + 1e-6)
+    assert desk.rows("state, last_error") == [("dead", f"given up after {GIVE_UP_S:.0f} s: HTTP 503")]
+    assert len({round(wait, 3) for wait in waits}) > 5 and max(waits) > 60
+    assert desk.outbox.counters()["weft_analytics_outbox_dead_total"] == 1
+    desk.reconcile()
+    assert desk.due() == []
+
+
+def test_retry_after_is_a_lower_bound(desk):
+    """No attempt is made before the time that the receiver asked for."""
+    desk.fire("a/1")
+    desk.settle(desk.due(), Outcome.RETRY, retry_after_s=200.0)
+    desk.clock.advance(199.9)
+    assert desk.due() == []
+    desk.clock.advance(0.2)
+    assert len(desk.due()) == 1
+
+
+def test_a_refusal_is_final_until_something_changes_or_it_is_replayed(desk):
+    """A refused notification is not tried again by itself; a new state of the group is, and a replay by hand is."""
+    desk.fire("a/1")
+    desk.settle(desk.due(), Outcome.REFUSED, error="HTTP 400")
+    desk.reconcile()
+    desk.clock.advance(600)
+    assert desk.due() == [] and desk.rows("state, last_error") == [("dead", "HTTP 400")]
+    with desk.database.transaction():
+        desk.outbox.replay()
+    (again,) = desk.due()
+    desk.settle([again], Outcome.REFUSED, error="HTTP 400")
+    desk.fire("a/2")
+    (changed,) = desk.due()
+    assert said(changed) == {"a/1": "firing", "a/2": "firing"}
+
+
+def test_a_gone_endpoint_is_left_alone_until_the_next_start(desk):
+    """After 410 nothing more is sent to the endpoint, until Weft is started anew."""
+    desk.fire("a/1")
+    desk.settle(desk.due(), Outcome.GONE, error="HTTP 410")
+    desk.fire("b/1")
+    assert desk.due() == []
+    desk.restart()
+    assert [said(delivery) for delivery in desk.due()] == [{"b/1": "firing"}]
+
+
+def test_an_endpoint_that_is_not_configured_any_more_keeps_nothing_pending(desk):
+    """Notifications for an endpoint that was removed are given up, and listed as such."""
+    desk.fire("a/1")
+    desk.config = notify("other")
+    desk.restart()
+    desk.reconcile()
+    assert desk.rows("endpoint, state") == [("ops", "dead"), ("other", "pending")]
+
+
+def test_no_more_is_handed_out_than_the_sender_has_room_for(scratch):
+    """Deliveries under way are bounded for each endpoint; the rest waits in the store."""
+    desk = Desk(scratch())
+    desk.fire(*(f"d{index}/1" for index in range(IN_FLIGHT_MAX + 5)))
+    first = desk.due()
+    assert len(first) == IN_FLIGHT_MAX and desk.due() == []
+    desk.settle(first)
+    assert len(desk.due()) == 5
+
+
+def test_a_long_group_is_cut_and_the_new_come_first(scratch):
+    """A payload holds no more alerts than its limit, counts the others, and shows what the receiver has not heard of."""
+    desk = Desk(scratch(), notify(max_alerts=2))
+    desk.fire("a/1", "a/2", "a/3")
+    (first,) = desk.due()
+    assert json.loads(first.payload)["truncatedAlerts"] == 1
+    desk.settle([first])
+    desk.fire("a/4", at=5 * S)
+    (second,) = desk.due()
+    assert "a/4" in said(second) and json.loads(second.payload)["truncatedAlerts"] == 2
+
+
+def test_a_failed_transaction_can_be_undone(desk):
+    """When handing out is rolled back, the same deliveries come again."""
+    desk.fire("a/1")
+    with pytest.raises(RuntimeError), desk.database.transaction():
+        assert len(desk.outbox.due()) == 1
+        raise RuntimeError
+    desk.outbox.forget_in_flight()
+    assert len(desk.due()) == 1
+
+
+def test_two_receivers_of_one_name_are_refused():
+    """Endpoints are known by name, so names are unique."""
+    with pytest.raises(ConfigError, match="a name of its own"):
+        endpoints_of(notify("ops", "ops"))
+
+
+NAMES = ("a/1", "a/2", "b/1")
+STEPS = st.lists(
+    st.sampled_from([("fire", n) for n in NAMES] + [("end", n) for n in NAMES] + [("send", "")] * 5 + [("kill", "")]), max_size=25
+)
+# What happens to an attempt: whether the receiver gets it, and what we hear.
+ATTEMPTS = {
+    "ok": (True, Outcome.DELIVERED, True),
+    "lost answer": (True, Outcome.RETRY, False),
+    "lost request": (False, Outcome.RETRY, False),
+    "busy": (False, Outcome.RETRY, True),
+    "refused": (False, Outcome.REFUSED, True),
+    "killed": (True, None, True),
+}
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_the_receiver_ends_up_believing_what_is_true(scratch, data):
+    """With any firings, ends, failures and kills: resolved is never said of what was never sent, and in the end all is told."""
+    desk, firing, believed, sent = Desk(scratch()), set(), set(), set()
+
+    def send(kind):
+        received, outcome, certain = ATTEMPTS[kind]
+        for delivery in desk.due():
+            for port, status in said(delivery).items():
+                assert status == "firing" or port in sent, "an end was told of an alert that was never sent"
+                if received or not certain:
+                    sent.add(port)
+                if received:
+                    (believed.add if status == "firing" else believed.discard)(port)
+            if outcome is None:
+                desk.restart()
+                return
+            desk.settle([delivery], outcome, certain=certain, error="x")
+
+    for step, name in data.draw(STEPS):
+        if step == "fire" and name not in firing:
+            firing.add(name)
+            desk.fire(name, at=(len(sent) + 1) * S)
+        elif step == "end" and name in firing:
+            firing.discard(name)
+            desk.end(name)
+        elif step == "send":
+            desk.clock.advance(3)
+            send(data.draw(st.sampled_from(sorted(ATTEMPTS))))
+        elif step == "kill":
+            desk.restart()
+    for _ in range(4):
+        # Long enough for what was refused to be told again.
+        desk.clock.advance(5 * 3600)
+        desk.reconcile()
+        send("ok")
+    assert believed == firing
+    desk.database.connection.close()
+
+
+# -- all of it, over the wire ----------------------------------------------------------------------------------------
+
+
+def test_from_a_row_to_a_webhook_and_its_end(scratch, receivers):
+    """A breach in a closed window arrives at a real receiver after one failed attempt, and so does its end."""
+    receiver, database, clock = receivers(), scratch(), SystemClock()
+    receiver.answers = [503, 200]
+    config = NotifyConfig(webhook=(WebhookConfig(name="ops", url=receiver.base),), external_url="http://weft.example")
+    for statement in (*ddl(), "CREATE TABLE t (ts TIMESTAMP_NS, device VARCHAR, x DOUBLE)"):
+        database.execute(statement)
+    endpoints = endpoints_of(config)
+    outbox = Outbox(database, endpoints, config, clock)
+    sender = Sender(build_notifiers(endpoints, clock))
+    query = "SELECT ts, device, x AS value FROM t WHERE ts >= $from AND ts < $to"
+    rule = Rule("hot", query, Condition(">", 0.2), dashboard="bursts?device={device}", annotations={"summary": "{device}: {value:.0%}"})
+    evaluator = Evaluator([rule], database, outbox)
+    sender.start()
+
+    def until(count):
+        for _ in range(500):
+            with database.transaction():
+                outbox.settle(sender.results())
+            with database.transaction():
+                deliveries = outbox.due()
+            sender.submit(deliveries)
+            if len(receiver.requests) >= count and outbox.counters()["weft_analytics_outbox_in_flight"] == 0:
+                return
+            clock.wait(0.02)
+
+    try:
+        database.execute("INSERT INTO t VALUES (make_timestamp_ns(0), 'leaf-1', 0.5)")
+        evaluator.evaluate(S)
+        until(2)
+        evaluator.evaluate(2 * S)
+        until(3)
+    finally:
+        sender.stop()
+    tried, told, ended = (json.loads(body) for _, _, body in receiver.requests)
+    assert tried == told
+    assert receiver.requests[0][1]["webhook-id"] == receiver.requests[1][1]["webhook-id"] != receiver.requests[2][1]["webhook-id"]
+    (alert,) = told["alerts"]
+    assert (told["status"], alert["annotations"]["summary"], alert["generatorURL"]) == (
+        "firing", "leaf-1: 50%", "http://weft.example/bursts?device=leaf-1",
+    )  # fmt: skip
+    assert [row["value"] for row in database.query(alert["annotations"]["query"])] == [0.5]
+    assert (ended["status"], ended["alerts"][0]["endsAt"]) == ("resolved", "1970-01-01T00:00:01Z")
+    assert ended["alerts"][0]["fingerprint"] == alert["fingerprint"]
+
+
+# A process that judges and sends until all is done; it says after each closed second how far it is.
+WORKER = """
+import sys
+from pathlib import Path
+from weft.analytics.alerts import ddl
+from weft.analytics.alerts.evaluate import Evaluator
+from weft.analytics.alerts.outbox import Outbox
+from weft.analytics.alerts.rules import Condition, Rule
+from weft.analytics.notify import NotifyConfig, WebhookConfig, build_notifiers, endpoints_of
+from weft.analytics.notify.sender import Sender
+from weft.analytics.store import Store
+from weft.pipeline.clock import SystemClock
+
+folder, url, seconds = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+store, clock = Store(folder), SystemClock()
+store.start()
+for statement in ddl():
+    store.execute(statement)
+store.execute("CREATE OR REPLACE VIEW t AS SELECT make_timestamp_ns(s * 1000000000) AS ts, 'leaf-' || d AS device, "
+              f"(s * (d + 3) // 7) % 2 AS x FROM range({seconds}) a(s), range(3) b(d)")
+config = NotifyConfig(webhook=(WebhookConfig(name="ops", url=url),) if url else ())
+endpoints = endpoints_of(config)
+outbox, sender = Outbox(store, endpoints, config, clock), Sender(build_notifiers(endpoints, clock))
+query = "SELECT ts, device, x AS value FROM t WHERE ts >= $from AND ts < $to"
+rule = Rule("hot", query, Condition(">", 0.5), for_s=2, annotations={"summary": "{device} {value}"})
+evaluator = Evaluator([rule], store, outbox)
+sender.start()
+
+def step():
+    results = sender.results()
+    if results:
+        with store.transaction():
+            outbox.settle(results)
+    with store.transaction():
+        deliveries = outbox.due()
+    sender.submit(deliveries)
+
+(done,) = store.query("SELECT coalesce(max(evaluated_to_ns), 0) // 1000000000 AS s FROM state.alert_rules")
+for closed in range(done["s"] + 1, seconds + 1):
+    evaluator.evaluate(closed * 1_000_000_000)
+    step()
+    print(closed, flush=True)
+for _ in range(1000):
+    step()
+    if store.query("SELECT count(*) AS n FROM state.outbox WHERE state = 'pending'") == [{"n": 0}]:
+        break
+    clock.wait(0.01)
+sender.stop()
+store.stop()
+"""
+
+
+def work(folder, url, seconds, kill_after=None):
+    """Run the worker to its end, or kill it, as with kill -9, once it has said so many lines; return whether it ended."""
+    command = [sys.executable, "-c", WORKER, str(folder), url, str(seconds)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        guard = threading.Timer(60, process.kill)
+        guard.start()
+        try:
+            for lines, _ in enumerate(process.stdout, 1):
+                if lines == kill_after:
+                    process.kill()
+                    break
+            return process.wait(60) == 0
+        finally:
+            guard.cancel()
+
+
+def alerts_in(folder):
+    with contextlib.closing(duckdb.connect(str(folder / "hot.duckdb"), read_only=True)) as connection:
+        return connection.execute("SELECT * FROM state.alerts ORDER BY starts_at, fingerprint").fetchall()
+
+
+def test_kill_9_loses_and_repeats_nothing(tmp_path, receivers):
+    """A process killed again and again leaves the undisturbed run's alerts, row for row, and a receiver that believes what is true."""
+    seconds, receiver = 48, receivers()
+    assert work(tmp_path / "calm", "", seconds)
+    moments = random.Random(7)
+    for _ in range(3):
+        # Each life goes on where the last one stood, so each kill falls into new work.
+        assert not work(tmp_path / "killed", receiver.base, seconds, kill_after=moments.randint(8, 13))
+    assert work(tmp_path / "killed", receiver.base, seconds)
+    assert alerts_in(tmp_path / "killed") == alerts_in(tmp_path / "calm")
+    assert sum(row[4] == "resolved" for row in alerts_in(tmp_path / "calm")) > 5
+    payloads, believed = {}, {}
+    for _, headers, body in receiver.requests:
+        assert payloads.setdefault(headers["webhook-id"], body) == body
+        for alert in json.loads(body)["alerts"]:
+            assert alert["status"] == "firing" or alert["fingerprint"] in believed
+            believed[alert["fingerprint"]] = alert["status"]
+    firing = {row[0] for row in alerts_in(tmp_path / "calm") if row[4] == "firing"}
+    assert {key for key, status in believed.items() if status == "firing"} == firing

@@ -1,0 +1,243 @@
+"""Stores for the dashboard's tests: recordings are written here and go through the real pipeline; nothing is mocked."""
+
+import contextlib
+import os
+import socket
+import struct
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from weft.analytics import alerts
+from weft.analytics.publish import PublishConfig, Publisher
+from weft.analytics.store import Store
+from weft.pipeline.clock import SystemClock
+from weft.pipeline.report import Report
+
+RACKS, HOSTS, SECONDS, BINS = 3, 6, 6, 50
+LINE_RATE_BPS = 12_500_000_000
+SAMPLE_BYTES_MAX = LINE_RATE_BPS // 8 // 1000
+REPLAY_LIMIT_S = 120
+START_LIMIT_S = 40
+# 2022-01-01T00:00:03Z: where recordings of Millisampler begin, and three seconds.
+PCAP_START_S = 1_640_995_203
+
+
+@dataclass(frozen=True)
+class Seed:
+    """A data folder and what was put into it: the samples by (device, port)."""
+
+    data: Path
+    samples: dict[tuple[str, str], np.ndarray]
+
+
+def _traffic() -> dict[tuple[int, int], np.ndarray]:
+    """Samples of each host: a collective every 100 ms, in which the hosts of a rack send together, over a trickle."""
+    rng = np.random.default_rng(7)
+    count = SECONDS * 1000
+    made = {}
+    for rack in range(RACKS):
+        phase = np.arange(count) % 100
+        for host in range(HOSTS):
+            busy = (phase < 4 + 3 * rack) & (rng.random(count) < 0.9 - 0.1 * host)
+            made[rack, host] = np.where(
+                busy, rng.integers(SAMPLE_BYTES_MAX * 6 // 10, SAMPLE_BYTES_MAX, count), rng.integers(0, 40_000, count)
+            )
+    return made
+
+
+def _write_recording(path: Path, traffic: dict[tuple[int, int], np.ndarray]) -> None:
+    """Write the samples as a table in the shape that the public dataset's tables have."""
+    frames = []
+    for (rack, host), samples in traffic.items():
+        rows = samples.reshape(-1, BINS)
+        totals = rows.sum(axis=1)
+        head = {
+            "rackid": [rack] * len(rows),
+            "hostid": [100 * rack + host] * len(rows),
+            "IngressBytesAgg": totals,
+            "EgressBytesAgg": totals // 20,
+        }
+        tail = {"InRxmitBytesAgg": totals // 1000, "OutRxmitBytesAgg": totals // 2000, "InCongestionBytesAgg": totals // 50}
+        bins = {f"IngressBytes{k}": rows[:, k] for k in range(BINS)}
+        frames.append(pl.DataFrame(head | tail | {"ConnectionsAgg": [12] * len(rows)} | bins))
+    pl.concat(frames).write_csv(path)
+
+
+def _packet(src: int, dst: int, opcode: int, psn: int, rest: bytes = b"") -> bytes:
+    """Return one RoCEv2 packet, from the Ethernet header on; the checksums are left zero."""
+    bth = struct.pack("!BBHII", opcode, 0, 0xFFFF, 17, psn | (1 << 31 if opcode == 4 else 0))
+    body = bth + rest + bytes(4)
+    udp = struct.pack("!HHHH", 49152, 4791, 8 + len(body), 0)
+    ip = struct.pack("!BBHHHBBHII", 0x45, 3 if psn % 9 == 0 else 2, 28 + len(body), 0, 0, 64, 17, 0, src, dst)
+    return bytes(12) + b"\x08\x00" + ip + udp + body
+
+
+def _write_capture(path: Path, requests: int = 400) -> None:
+    """Write requests and their acknowledgements, 15 to 60 us apart, with congestion notifications and a lost request."""
+    rng = np.random.default_rng(11)
+    left, right = 0x0A000001, 0x0A000002
+    packets = []
+    for k in range(requests):
+        sent_us = k * 5000
+        if k != 200:
+            packets.append((sent_us, _packet(left, right, 4, k, bytes(256))))
+            syndrome = struct.pack("!I", (5 << 24) | (k & 0xFFFFFF))
+            packets.append((sent_us + int(rng.integers(15, 60)), _packet(right, left, 17, k, syndrome)))
+        if k % 50 == 0:
+            packets.append((sent_us + 100, _packet(right, left, 129, 0, bytes(16))))
+    with path.open("wb") as file:
+        file.write(struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 1))
+        for at_us, data in packets:
+            file.write(struct.pack("<IIII", PCAP_START_S + at_us // 1_000_000, at_us % 1_000_000, len(data), len(data)) + data)
+
+
+def _replay(path: Path, data: Path, *options: str) -> None:
+    command = [sys.executable, "-m", "weft", "replay", str(path), "--data", str(data), *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=REPLAY_LIMIT_S, check=False, env=_environment())
+    assert done.returncode == 0, done.stderr
+
+
+def _environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("WEFT_")}
+
+
+def _amend(data: Path) -> None:
+    """Add what a replay does not bring: an admitted loss, and alerts that fire and wait."""
+    store = Store(data / "store")
+    store.start()
+    clock = SystemClock()
+    extra = tuple(f"CREATE OR REPLACE VIEW main.{name} AS {sql}" for name, sql in alerts.views().items())
+    now = clock.now_ns()
+    with store.transaction():
+        for statement in alerts.ddl():
+            store.execute(statement)
+        store.execute("DELETE FROM state.alerts")
+        store.execute(
+            """INSERT INTO base.gap BY NAME SELECT make_timestamp_ns(?) AS ts, make_timestamp_ns(?) AS recv_ts, 'host' AS source,
+            'rack-0' AS device, 0 AS epoch, 'samples' AS what, 12 AS missed, 'late_tick' AS reason""",
+            [now, now],
+        )
+        for state, severity in (("firing", "critical"), ("pending", "warning")):
+            labels = f'{{"severity": "{severity}", "device": "rack-0", "port": "host-1"}}'
+            store.execute(
+                """INSERT INTO state.alerts BY NAME SELECT ? AS fingerprint, 'burst-time' AS rule, ? AS labels,
+                '{"summary": "it bursts"}' AS annotations, ? AS state, 0.5 AS value, ? AS starts_at,
+                'bursts?device=rack-0&port=host-1&direction=rx' AS path, 'SELECT 1' AS evidence_sql""",
+                [state, labels, state, now],
+            )
+    Publisher(store, PublishConfig(), clock, Report("test", "here", clock), extra).start()
+    store.stop()
+
+
+@pytest.fixture(scope="session")
+def seed(tmp_path_factory: pytest.TempPathFactory) -> Seed:
+    """Return a store of six seconds of samples of 18 ports, and of RoCEv2 packets, made by the real pipeline."""
+    folder = tmp_path_factory.mktemp("dash")
+    traffic = _traffic()
+    _write_recording(folder / "rack.csv", traffic)
+    _write_capture(folder / "roce.pcap")
+    data = folder / "data"
+    _replay(folder / "rack.csv", data, "--kind", "millisampler", "--line-rate", str(LINE_RATE_BPS))
+    _replay(folder / "roce.pcap", data)
+    _amend(data)
+    return Seed(data, {(f"rack-{rack}", f"host-{100 * rack + host}"): samples for (rack, host), samples in traffic.items()})
+
+
+@pytest.fixture(scope="session")
+def pictured(seed: Seed, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the data folder to take pictures of: real recordings where pictures for the docs are asked for, else the seed's."""
+    shared = Path(os.environ.get("WEFT_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data"))
+    recording, capture = shared / "meta-millisampler" / "metadc_test.csv", shared / "roce-pcap" / "oferby_roce.pcap"
+    if not os.environ.get("WEFT_PICTURES") or not recording.exists():
+        return seed.data
+    data = tmp_path_factory.mktemp("pictured") / "data"
+    _replay(recording, data, "--line-rate", str(LINE_RATE_BPS))
+    _replay(capture, data)
+    return data
+
+
+@pytest.fixture(scope="session")
+def one_row(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the data folder of a store with one port's single window of a recording of 50 ms."""
+    folder = tmp_path_factory.mktemp("one")
+    _write_recording(folder / "one.csv", {(0, 0): np.full(BINS, 1000)})
+    _replay(folder / "one.csv", folder / "data", "--kind", "millisampler", "--line-rate", str(LINE_RATE_BPS))
+    return folder / "data"
+
+
+@pytest.fixture(scope="session")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the data folder of a store that is published and holds nothing."""
+    data = tmp_path_factory.mktemp("empty")
+    store = Store(data / "store")
+    store.start()
+    clock = SystemClock()
+    Publisher(store, PublishConfig(), clock, Report("test", "here", clock)).start()
+    store.stop()
+    return data
+
+
+@pytest.fixture(scope="session")
+def free_port() -> Callable[[], int]:
+    """Return a function that names a port of loopback that nobody listens on."""
+
+    def find() -> int:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            return probe.getsockname()[1]
+
+    return find
+
+
+_SERVE = """
+import sys
+from pathlib import Path
+from weft.dashboards.service import DashConfig, run
+run(DashConfig(port=int(sys.argv[2])), Path(sys.argv[1]))
+"""
+
+
+@pytest.fixture(scope="session")
+def serve(free_port: Callable[[], int]) -> Iterator[Callable[[Path], tuple[str, "subprocess.Popen[str]"]]]:
+    """Return a function that serves a data folder in a process of its own and returns its address."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(data: Path) -> tuple[str, "subprocess.Popen[str]"]:
+        port = free_port()
+        process = subprocess.Popen(
+            [sys.executable, "-c", _SERVE, str(data), str(port)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=_environment(),
+        )
+        started.append(process)
+        _await(f"http://127.0.0.1:{port}/_stcore/health", process)
+        return f"http://127.0.0.1:{port}", process
+
+    yield start
+    for process in started:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=10)
+        process.kill()
+
+
+def _await(address: str, process: "subprocess.Popen[str]") -> None:
+    clock = SystemClock()
+    deadline = clock.monotonic_ns() + START_LIMIT_S * 10**9
+    while clock.monotonic_ns() < deadline:
+        assert process.poll() is None, process.stdout.read() if process.stdout else ""
+        with contextlib.suppress(OSError), urllib.request.urlopen(address, timeout=2) as answer:
+            if answer.status == 200:
+                return
+        clock.wait(0.2)
+    pytest.fail(f"{address} did not answer in {START_LIMIT_S} s")

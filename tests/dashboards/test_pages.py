@@ -1,0 +1,171 @@
+"""Every page on a full, an empty and a nearly empty store, and the state that lives in the URL."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from weft.dashboards import service
+from weft.dashboards.views import VIEWS
+
+APP = Path(service.APP)
+LIMIT_S = 60
+
+STORED = [name for name, module in VIEWS.items() if module.STORED]
+
+
+@pytest.fixture
+def open_page(monkeypatch: pytest.MonkeyPatch) -> Callable[..., AppTest]:
+    """Return a function that runs one page on a data folder, with a query string."""
+
+    def run(data: Path, name: str, **query: str) -> AppTest:
+        monkeypatch.setenv(service.DATA_VARIABLE, str(data))
+        monkeypatch.setattr("sys.argv", ["app.py"])
+        page = AppTest.from_file(str(APP), default_timeout=LIMIT_S)
+        page.query_params.update(query)
+        if name != next(iter(VIEWS)):
+            page._page_hash = _hash(name)
+        return page.run()
+
+    return run
+
+
+def _hash(name: str) -> str:
+    """Return what Streamlit calls a page by; its tests can switch between pages that are files only."""
+    from streamlit.util import calc_hash
+
+    return calc_hash(name)
+
+
+def words(page: AppTest) -> str:
+    """Return all that a page says outside tables and charts."""
+    elements = [*page.markdown, *page.info, *page.warning, *page.error, *page.success, *page.caption]
+    return "\n".join([str(element.value) for element in elements] + [f"{metric.label}: {metric.value}" for metric in page.metric])
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_a_page_shows_a_full_store(name, seed, open_page):
+    """Each page renders without an exception or a failed query on real rows, under its own title."""
+    page = open_page(seed.data, name)
+    assert not page.exception
+    assert [header.value for header in page.header] == [VIEWS[name].TITLE]
+    assert not page.warning and not page.error
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_a_page_shows_an_empty_store(name, empty, open_page):
+    """With nothing stored a page says what to do and raises nothing."""
+    page = open_page(empty, name)
+    assert not page.exception and not page.warning and not page.error
+    assert page.info
+    assert name == "sql" or "weft " in words(page)
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_a_page_before_anything_is_published(name, tmp_path, open_page):
+    """Before the first snapshot a page says how to begin; the docs are there already."""
+    page = open_page(tmp_path, name)
+    assert not page.exception and not page.error
+    assert not VIEWS[name].STORED or "weft up" in words(page)
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_a_page_shows_a_single_window(name, one_row, open_page):
+    """One row, of which no variance and no distribution can be taken, is shown without an exception."""
+    page = open_page(one_row, name)
+    assert not page.exception and not page.warning and not page.error
+
+
+def metric(page: AppTest, label: str) -> str:
+    return str(next(element.value for element in page.metric if element.label.startswith(label)))
+
+
+def test_overview_counts_what_is_there(seed, open_page):
+    """The tiles tell the ports, the bursts and the worst port as plain counting of the samples does."""
+    threshold = 12_500_000_000 // 8 // 1000 // 2
+    hot = {port: samples > threshold for port, samples in seed.samples.items()}
+    bursts = sum(int(np.count_nonzero(h[1:] & ~h[:-1]) + h[0]) for h in hot.values())
+    page = open_page(seed.data, "overview", range="all")
+    assert metric(page, "Ports sampled") == str(len(seed.samples))
+    assert metric(page, "Bursts, last minute") == f"{bursts:,}"
+    assert metric(page, "Worst port") == f"{max(h.mean() for h in hot.values()):.1%}"
+    assert metric(page, "Alerts firing") == "1"
+
+
+def test_bursts_of_the_port_in_the_url(seed, open_page):
+    """A link to a port shows that port, with the numbers that its samples give."""
+    samples = seed.samples["rack-1", "host-102"]
+    page = open_page(seed.data, "bursts", device="rack-1", port="host-102", direction="rx")
+    assert "rack\\-1 · host\\-102 · rx" in words(page)
+    capacity = 12_500_000_000 / 8 / 1000
+    assert metric(page, "Time in bursts") == f"{(samples > capacity / 2).mean():.1%}"
+    assert metric(page, "Mean") == f"{samples.mean() / capacity:.1%}"
+    assert metric(page, "Peak, 1 ms") == f"{samples.max() / capacity:.1%}"
+    assert metric(page, "Peak to mean") == f"{samples.max() / samples.mean():.3g}"
+
+
+def test_latency_counts_the_packets(seed, open_page):
+    """The packets, notifications and the one lost request of the capture are told."""
+    page = open_page(seed.data, "latency", range="all")
+    assert metric(page, "Packets seen") == "806"
+    assert metric(page, "CNPs") == "8"
+    assert metric(page, "PSN gaps") == "1 / 1"
+    assert metric(page, "Samples") == "399"
+
+
+def test_pipeline_tells_the_admitted_loss(seed, open_page):
+    """What a collector admits to have missed is on the page, and only that device's is with the device chosen."""
+    page = open_page(seed.data, "pipeline")
+    assert any("late_tick" in str(table.value) for table in page.dataframe)
+    other = open_page(seed.data, "pipeline", device="rack-2")
+    assert not any("late_tick" in str(table.value) for table in other.dataframe)
+
+
+@pytest.mark.parametrize(
+    ("name", "query"),
+    [
+        ("overview", {"range": "1h", "until": "2022-01-01 00:00:04", "pause": "true"}),
+        ("bursts", {"device": "rack-2", "port": "host-201", "direction": "rx", "zoom": "1 s", "scope": "device"}),
+        ("latency", {"src": "10.0.0.1", "dst": "10.0.0.2", "shape": "tail", "range": "6h"}),
+        ("pipeline", {"device": "rack-1", "range": "5m"}),
+        ("sql", {"query": "FROM devices", "about": "bursts"}),
+    ],
+)
+def test_state_comes_from_the_url_and_stays_in_it(name, query, seed, open_page):
+    """Controls take their state from the URL, and the URL still says it after the run."""
+    page = open_page(seed.data, name, **query)
+    assert not page.exception
+    assert {key: page.query_params.get(key) for key in query} == query
+
+
+def test_a_link_to_a_port_that_is_gone(seed, open_page):
+    """A link with a device and a time that do not exist shows something valid instead of an exception."""
+    page = open_page(seed.data, "bursts", device="nobody", port="nothing", at="99999999999999999999999", until="yesterday")
+    assert not page.exception
+    assert [warning.value for warning in page.warning] == ["“yesterday” is not a time; write it as 2026-01-31 12:00:05."]
+
+
+def test_raw_samples_that_are_gone_are_said_so(seed, open_page):
+    """A moment that the ring holds no longer is told, with what it does hold."""
+    page = open_page(seed.data, "bursts", at="1500000000000000000")
+    assert not page.exception
+    assert "are gone" in words(page)
+
+
+def test_a_query_runs_and_its_rows_are_shown(seed, open_page):
+    """The console runs what is in the URL when told to, and tells the rows and the time."""
+    page = open_page(seed.data, "sql", query="SELECT count(*) AS n FROM bursts")
+    assert not any(table.value.shape == (1, 1) for table in page.dataframe)
+    page.button[0].click().run()
+    assert not page.exception
+    assert "1 rows" in words(page)
+
+
+def test_a_refused_query_is_told_plainly(seed, open_page):
+    """A statement that would write is refused in words, and the page goes on."""
+    page = open_page(seed.data, "sql", query="DROP VIEW bursts")
+    page.button[0].click().run()
+    assert not page.exception
+    assert "not admitted" in page.error[0].value

@@ -1,0 +1,112 @@
+"""Writes the generated pages of the docs: ``make docs``. A test fails where they are stale."""
+
+from argparse import Namespace
+from pathlib import Path
+
+from weft import cli
+from weft.analytics import macros, views
+from weft.commands.settings import everything
+from weft.pipeline import config as configuration
+from weft.pipeline.schema import FAMILIES, RESOLUTIONS_NS, STATES, Table
+
+FOLDER = Path(__file__).parent.parent / "dashboards" / "docs"
+
+
+def pages() -> dict[str, str]:
+    """Return the text of each generated page by its file's name."""
+    return {"30-metrics.md": _metrics(), "50-reference.md": _reference(), "55-tables.md": _tables()}
+
+
+def main() -> None:
+    """Write the pages."""
+    for name, text in pages().items():
+        (FOLDER / name).write_text(text)
+
+
+def _metrics() -> str:
+    lines = [
+        "# Metrics: the views and their columns",
+        "",
+        "Generated from `analytics/views.py`. Views with resolutions exist as "
+        + ", ".join(f"`_{name}`" for name in RESOLUTIONS_NS)
+        + " with the same columns; times are UTC, ratios 0..1, sizes bytes.",
+    ]
+    for view in views.VIEWS:
+        lines += ["", f"## {view.name}{'_*' if view.resolutions else ''}", "", f"{view.doc[0].upper()}{view.doc[1:]}.", ""]
+        lines += ["| column | unit | meaning |", "|---|---|---|"]
+        lines += [f"| `{column.name}` | {column.unit} | {_cell(column.doc)} |" for column in view.columns]
+    lines += [
+        "",
+        "## alerts, alert_rules, notifications",
+        "",
+        "What is pending, firing and resolved; how far each rule has judged; what was sent.",
+    ]
+    lines += ["", "## Macros", "", "| macro | gives |", "|---|---|"]
+    lines += [f"| `{head}` | {_cell(doc)} |" for head, (_, doc) in macros.MACROS.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _reference() -> str:
+    lines = ["# Commands and configuration", "", "Generated from the code. Exit codes: 0 done, 1 failed, 2 wrong command line.", ""]
+    for name, command in cli.COMMANDS.items():
+        lines += [f"## weft {name}", "", f"{command.doc[0].upper()}{command.doc[1:]}.", "", "| option | meaning |", "|---|---|"]
+        for flags, meaning in cli.options_of(name):
+            lines.append(f"| `{flags}` | {_cell(meaning)} |")
+        lines += ["", *(f"    {example}" for example in command.examples), ""]
+    lines += [
+        "## Configuration",
+        "",
+        "One TOML file (`--config`, or `weft.toml` where you are), all of it optional. These are all settings with their",
+        "defaults, as `weft check --dump` prints them. `WEFT_BUS__KIND=kafka` in the environment sets `kind` in `[bus]`.",
+        "",
+        "```toml",
+        *configuration.dump(everything(Namespace(config=None))),
+        "```",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _tables() -> str:
+    lines = [
+        "# Tables on the bus and in the store",
+        "",
+        "Generated from `pipeline/schema.py`.",
+        "",
+        "## Families: what collectors publish",
+        "",
+    ]
+    for table in FAMILIES.values():
+        lines += _table(table)
+    lines += [
+        "## State: what the store keeps",
+        "",
+        "With keys at every resolution, in schema `state`. *Merge* says how rows of one key become one.",
+        "",
+    ]
+    for table in STATES.values():
+        lines += _table(table)
+    return "\n".join(lines) + "\n"
+
+
+def _table(table: Table) -> list[str]:
+    head = [
+        f"### {table.name} (`{table.topic}`)",
+        "",
+        f"{table.doc[0].upper()}{table.doc[1:]}.",
+        "",
+        "| column | type | unit | merge | meaning |",
+        "|---|---|---|---|---|",
+    ]
+    rows = [
+        f"| `{f.name}` | {_cell(str(f.dtype))} | {f.unit} | {'' if f.role == 'attribute' else f.role} | {_cell(f.doc)} |"
+        for f in table.fields
+    ]
+    return [*head, *rows, ""]
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    main()
