@@ -70,8 +70,9 @@ class Options:
 class Collector:
     """One line of ``COLLECTORS``: a source, what it is, and how its two shapes are made.
 
-    ``config`` is a frozen dataclass whose fields are the section ``[collect.<name>]`` of ``weft.toml``.
-    ``recognises`` looks at a path and its first bytes. A shape that the source does not have is ``None``.
+    ``config`` is a frozen dataclass whose fields are the section ``[collect.<name>]`` of ``weft.toml``; a source that
+    has to be asked for is off while ``config.enabled`` is false. ``recognises`` looks at a path and its first bytes. A shape
+    that the source does not have is ``None``.
     """
 
     name: str

@@ -48,6 +48,7 @@ _log = logging.getLogger(__name__)
 class HostConfig:
     """Section ``[collect.host]``."""
 
+    enabled: bool = True
     # Time between two readings, 0.5 to 100.
     interval_ms: float = 1.0
     # Names of the interfaces to read; empty = all that are up.

@@ -53,6 +53,10 @@ class PacketsConfig:
     block_bytes: int = 1024 * 1024
     hand_over_ms: int = 20
 
+    @property
+    def enabled(self) -> bool:
+        return bool(self.interface)
+
 
 class _Frames:
     """Makes the batches of one device and keeps the counts."""

@@ -30,6 +30,8 @@ _COMMON = ("ts", "recv_ts", "source", "device", "epoch")
 # What a row of a family cannot do without, besides ts and device.
 _NEEDED = {
     "port": ("port",),
+    "queue": ("port", "queue", "direction"),
+    "reading": ("kind", "object", "name"),
     "burst_sample": ("port", "signal", "interval_ns"),
     "packet": ("src", "dst", "qp", "opcode", "psn"),
     "latency": ("src", "dst", "kind", "values_ns"),

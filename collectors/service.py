@@ -5,7 +5,8 @@ admitted in a ``gap`` row as soon as the bus is back.
 """
 
 import collections
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, make_dataclass
+from typing import Any
 
 import polars as pl
 
@@ -14,38 +15,39 @@ from ..pipeline.clock import NS_PER_S, Clock
 from ..pipeline.errors import BusError, FencedError
 from ..pipeline.report import Report
 from ..pipeline.schema import FAMILIES
+from . import COLLECTORS
 from .base import Batch, Live
 from .feed import Feed
-from .host import HOST, HostConfig
-from .packets import PACKETS, PacketsConfig
 
 DRAIN_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class CollectConfig:
-    """Section ``[collect]``: the collectors that run, and how much may wait for the bus."""
+class _Common:
+    """Section ``[collect]``: how much may wait for the bus, and one part for each collector that runs live."""
 
-    host: HostConfig = field(default_factory=HostConfig)
-    host_enabled: bool = True
-    packets: PacketsConfig = field(default_factory=PacketsConfig)
     held_bytes_max: int = 256 * 1024 * 1024
 
 
-def configured(config: CollectConfig, clock: Clock) -> dict[str, Live]:
+# The table of collectors says which parts the section has.
+CollectConfig = make_dataclass(
+    "CollectConfig",
+    [(name, one.config, field(default_factory=one.config)) for name, one in COLLECTORS.items() if one.live is not None],
+    bases=(_Common,),
+    frozen=True,
+)
+
+
+def configured(config: Any, clock: Clock) -> dict[str, Live]:
     """Return the live collectors that the configuration asks for, inert."""
-    found = {}
-    if config.host_enabled and HOST.live is not None:
-        found[HOST.name] = HOST.live(config.host, clock)
-    if config.packets.interface and PACKETS.live is not None:
-        found[PACKETS.name] = PACKETS.live(config.packets, clock)
-    return found
+    asked = {name: getattr(config, name) for name, one in COLLECTORS.items() if one.live is not None}
+    return {name: live(part, clock) for name, part in asked.items() if part.enabled and (live := COLLECTORS[name].live)}
 
 
 class CollectService:
     """Runs the live collectors of one machine."""
 
-    def __init__(self, config: CollectConfig, bus: Bus, clock: Clock, report: Report, name: str = "collect-0") -> None:
+    def __init__(self, config: Any, bus: Bus, clock: Clock, report: Report, name: str = "collect-0") -> None:
         self._config = config
         self._bus = bus
         self._clock = clock

@@ -109,6 +109,58 @@ _FAMILY_LIST = (
             *_counters("fec_corrected", "fec_uncorrectable"),
             Field("fec_bins", pl.List(pl.UInt64), "codewords", "cumulative codewords by number of symbol errors"),
             *_counters("corrected_bits", "symbol_errors", "carrier_changes"),
+            *_counters(
+                *(f"{side}_{kind}_packets" for side in ("rx", "tx") for kind in ("unicast", "multicast", "broadcast")),
+                *("rx_pause_frames", "tx_pause_frames", "trimmed_packets", "ecn_marked_packets", "rx_unknown_protocols"),
+                *("fcs_errors", "alignment_errors", "frame_too_long_errors", "carrier_sense_errors", "sqe_test_errors"),
+                *("internal_rx_errors", "internal_tx_errors", "single_collisions", "multiple_collisions", "late_collisions"),
+                *("excessive_collisions", "deferred_transmissions"),
+            ),
+            Field("admin_up", pl.Boolean, "", "whether the operator wants the link up"),
+        ),
+    ),
+    Table(
+        "queue",
+        "one reading of an egress queue, a priority or a buffer",
+        (
+            *_COMMON,
+            PORT,
+            QUEUE,
+            Field(
+                "direction",
+                pl.String,
+                "",
+                "tx: egress queue or priority; rx: ingress priority group; pool: shared buffer, whose port is empty",
+            ),
+            SPEED,
+            *_counters("packets", "bytes", "dropped_packets", "dropped_bytes", "ecn_marked_packets", "ecn_marked_bytes"),
+            *_counters("wred_dropped_packets", "wred_dropped_bytes", "trimmed_packets"),
+            *(
+                Field(name, pl.UInt64, unit, doc)
+                for name, unit, doc in (
+                    ("occupancy_bytes", "bytes", "bytes in the queue now (gauge)"),
+                    ("watermark_bytes", "bytes", "most bytes in it since the device last cleared this"),
+                    ("headroom_watermark_bytes", "bytes", "most bytes in its headroom since the device last cleared this"),
+                    ("delay_watermark_ns", "ns", "longest delay in it since the device last cleared this"),
+                )
+            ),
+            *_counters("pfc_rx_frames", "pfc_tx_frames"),
+            *_counters("pfc_rx_pause_us", "pfc_tx_pause_us", unit="us"),
+            *_counters("pfc_rx_pause_quanta", "pfc_tx_pause_quanta", unit="512 bit times"),
+            *_counters("pfc_on2off"),
+        ),
+    ),
+    Table(
+        "reading",
+        "one value that no other family has a column for",
+        (
+            *_COMMON,
+            Field("kind", pl.String, "", "what it is read of: device, port, queue, transceiver, pool, ..."),
+            Field("object", pl.String, "", "its name: the port, port/queue, the component; empty for the device"),
+            Field("name", pl.String, "", "canonical name where the dictionary has one, else the source's own"),
+            Field("value", pl.Float64, "", "the value; a counter above 2^53 is rounded here and exact in count"),
+            Field("count", pl.UInt64, "", "the value where it is a whole number, exactly; null otherwise"),
+            Field("text", pl.String, "", "the value where it is a text; null otherwise"),
         ),
     ),
     Table(

@@ -15,7 +15,7 @@ DOORS = {
     "kafka": ("pipeline/bus/kafka.py",),
     "duckdb": ("analytics/store.py",),
     "scapy": ("collectors/packets.py", "collectors/lab/"),
-    "grpc": ("collectors/gnmi.py", "collectors/lab/"),
+    "grpc": ("collectors/gnmi.py", "collectors/otlp.py", "collectors/lab/"),
     "streamlit": ("dashboards/",),
     "altair": ("dashboards/",),
 }
