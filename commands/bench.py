@@ -10,26 +10,16 @@ import sys
 import tempfile
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ..pipeline.bus import Bus, BusConfig, open_bus
 from ..pipeline.clock import NS_PER_S, SystemClock
+from .measure import Line, best_rate
 
 DEVICES, PORTS = 40, 50
 MEMORY_GOAL_BYTES = 600e6
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One measurement: what, its value, what it is compared with, and the goal."""
-
-    what: str
-    value: str
-    beside: str = ""
-    goal: str = ""
 
 
 def options(parser: ArgumentParser) -> None:
@@ -62,13 +52,7 @@ def _kernel(seconds: int) -> float:
         (matrix, first, np.array([first, first + slots]), np.array([START_NS]), INTERVAL_NS, np.full(entities, 25_000_000)),
         (np.zeros(entities, np.int64), np.zeros((1, slots), np.int32), none, none),
     )
-    clock, best = SystemClock(), 0.0
-    for _ in range(5):
-        carry = kernel.empty_carry(entities)
-        began = clock.monotonic_ns()
-        kernel.walk(*arguments[0], carry, *arguments[1])
-        best = max(best, matrix.size / (clock.monotonic_ns() - began) * NS_PER_S)
-    return best
+    return best_rate(lambda: kernel.walk(*arguments[0], kernel.empty_carry(entities), *arguments[1]), matrix.size)
 
 
 def _bursts(seconds: int) -> Iterator[Line]:
@@ -120,16 +104,9 @@ def _packets(_seconds: int) -> Iterator[Line]:
     lengths = np.tile([len(packet) for packet in raw], count // len(raw))
     offsets = np.concatenate([[0], np.cumsum(lengths)[:-1]])
     ts = np.arange(len(lengths), dtype=np.int64)
-    clock, fast = SystemClock(), 0.0
-    for _ in range(4):
-        began = clock.monotonic_ns()
-        found = decode(buffer, offsets, lengths, ts, 1).frame.height
-        fast = max(fast, found / (clock.monotonic_ns() - began) * NS_PER_S)
+    fast = best_rate(lambda: decode(buffer, offsets, lengths, ts, 1), len(lengths))
     few = (raw * 20)[:1000]
-    began = clock.monotonic_ns()
-    for packet in few:
-        dissect(packet)
-    slow = len(few) / (clock.monotonic_ns() - began) * NS_PER_S
+    slow = best_rate(lambda: [dissect(packet) for packet in few], len(few), runs=1)
     yield Line(
         "RoCEv2 packets decoded, one core",
         f"{fast / 1e6:.1f} M packets/s",
