@@ -6,12 +6,12 @@ _LACKS = ("late", "duplicates", "implausible", "resets", "wraps", "gaps")
 
 # Joined from the keys of both sides, and not as a full join, so that a condition on the key reaches every table below.
 _QUALITY_SOURCE = f"""(
-  WITH p AS (
+  WITH p AS NOT MATERIALIZED (
     SELECT ts, device, port, signal, sum(samples) AS samples, sum(samples * interval_ns) / {{ns}} AS coverage_ratio
       FROM state.port_samples_{{r}} GROUP BY ALL
     UNION ALL SELECT ts, device, port, 'port', sum(readings), least(1, max(covered_ns) / {{ns}}) FROM state.port_counters_{{r}} GROUP BY ALL
     UNION ALL SELECT ts, device, port, 'queue', sum(readings), least(1, max(covered_ns) / {{ns}}) FROM state.queue_counters_{{r}} GROUP BY ALL
-  ), q AS (
+  ), q AS NOT MATERIALIZED (
     SELECT ts, device, port, signal, {", ".join(f"sum({name})::UBIGINT AS {name}" for name in _LACKS)} FROM state.quality_{{r}} GROUP BY ALL
   )
   SELECT k.*, coalesce(p.samples, 0) AS samples, p.coverage_ratio, {", ".join(f"coalesce(q.{name}, 0) AS {name}" for name in _LACKS)}

@@ -81,8 +81,8 @@ _KEY = ("ts", "device", "port", "direction")
 
 # Joined from the keys of both sides, and not as a full join, so that a condition on the key reaches every table below.
 _PORTS_SOURCE = f"""(
-  WITH s AS ({_SAMPLES}),
-  c AS ({_side("rx")} UNION ALL {_side("tx")})
+  WITH s AS NOT MATERIALIZED ({_SAMPLES}),
+  c AS NOT MATERIALIZED ({_side("rx")} UNION ALL {_side("tx")})
   SELECT k.*, s.* EXCLUDE ({", ".join(_KEY)}), c.* EXCLUDE ({", ".join(_KEY)})
   FROM (SELECT {", ".join(_KEY)} FROM s UNION SELECT {", ".join(_KEY)} FROM c) k
   LEFT JOIN s ON {" AND ".join(f"k.{name} = s.{name}" for name in _KEY)}
