@@ -70,23 +70,28 @@ _OF_SIDE = {
 _OF_PORT = ("source", "readings", "covered_ns", "fec_covered_ns", "flaps", "up_ns", "down_ns", "speed_bps")
 
 
-def _side(direction: str) -> str:
-    """Return the counters of one direction, of one source per port and window: figures of two would be of different intervals."""
-    columns = ", ".join(f"{pair[direction == 'tx']} AS c_{name}" for name, pair in _OF_SIDE.items())
-    return f"""SELECT ts, device, port, '{direction}' AS direction, {", ".join(f"{name} AS c_{name}" for name in _OF_PORT)}, {columns}
-    FROM state.port_counters_{{r}} QUALIFY row_number() OVER (PARTITION BY ts, device, port ORDER BY readings DESC, source) = 1"""
-
-
 _KEY = ("ts", "device", "port", "direction")
 
-# Joined from the keys of both sides, and not as a full join, so that a condition on the key reaches every table below.
+
+def _same(left: str, right: str) -> str:
+    return " AND ".join(f"{left}.{name} = {right}.{name}" for name in _KEY)
+
+
+# One source per port and window: figures of two would be of different intervals.
+_COUNTERS = f"""SELECT ts, device, port, direction, {", ".join(f"{name} AS c_{name}" for name in _OF_PORT)},
+    {", ".join(f"CASE direction WHEN 'rx' THEN {rx} ELSE {tx} END AS c_{name}" for name, (rx, tx) in _OF_SIDE.items())}
+  FROM (
+    SELECT * FROM state.port_counters_{{r}} QUALIFY row_number() OVER (PARTITION BY ts, device, port ORDER BY readings DESC, source) = 1
+  ), (VALUES ('rx'), ('tx')) AS directions(direction)"""
+
+# Two halves below each other instead of a full join, so that a condition on the key reaches every table below.
 _PORTS_SOURCE = f"""(
-  WITH s AS NOT MATERIALIZED ({_SAMPLES}),
-  c AS NOT MATERIALIZED ({_side("rx")} UNION ALL {_side("tx")})
-  SELECT k.*, s.* EXCLUDE ({", ".join(_KEY)}), c.* EXCLUDE ({", ".join(_KEY)})
-  FROM (SELECT {", ".join(_KEY)} FROM s UNION SELECT {", ".join(_KEY)} FROM c) k
-  LEFT JOIN s ON {" AND ".join(f"k.{name} = s.{name}" for name in _KEY)}
-  LEFT JOIN c ON {" AND ".join(f"k.{name} = c.{name}" for name in _KEY)})"""
+  SELECT s.*, c.* EXCLUDE ({", ".join(_KEY)}) FROM ({_SAMPLES}) s LEFT JOIN ({_COUNTERS}) c ON {_same("s", "c")}
+  UNION ALL BY NAME
+  SELECT c.* FROM ({_COUNTERS}) c ANTI JOIN (
+    SELECT ts, device, port, left(signal, 2) AS direction FROM state.port_samples_{{r}}
+    WHERE signal IN ('rx_bytes', 'tx_bytes') AND queue = ''
+  ) s ON {_same("c", "s")})"""
 
 _BINS = f"[{', '.join(f'c_fec_bin_{k}' for k in range(FEC_BINS))}]"
 

@@ -20,12 +20,12 @@ _XOFF_NS = "(65535 * 512e9 / speed_bps)"
 
 
 def _bounded(frames: str, covered: str) -> str:
-    return f"least(1, {frames} * {_XOFF_NS} / nullif({covered}, 0))"
+    return f"weft_share({frames} * {_XOFF_NS}, {covered})"
 
 
 def _paused(side: str) -> str:
     """Return the share of the time in pause by duration, or by the bound where only frames are counted."""
-    measured = f"least(1, pause_{side}_ns / nullif(pause_{side}_covered_ns, 0))"
+    measured = f"weft_share(pause_{side}_ns, pause_{side}_covered_ns)"
     return f"coalesce({measured}, {_bounded(f'pfc_{side}_frames', 'covered_ns')})"
 
 
@@ -78,7 +78,7 @@ QUEUES = View(
         Column("pause_mean_ns", "weft_ratio(pause_rx_ns, pfc_on2off)", "ns", "mean length of a pause received"),
         Column("pause_rx_frames", "pfc_rx_frames", "", "pause frames received"),
         Column("pause_tx_frames", "pfc_tx_frames", "", "pause frames sent"),
-        Column("storm_ratio", "least(1, storm_ns / nullif(covered_ns, 0))", "", "share of the time in a storm of pauses"),
+        Column("storm_ratio", "weft_share(storm_ns, covered_ns)", "", "share of the time in a storm of pauses"),
         Column(
             "pfc_before_ecn",
             "CASE WHEN ecn_marked_packets IS NOT NULL THEN greatest(coalesce(pfc_rx_frames, 0), coalesce(pfc_tx_frames, 0)) > 0 AND ecn_marked_packets = 0 END",

@@ -88,7 +88,8 @@ def test_readings_without_a_counter_do_not_cut_its_interval() -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "counter", "bits"), [("sflow", "rx_packets", 32), ("sflow", "rx_bytes", 64), ("gnmi", "rx_bytes", 64), ("hft", "tx_packets", 64)]
+    ("source", "counter", "bits"),
+    [("sflow", "rx_packets", 32), ("sflow", "rx_bytes", 64), ("gnmi", "rx_bytes", 64), ("hft", "tx_packets", 64)],
 )
 def test_a_wrap_is_taken_at_the_width_of_the_source(source: str, counter: str, bits: int) -> None:
     """Past its largest value a counter goes on from zero: the difference is modulo 2 to its width, as the dictionary has it."""
@@ -99,13 +100,17 @@ def test_a_wrap_is_taken_at_the_width_of_the_source(source: str, counter: str, b
     assert lacks(tables) == {"wraps": 1}
 
 
-@pytest.mark.parametrize(("speed_bps", "value", "lack"), [(G100, 20_000_000, "wraps"), (S, 20_000_000, "resets"), (None, 20_000_000, "wraps")])
+@pytest.mark.parametrize(
+    ("speed_bps", "value", "lack"), [(G100, 20_000_000, "wraps"), (S, 20_000_000, "resets"), (None, 20_000_000, "wraps")]
+)
 def test_a_wrap_that_the_line_cannot_carry_is_a_reset(speed_bps: int | None, value: int, lack: str) -> None:
     """A 32-bit counter of packets that comes back 30 M further in a second has wrapped at 100G (148.8 M/s) and began anew at 1G (1.49 M/s).
 
     Where the rate is not known the way from the upper half into the lower decides.
     """
-    rows = [{"t": k, "source": "sflow", "rx_packets": packets, "speed_bps": speed_bps} for k, packets in enumerate([2**32 - 10_000_000, value])]
+    rows = [
+        {"t": k, "source": "sflow", "rx_packets": packets, "speed_bps": speed_bps} for k, packets in enumerate([2**32 - 10_000_000, value])
+    ]
     tables = run(rows)
     assert lacks(tables) == {lack: 1}
     assert windows(tables, "rx_packets")[1] == (value + 10_000_000 if lack == "wraps" else None)
@@ -248,7 +253,11 @@ def test_flaps_are_the_devices_own_where_it_counts_them() -> None:
 
 def test_sources_are_not_mixed() -> None:
     """Two collectors that read one port have a row each, and neither's values are compared with the other's."""
-    rows = [{"t": t + shift, "source": source, "rx_bytes": base + t} for t in range(3) for source, base, shift in (("a", 0, 0), ("b", 10**6, 0.5))]
+    rows = [
+        {"t": t + shift, "source": source, "rx_bytes": base + t}
+        for t in range(3)
+        for source, base, shift in (("a", 0, 0), ("b", 10**6, 0.5))
+    ]
     table = run(rows)["port_counters"].sort("ts", "source")
     assert table.select("source", "rx_bytes").rows() == [("a", None), ("b", None), ("a", 1), ("b", 1), ("a", 1), ("b", 1)]
 
@@ -260,7 +269,14 @@ def test_gauges_of_a_queue() -> None:
         for k, (o, w, d) in enumerate([(5, 9, 1), (7, 70, 4), (0, 20, 3)])
     ]
     row = run(rows, "queue")["queue_counters"].to_dicts()[0]
-    expected = {"occupancy_high": 7, "occupancy_total": 12, "occupancy_count": 3, "watermark_high": 70, "delay_high_ns": 4, "headroom_high": 14}
+    expected = {
+        "occupancy_high": 7,
+        "occupancy_total": 12,
+        "occupancy_count": 3,
+        "watermark_high": 70,
+        "delay_high_ns": 4,
+        "headroom_high": 14,
+    }
     assert {name: row[name] for name in expected} == expected
     assert (row["packets"], row["queue"], row["direction"]) == (2, "3", "tx")
 
@@ -408,7 +424,9 @@ def in_pieces(family: str, rows: pl.DataFrame, cuts: Sequence[int], seed: int, r
         if restart:
             metric = CounterMetric(family)
             metric.restore("leaf", carry)
-        touched = rows.filter((pl.col("ts") < T0 + end * S + rng.integers(0, 2) * S) & (pl.col("ts") >= T0 + start * S - rng.integers(0, 2) * S))
+        touched = rows.filter(
+            (pl.col("ts") < T0 + end * S + rng.integers(0, 2) * S) & (pl.col("ts") >= T0 + start * S - rng.integers(0, 2) * S)
+        )
         shuffled = touched[rng.permutation(touched.height)]
         parts = np.array_split(np.arange(shuffled.height), rng.integers(1, 4))
         made.append(metric.close(Closing("leaf", T0 + start * S, T0 + end * S, [shuffled[part] for part in parts])))
@@ -417,7 +435,9 @@ def in_pieces(family: str, rows: pl.DataFrame, cuts: Sequence[int], seed: int, r
 
 
 @settings(max_examples=120)
-@given(plan=st.lists(reading, max_size=40), cuts=st.lists(st.integers(1, 60), max_size=8), seed=st.integers(0, 2**32), restart=st.booleans())
+@given(
+    plan=st.lists(reading, max_size=40), cuts=st.lists(st.integers(1, 60), max_size=8), seed=st.integers(0, 2**32), restart=st.booleans()
+)
 def test_any_cut_order_and_restart_give_the_same_rows(plan: list[dict], cuts: list[int], seed: int, restart: bool) -> None:
     """However readings are cut into messages and windows into calls, in whatever order they come, whoever takes over: the same rows."""
     rows = frame(readings_of(plan))
