@@ -53,7 +53,10 @@ MACROS: dict[str, tuple[str, str]] = {
         """cer * (1 + 8 * CASE WHEN speed_bps >= 800000000000 THEN 4 WHEN speed_bps >= 200000000000 THEN 2 ELSE 1 END) / 8""",
         "the frame loss ratio of a codeword error ratio: a frame of 64 bytes meets one codeword, more where codewords are interleaved",
     ),
-    "weft_share(a, b)": ("CASE WHEN b > 0 THEN CASE WHEN a > b THEN 1 ELSE a / b END END", "a / b, at most 1; NULL where b is not positive"),
+    "weft_share(a, b)": (
+        "CASE WHEN b > 0 THEN CASE WHEN a > b THEN 1 ELSE a / b END END",
+        "a / b, at most 1; NULL where b is not positive",
+    ),
     "weft_ratio(a, b)": ("CASE WHEN b > 0 THEN a / b END", "a / b, NULL where b is not positive"),
 }
 
