@@ -92,20 +92,34 @@ def decode(value: bytes, table: Table, *, widen: bool = True) -> pl.DataFrame:
     try:
         ipc.check(value, DECODED_BYTES_MAX)
         frame = pl.read_ipc_stream(io.BytesIO(value))
+        if _is_of(frame, table, widen):
+            return _bounded(frame)
         columns = []
         for name, dtype in table.polars.items():
             if name not in frame.columns:
                 columns.append(_nulls(name, dtype, frame.height))
                 continue
             column = frame[name]
-            keep = column.dtype == dtype or (not widen and _is_unsigned_list(column.dtype) and _is_unsigned_list(dtype))
-            columns.append(column if keep else column.cast(dtype))
+            columns.append(column if _fits(column.dtype, dtype, widen) else column.cast(dtype))
     except (pl.exceptions.PolarsError, OSError, ValueError, pl.exceptions.PanicException) as error:
         raise CodecError(str(error).splitlines()[0] if str(error) else type(error).__name__) from None
-    result = pl.DataFrame(columns)
-    if result.estimated_size() > DECODED_BYTES_MAX:
+    return _bounded(pl.DataFrame(columns))
+
+
+def _bounded(frame: pl.DataFrame) -> pl.DataFrame:
+    if frame.estimated_size() > DECODED_BYTES_MAX:
         raise CodecError(f"more than {DECODED_BYTES_MAX} bytes when unpacked")
-    return result
+    return frame
+
+
+def _is_of(frame: pl.DataFrame, table: Table, widen: bool) -> bool:
+    """Return whether a frame is of the table as it stands: what this Weft has published always is."""
+    found, wanted = frame.schema, table.polars
+    return found.names() == [*wanted] and all(_fits(found[name], dtype, widen) for name, dtype in wanted.items())
+
+
+def _fits(found: pl.DataType, wanted: pl.DataType | type[pl.DataType], widen: bool) -> bool:
+    return found == wanted or (not widen and _is_unsigned_list(found) and _is_unsigned_list(wanted))
 
 
 def _is_unsigned_list(dtype: pl.DataType | type[pl.DataType]) -> bool:

@@ -31,7 +31,15 @@ BINS = tuple(f"fec_bin_{k}" for k in range(FEC_BINS))
 _PACKET, _CODEWORD = 672.0, 5440.0
 _COSTS = {"bytes": 8.0, "bits": 1.0, "symbol_errors": 1.0, "packets": _PACKET, "frames": _PACKET, "discards": _PACKET, "errors": _PACKET}
 
-_NO_NULLS = np.zeros(0, np.bool_)
+
+def _read_only(array: np.ndarray) -> np.ndarray:
+    """Return an array as one that is only read: a kernel is compiled anew for every kind that it meets."""
+    array = array.view()
+    array.flags.writeable = False
+    return array
+
+
+_NO_NULLS = _read_only(np.zeros(0, np.bool_))
 _SPEED_MAX = 2**62
 
 
@@ -44,8 +52,8 @@ class Plan:
         self.keys = KEYS[family]
         self.counters = (*(BINS if family == "port" else ()), *counters_of(family))
         self.gauges = GAUGES[family]
-        wanted = ("ts", "recv_ts", "epoch", "speed_bps", "oper_up", "fec_bins", *self.keys, *counters_of(family), *self.gauges)
-        self.wanted = tuple(name for name in FAMILIES[family].polars if name in wanted)
+        wanted = ("ts", "recv_ts", "epoch", "speed_bps", "oper_up", *self.keys, *counters_of(family), *self.gauges)
+        self.plain = [name for name in FAMILIES[family].polars if name in wanted]
 
     def cost(self, counter: str) -> float:
         """Return how many bits of the line a unit of a counter takes at least, 0 where nothing says it."""
@@ -101,8 +109,8 @@ class Columns:
         if column is None or column.null_count() == self.rows:
             return None
         if not column.null_count():
-            return column.to_numpy(writable=True), _NO_NULLS
-        return column.fill_null(0).to_numpy(writable=True), column.is_not_null().to_numpy(writable=True)
+            return _read_only(column.to_numpy()), _NO_NULLS
+        return _read_only(column.fill_null(0).to_numpy()), _read_only(column.is_not_null().to_numpy())
 
     def by_window(self) -> Iterator["Columns"]:
         """Yield the rows of each window, in order of time."""
@@ -113,18 +121,23 @@ class Columns:
 
 def columns_of(plan: Plan, closings: Sequence[Closing]) -> Columns:
     """Return the rows that the closings mean. The message's key is the device."""
-    types, frames = FAMILIES[plan.family].polars, []
+    devices, frames, bins = [], [], []
     for closing in closings:
         for frame in closing.frames:
             ts = frame["ts"].to_numpy()
             meant = (ts >= closing.start_ns) & (ts < closing.end_ns)
             rows = frame if meant.all() else frame.filter(pl.Series(meant))
-            columns = [rows[name] if rows[name].dtype == types[name] else rows[name].cast(types[name]) for name in plan.wanted]
-            frames.append(pl.DataFrame([*columns, pl.repeat(closing.device, rows.height, dtype=pl.String, eager=True).alias("device")]))
-    empty = pl.DataFrame(schema={**{name: types[name] for name in plan.wanted}, "device": pl.String})
-    frame = pl.concat([empty, *frames], rechunk=True).with_columns(pl.col(*plan.keys).fill_null(""))
-    if "fec_bins" in frame.columns and frame["fec_bins"].null_count() < frame.height:
-        frame = frame.with_columns(pl.col("fec_bins").list.get(k, null_on_oob=True).alias(name) for k, name in enumerate(BINS))
+            frames.append(rows[plan.plain])
+            bins += [rows["fec_bins"]] if "fec_bins" in rows.columns else []
+            devices.append(closing.device)
+    types = FAMILIES[plan.family].polars
+    frame = pl.concat([pl.DataFrame(schema={name: types[name] for name in plan.plain}), *frames], rechunk=True)
+    of = np.repeat(np.arange(len(devices)), [rows.height for rows in frames])
+    frame = frame.with_columns(pl.Series("device", devices, dtype=pl.String).gather(of), pl.col(*plan.keys).fill_null(""))
+    if any(column.null_count() < len(column) for column in bins):
+        # They travel as narrow as they can, each message by itself.
+        whole = pl.concat([column.cast(types["fec_bins"]) for column in bins])
+        frame = frame.with_columns(whole.list.get(k, null_on_oob=True).alias(name) for k, name in enumerate(BINS))
     return Columns(plan, frame)
 
 
