@@ -7,6 +7,7 @@ that a kernel reads half the bytes. Everything else is cast to the table's types
 
 import io
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 import polars as pl
@@ -22,6 +23,9 @@ MESSAGE_BYTES_MAX = 512 * 1024
 
 # A hostile message must not make a reader allocate what it likes.
 DECODED_BYTES_MAX = 256 * 1024 * 1024
+
+# Schemas of messages that have been compared with their table's; each takes some 10 KB.
+SCHEMAS_MAX = 128
 
 _NARROW = (pl.UInt8, pl.UInt16, pl.UInt32)
 _TOP = {pl.UInt8: 2**8 - 1, pl.UInt16: 2**16 - 1, pl.UInt32: 2**32 - 1}
@@ -92,7 +96,7 @@ def decode(value: bytes, table: Table, *, widen: bool = True) -> pl.DataFrame:
     try:
         ipc.check(value, DECODED_BYTES_MAX)
         frame = pl.read_ipc_stream(io.BytesIO(value))
-        if _is_of(frame, table, widen):
+        if _is_of(value[: ipc.schema_bytes(value)], table.state, table.name, widen):
             return _bounded(frame)
         columns = []
         for name, dtype in table.polars.items():
@@ -112,9 +116,10 @@ def _bounded(frame: pl.DataFrame) -> pl.DataFrame:
     return frame
 
 
-def _is_of(frame: pl.DataFrame, table: Table, widen: bool) -> bool:
-    """Return whether a frame is of the table as it stands: what this Weft has published always is."""
-    found, wanted = frame.schema, table.polars
+@lru_cache(maxsize=SCHEMAS_MAX)
+def _is_of(schema: bytes, state: bool, name: str, widen: bool) -> bool:
+    """Return whether frames of a schema are of the table as they stand: what this Weft has published always is."""
+    found, wanted = pl.read_ipc_stream(io.BytesIO(schema)).schema, (STATES if state else FAMILIES)[name].polars
     return found.names() == [*wanted] and all(_fits(found[name], dtype, widen) for name, dtype in wanted.items())
 
 

@@ -63,26 +63,32 @@ class Plan:
 
 
 @cache
-def _width(source: str, family: str, counter: str) -> tuple[int, bool]:
-    """Return the largest value of a counter and whether it stays there."""
-    width = dictionary().width(source, family, "fec_bins" if counter in BINS else counter)
-    return 2**width.bits - 1, width.saturates
+def _widths(family: str, source: str) -> dict[str, tuple[int, bool]]:
+    """Return by counter its largest value and whether it stays there."""
+    known = {name: dictionary().width(source, family, "fec_bins" if name in BINS else name) for name in Plan(family).counters}
+    return {name: (2**width.bits - 1, width.saturates) for name, width in known.items()}
 
 
-def limits_of(plan: Plan, counter: str, sources: pl.Series) -> tuple[np.ndarray, np.ndarray, float]:
-    """Return the largest value and the saturation of a counter for each object, given their sources, and its cost.
+class Limits:
+    """The widths of the counters of some objects, given the source of each."""
 
-    Only a source that the dictionary knows has a width of its own.
-    """
-    known = dictionary().sources
-    named = sources.unique(maintain_order=True).to_list()
-    widths = [_width(source if source in known else "", plan.family, counter) for source in named]
-    if len(named) == 1 or len(set(widths)) == 1:
-        top, saturates = widths[0]
-        return np.full(len(sources), top, np.uint64), np.full(len(sources), saturates, np.bool_), plan.cost(counter)
-    place = sources.replace_strict(named, range(len(named)), return_dtype=pl.Int64).to_numpy()
-    tops = np.array([top for top, _ in widths], np.uint64)[place]
-    return tops, np.array([saturates for _, saturates in widths], np.bool_)[place], plan.cost(counter)
+    def __init__(self, plan: Plan, sources: pl.Series) -> None:
+        named = sources.unique(maintain_order=True)
+        # Only a source that the dictionary knows has widths of its own.
+        known = dictionary().sources
+        self._widths = [_widths(plan.family, source if source in known else "") for source in named.to_list()]
+        self._place = sources.replace_strict(named, pl.int_range(len(named), eager=True)).to_numpy() if len(named) > 1 else None
+        self._count = len(sources)
+        self._made: dict[tuple, tuple[np.ndarray, np.ndarray]] = {}
+
+    def of(self, counter: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return the largest value of a counter and whether it stays there, for each object."""
+        widths = tuple(one[counter] for one in self._widths)
+        if widths not in self._made:
+            tops, saturates = np.array([top for top, _ in widths], np.uint64), np.array([stays for _, stays in widths], np.bool_)
+            place = np.zeros(self._count, np.int64) if self._place is None else self._place
+            self._made[widths] = tops[place], saturates[place]
+        return self._made[widths]
 
 
 class Columns:

@@ -76,7 +76,7 @@ class Remembered:
         read = np.flatnonzero((known.seen[:, :, TS] >= 0).any(axis=1))
         columns = [pl.Series(self._plan.counters[k], np.ascontiguousarray(known.seen[k])) for k in read]
         buffer = io.BytesIO()
-        known.keys.hstack([pl.Series("marks", known.marks), *columns]).write_ipc_stream(buffer, compression="zstd")
+        known.keys.hstack([pl.Series("marks", known.marks), *columns]).write_ipc_stream(buffer, compression="lz4")
         return buffer.getvalue()
 
     def restore(self, device: str, carry: bytes) -> None:

@@ -7,7 +7,7 @@ import pyarrow as pa
 from ..schema import FAMILIES, STATES, WINDOW_NS
 from . import counters_kernel as kernel
 from . import counters_storms as storms
-from .counters_columns import BINS, Columns, Plan, limits_of
+from .counters_columns import BINS, Columns, Limits, Plan
 from .counters_state import Known
 
 _FEC = (*BINS, "fec_corrected", "fec_uncorrectable", "corrected_bits")
@@ -77,7 +77,7 @@ class Walk:
         queue = self._plan.family == "queue"
         moved, since = (np.full((len(_STORM_INPUTS) if queue else 0, len(self._cell)), -1, np.int64) for _ in range(2))
         readings = (self._start, self._code[self._head], self._columns.ts[self._head], generation, rate, self._cell)
-        sources = self._known.keys["source"]
+        limits = Limits(self._plan, self._known.keys["source"])
         restarted = self._code[self._head[generation > 0]]
         for k, name in enumerate(self._plan.counters):
             numbers = self._columns.numbers(name)
@@ -87,8 +87,8 @@ class Walk:
             sums = self._sums(name)
             at = _STORM_INPUTS.index(name) if queue and name in _STORM_INPUTS else -1
             wanted = (moved[at], since[at]) if at >= 0 else (_NOT_WANTED, _NOT_WANTED)
-            limits = limits_of(self._plan, name, sources)
-            kernel.differ(*numbers, self._order, readings, limits, self._known.seen[k], sums, self._flags, self._repeats, *wanted)
+            bounds = (*limits.of(name), self._plan.cost(name))
+            kernel.differ(*numbers, self._order, readings, bounds, self._known.seen[k], sums, self._flags, self._repeats, *wanted)
         return moved, since
 
     def _gauges(self) -> np.ndarray:
