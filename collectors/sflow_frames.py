@@ -8,7 +8,7 @@ sFlow carries no time, so ``ts`` is that of arrival. Frames are made column by c
 engine costs more than it does.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import polars as pl
@@ -124,7 +124,11 @@ def _ports(samples: Samples, view: View) -> pl.DataFrame:
 def _states(rows: np.ndarray, view: View) -> pl.DataFrame:
     port = view.port(rows["place"])
     values = {state: (rows[state].astype(np.uint64), rows[state] == _UNKNOWN_WORD) for state in tables.STATES}
-    return pl.concat([_readings(view, rows, "port", port, state, *value) for state, value in values.items()])
+    return _in_time(_readings(view, rows, "port", port, state, *value) for state, value in values.items())
+
+
+def _in_time(frames: Iterable[pl.DataFrame]) -> pl.DataFrame:
+    return pl.concat(frames).sort("ts", maintain_order=True)
 
 
 def _records(buffer: np.ndarray, records: np.ndarray, view: View) -> Frames:
@@ -138,7 +142,7 @@ def _records(buffer: np.ndarray, records: np.ndarray, view: View) -> Frames:
     ):
         rows = records[records["format"] == what]
         if len(rows):
-            made.append(("reading", pl.concat(read(buffer, rows, view))))
+            made.append(("reading", _in_time(read(buffer, rows, view))))
     rows = records[records["format"] == tables.QUEUE_LENGTH]
     if len(rows):
         index, dropped = _raw(buffer, rows["at"], tables.QUEUE_INDEX)[0], _nullable(*_raw(buffer, rows["at"], tables.QUEUE_DROPPED))

@@ -233,6 +233,8 @@ def _counter_sample(
     if expanded:
         kind, index, at = source, u32(buffer, at), at + 4
     generic_at, ethernet_at, name_at, last, fault = _counter_records(buffer, at, end, records_max, datagram, records, filled[2], tally)
+    if generic_at < 0 and ethernet_at < 0 and name_at < 0 and last == filled[2]:
+        return fault
     if generic_at >= 0:
         kind, index = 0, u32(buffer, generic_at)
     place = _place(agent, kind, index, places)
