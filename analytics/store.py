@@ -360,7 +360,8 @@ def _explain(error: duckdb.Error, folder: Path) -> StoreError:
     lower = text.lower()
     if ("lock" in lower and "conflict" in lower) or "could not set lock" in lower:
         return StoreError(f"another process writes {folder}", "stop it, or choose another folder with --data")
-    if "no space left" in lower or ("disk" in lower and "full" in lower):
+    # A full disk is met while writing, and while spilling to it.
+    if "no space left" in lower or "failed to offload" in lower or ("disk" in lower and "full" in lower):
         return StoreError(
             f"the disk under {folder} is full", "free space; nothing that was stored is lost, and what is on the bus will be stored then"
         )
