@@ -5,9 +5,12 @@ from .host import HOST
 from .millisampler import MILLISAMPLER
 from .packets import PACKETS
 from .recording import RECORDING
+from .sflow import SFLOW
 
 COLLECTORS: dict[str, Collector] = {
     HOST.name: HOST,
+    # Before packets, which takes any capture that nobody else knows.
+    SFLOW.name: SFLOW,
     PACKETS.name: PACKETS,
     MILLISAMPLER.name: MILLISAMPLER,
     RECORDING.name: RECORDING,
