@@ -7,6 +7,7 @@ labels of the dashboard derive from it. A new ratio over kept statistics is a ne
 from dataclasses import dataclass
 
 from ..pipeline.schema import LADDER, RESOLUTIONS_NS
+from . import views_inventory
 
 BLOCKS = (1, *LADDER)
 
@@ -346,21 +347,9 @@ SAMPLES = View(
     resolutions=False,
 )
 
-_DEVICES = """(SELECT device, count(DISTINCT port) AS ports, min(ts) AS first_ts, max(ts) AS last_ts FROM state.port_samples_1m GROUP BY device
-  UNION ALL BY NAME SELECT device, 0 AS ports, min(ts) AS first_ts, max(ts) AS last_ts FROM state.roce_1m GROUP BY device)"""
-
-DEVICES = View(
-    "devices",
-    "every device that has been heard of",
-    _DEVICES,
-    (
-        Column("device", "device", "", "switch or host"),
-        Column("ports", "max(ports)", "", "ports with samples"),
-        Column("first_ts", "min(first_ts)", "", "first minute with data, UTC"),
-        Column("last_ts", "max(last_ts)", "", "last minute with data, UTC"),
-    ),
-    resolutions=False,
-    where="true GROUP BY device",
+INVENTORY, DEVICES, LINKS = (
+    View(name, doc, source, tuple(Column(*column) for column in columns), resolutions=False)
+    for name, doc, source, columns in views_inventory.ALL
 )
 
 
@@ -407,7 +396,7 @@ PIPELINE = _kept(
     ("value", "the reading"),
 )
 
-VIEWS: tuple[View, ...] = (PORTS, LATENCY, ROCE, GROUPS, QUALITY, BURSTS, SAMPLES, DEVICES, GAPS, EVENTS, PIPELINE)
+VIEWS: tuple[View, ...] = (PORTS, LATENCY, ROCE, GROUPS, QUALITY, BURSTS, SAMPLES, INVENTORY, DEVICES, LINKS, GAPS, EVENTS, PIPELINE)
 
 
 def statements() -> list[str]:

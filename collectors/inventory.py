@@ -57,6 +57,8 @@ class InventoryConfig:
     device_names: tuple[str, ...] = ()
     # The same for ports, matched with "device/port".
     port_names: tuple[str, ...] = ()
+    # Whose word it is; empty = the host name. A container that gets a new name each time wants one that stays.
+    name: str = ""
     # Time between two publications of what has not changed.
     every_s: float = 600.0
     # Time between two looks whether a file has changed.
@@ -156,7 +158,7 @@ def publication(origin: str, topologies: Sequence[Topology], names: pl.DataFrame
     said = pl.concat([names, *(topology.inventory().select(names.columns) for topology in topologies)])
     rest = [name for name in said.columns if name not in _IDENTITY]
     merged = said.group_by(_IDENTITY, maintain_order=True).agg(pl.col(rest).drop_nulls().last())
-    row = {"kind": "publication", "device": socket.gethostname(), "key": origin[:NAME_CHARS_MAX], "rows": merged.height}
+    row = {"kind": "publication", "device": "", "key": origin[:NAME_CHARS_MAX], "rows": merged.height}
     head = pl.DataFrame([row], schema=said.schema)
     readings = pl.concat([topology.values() for topology in topologies]) if topologies else pl.DataFrame()
     frames = {"inventory": pl.concat([head, merged.select(said.columns)]), "reading": readings}
@@ -187,7 +189,7 @@ class Inventory:
     def __init__(self, config: InventoryConfig, clock: Clock) -> None:
         self._config = config
         self._clock = clock
-        self._host = socket.gethostname()
+        self._name = config.name or socket.gethostname()
         self._files = [_File(Path(name)) for name in config.files]
         self._lock = threading.Lock()
         self._whole: list[Batch] = []
@@ -245,7 +247,7 @@ class Inventory:
         except InputError as error:
             _log.warning("inventory: %s; what it said before still holds", error)
             now = self._clock.now_ns()
-            row = {"ts": now, "source": SOURCE, "device": self._host, "epoch": 0, "what": "inventory", "reason": "unreadable_file"}
+            row = {"ts": now, "source": SOURCE, "device": self._name, "epoch": 0, "what": "inventory", "reason": "unreadable_file"}
             with self._lock:
                 self._counts["unreadable_files"] += 1
                 self._gaps.append(Batch("gap", pl.DataFrame([row], schema=FAMILIES["gap"].polars)))
@@ -262,8 +264,8 @@ class Inventory:
 
     def _renew(self) -> None:
         said = [file.said for file in self._files if file.said is not None]
-        names = naming(self._config).with_columns(device=pl.lit(self._host)).select(_UNSTAMPED)
-        whole = publication(f"collector {self._host}", said, names, self._clock.now_ns())
+        names = naming(self._config).with_columns(device=pl.lit(self._name)).select(_UNSTAMPED)
+        whole = publication(f"collector {self._name}", said, names, self._clock.now_ns())
         with self._lock:
             self._whole, self._due_ns = whole, 0
 
