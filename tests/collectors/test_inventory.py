@@ -79,9 +79,8 @@ topology:
 
 
 def write(path: Path, content: Any) -> Path:
-    path.write_bytes(
-        content if isinstance(content, bytes) else content.encode() if isinstance(content, str) else json.dumps(content).encode()
-    )
+    text = content if isinstance(content, str | bytes) else json.dumps(content)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode(errors="surrogateescape"))
     return path
 
 
@@ -259,6 +258,7 @@ def test_a_table_in_csv(tmp_path: Path) -> None:
         ("kind,key\ndevice,a\nport,b\nrouter,c\n", "row 3: kind is none of device, port, link, job", 1),
         ("kind,key\nport,b\ndevice,a\n", "row 1: device is empty", 1),
         ("kind,key,speed_bps\ndevice,a,-4\n", "line 2: column 'speed_bps' holds '-4', which is not a whole number", None),
+        ("kind,key\ndevice,a\ndevice,\udcff\n", "line 3: column 'key' is not UTF-8 text", 1),
         (f"kind,key\ndevice,a\ndevice,{'x' * 600}\n", "row 2: a name is longer than 512 characters", 1),
     ],
 )
