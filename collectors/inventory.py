@@ -158,7 +158,7 @@ def publication(origin: str, topologies: Sequence[Topology], names: pl.DataFrame
     said = pl.concat([names, *(topology.inventory().select(names.columns) for topology in topologies)])
     rest = [name for name in said.columns if name not in _IDENTITY]
     merged = said.group_by(_IDENTITY, maintain_order=True).agg(pl.col(rest).drop_nulls().last())
-    row = {"kind": "publication", "device": "", "key": origin[:NAME_CHARS_MAX], "rows": merged.height}
+    row = {"kind": "publication", "device": socket.gethostname(), "key": origin[:NAME_CHARS_MAX], "rows": merged.height}
     head = pl.DataFrame([row], schema=said.schema)
     readings = pl.concat([topology.values() for topology in topologies]) if topologies else pl.DataFrame()
     frames = {"inventory": pl.concat([head, merged.select(said.columns)]), "reading": readings}

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import socket
 import time
 from collections import Counter
 from pathlib import Path
@@ -247,7 +248,7 @@ def test_a_table_in_csv(tmp_path: Path) -> None:
     assert rows(batches, "port") == {("leaf1", "p1"): {"speed_bps": 400 * 10**9}}
     assert rows(batches, "link") == {("leaf1", "p1"): {"peer_device": "gpu1", "peer_port": "eth0"}}
     assert rows(batches, "job") == {("llama", "llama"): {}}
-    assert rows(batches, "publication")["", f"file {tmp_path / 'fleet.csv'}"] == {"rows": 4}
+    assert rows(batches, "publication")[socket.gethostname(), f"file {tmp_path / 'fleet.csv'}"] == {"rows": 4}
 
 
 @pytest.mark.parametrize(
