@@ -138,6 +138,12 @@ def _form(path: Path, head: bytes) -> Callable[[Path, bytes, str, int], Topology
     first, suffix = head.split(b"\n", 1)[0], path.suffix.lower()
     if is_sonic(head):
         return read_sonic
+    if b"\0" in first[:24]:
+        # Text holds no such byte, and what walks captures is compiled, so it is not loaded for text.
+        from .decode.capture import is_capture
+        from .decode.topology_lldp import read_lldp
+
+        return (lambda path, _content, _, rows_max: read_lldp(path, rows_max)) if is_capture(head) else None
     if suffix in (".yml", ".yaml") and (_CLAB.search(head) or ".clab." in path.name.lower()):
         return lambda path, content, _, rows_max: read_clab(path, content, rows_max)
     if is_clos(first):

@@ -2,7 +2,7 @@
 
 Read here: tables (CSV and TOML) whose columns are those of the family, and the published table of a three-tier Clos (``ip,
 DSW, PSW, ASW``: a host and the switches above it). The rest have rooms of their own: ``topology_sonic`` a switch's
-configuration, ``topology_clab`` a lab's.
+configuration, ``topology_clab`` a lab's, ``topology_lldp`` what devices say of themselves in a capture.
 
 What is wrong as a whole raises ``InputError``; what is wrong with one entry costs that entry, and is kept as a fault with its place.
 """
@@ -76,9 +76,14 @@ class Topology:
         else:
             self._add(self.things, row)
 
-    def reading(self, kind: str, name: str, value: Any, what: str = "") -> None:
-        """Add a row of the family ``reading`` about the device ``scope``; nothing where ``value`` is missing or no scalar."""
-        head = {"device": _encodable(self.scope), "kind": kind, "object": _encodable(what[:NAME_CHARS_MAX]), "name": name}
+    def reading(self, kind: str, name: str, value: Any, what: str = "", device: str = "") -> None:
+        """Add a row of the family ``reading`` about ``device``, else about ``scope``; nothing where ``value`` is missing or no scalar."""
+        head = {
+            "device": _encodable((device or self.scope)[:NAME_CHARS_MAX]),
+            "kind": kind,
+            "object": _encodable(what[:NAME_CHARS_MAX]),
+            "name": name,
+        }
         if isinstance(value, str):
             self._add(self.readings, {**head, "text": _encodable(value[:NAME_CHARS_MAX])})
         elif isinstance(value, int | float):

@@ -3,7 +3,10 @@
 import csv
 import json
 import os
+import shutil
 import socket
+import struct
+import subprocess
 import time
 from collections import Counter
 from pathlib import Path
@@ -15,13 +18,14 @@ import pytest
 from weft.collectors import COLLECTORS
 from weft.collectors.base import Batch, Options
 from weft.collectors.decode import yaml_tree
-from weft.collectors.inventory import FILE_BYTES_MAX, INVENTORY, Inventory, InventoryConfig, read_file
+from weft.collectors.inventory import FILE_BYTES_MAX, INVENTORY, Inventory, InventoryConfig, InventoryFile, read_file
 from weft.collectors.replay import recogniser
 from weft.pipeline.clock import SystemClock
 from weft.pipeline.errors import ConfigError, InputError
 from weft.pipeline.schema import FAMILIES
 
 SHARED = Path(os.environ.get("WEFT_SHARED_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data")
+DCB = SHARED / "dcb-lldp-pcap"
 LINGJUN = SHARED / "alibaba-lingjun" / "topo.csv"
 
 SONIC = {
@@ -302,6 +306,90 @@ def test_the_published_clos_table_is_read_whole() -> None:
         assert devices[row["ip"], row["ip"]]["rack"] == way[0]
         for lower, upper in zip([row["ip"], *way], way, strict=False):
             assert links[lower, ""] == {"peer_device": upper}
+
+
+def lldp(*parts: tuple[int, bytes], cut: int | None = None) -> bytes:
+    """Return a capture of one LLDP frame of these parts."""
+    unit = b"".join(struct.pack(">H", kind << 9 | len(value)) + value for kind, value in (*parts, (0, b"")))
+    frame = (bytes.fromhex("0180c200000e 020000000001 88cc") + unit)[:cut]
+    return struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 1) + struct.pack("<IIII", 1, 0, len(frame), len(frame)) + frame
+
+
+CHASSIS, PORT_NAME, TTL = (1, b"\x04\x02\0\0\0\0\x01"), (2, b"\x05Ethernet0"), (3, b"\0\x78")
+
+
+def captured(path: Path) -> tuple[list[Batch], InputError | None]:
+    """Return what the LLDP frames of a capture say: without being told, a capture is one of packets."""
+    batches: list[Batch] = []
+    try:
+        batches.extend(InventoryFile(path, Options()).batches())
+    except InputError as error:
+        return batches, error
+    return batches, None
+
+
+def test_an_lldp_frame_names_its_sender_and_its_lossless_priorities(tmp_path: Path) -> None:
+    """System and port name, the other name of the port, and a bit a priority of the PFC configuration."""
+    said = ((4, b"etp1"), (5, b"leaf7"), (127, b"\0\x80\xc2\x0b\x08\x88"), (127, b"\0\x80\xc2\x01\0\x01"))
+    batches, fault = captured(write(tmp_path / "one.pcap", lldp(CHASSIS, PORT_NAME, TTL, *said)))
+    assert fault is None
+    assert rows(batches, "device") == {("leaf7", "leaf7"): {}}
+    assert rows(batches, "port") == {("leaf7", "Ethernet0"): {"alias": "etp1"}}
+    assert readings(batches) == {("queue", f"Ethernet0/{n}", "pfc_enabled"): float(n in (3, 7)) for n in range(8)}
+
+
+@pytest.mark.parametrize(
+    ("chassis", "expected"),
+    [
+        (b"\x04\x02\0\0\0\0\x01", "02:00:00:00:00:01"),
+        (b"\x05\x01\x0a\0\0\x07", "10.0.0.7"),
+        (b"\x05\x02" + bytes(15) + b"\x01", "::1"),
+        (b"\x07gpu-3", "gpu-3"),
+    ],
+)
+def test_a_sender_without_a_name_is_its_chassis(tmp_path: Path, chassis: bytes, expected: str) -> None:
+    """A MAC, an IPv4 or IPv6 address or a text, as the subtype says."""
+    batches, _ = captured(write(tmp_path / "one.pcap", lldp((1, chassis), PORT_NAME, TTL)))
+    assert rows(batches, "port") == {(expected, "Ethernet0"): {}}
+
+
+def test_a_frame_that_is_cut_is_named(tmp_path: Path) -> None:
+    """What a cut frame still says is used, and the cut is an error with the packet's number."""
+    path = write(tmp_path / "one.pcap", lldp(CHASSIS, PORT_NAME, TTL, (5, b"leaf7"), cut=-4))
+    batches, fault = captured(path)
+    assert str(fault) == f"{path}: packet 1: is an LLDP frame that is cut short; capture whole frames, with a snap length of 1600"
+    assert rows(batches, "port") == {("02:00:00:00:00:01", "Ethernet0"): {}}
+
+
+@pytest.mark.skipif(not DCB.is_dir(), reason="the shared data folder is not here")
+@pytest.mark.skipif(shutil.which("tshark") is None, reason="tshark is not installed")
+@pytest.mark.parametrize("name", ["dcb_pfc", "dcb_ets", "dcb_qcn"])
+def test_lossless_priorities_are_tsharks(name: str) -> None:
+    """Senders, ports and lossless priorities of real DCBX captures are those that tshark prints."""
+    fields = ["lldp.chassis.id.mac", "lldp.port.id.mac", *(f"lldp.dcbx.feature.pfc.prio{n}" for n in range(8))]
+    command = [
+        "tshark",
+        "-r",
+        str(DCB / f"{name}.pcap"),
+        "-Y",
+        "lldp",
+        "-T",
+        "fields",
+        *(word for field in fields for word in ("-e", field)),
+    ]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.splitlines()
+    expected, ports = {}, set()
+    for chassis, port, *bits in (line.split("\t") for line in lines):
+        ports.add((chassis, port))
+        expected |= {(chassis, f"{port}/{n}"): float(bit) for n, bit in enumerate(bits) if bit}
+    batches, fault = captured(DCB / f"{name}.pcap")
+    assert fault is None
+    assert set(rows(batches, "port")) == ports
+    found = {}
+    for batch in batches[1:]:
+        found = {(row["device"], row["object"]): row["value"] for row in batch.frame.iter_rows(named=True)}
+    assert found == expected
+    assert bool(found) == (name == "dcb_pfc")
 
 
 def test_a_file_gives_the_same_batches_every_time(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
-"""Topology files under fuzz: SONiC's JSON, containerlab's YAML, tables in CSV and TOML."""
+"""Topology files under fuzz: SONiC's JSON, containerlab's YAML, tables in CSV and TOML, LLDP in captures."""
 
+import struct
 import tempfile
 from pathlib import Path
 
@@ -28,12 +29,26 @@ topology:
 _CSV = b"kind,device,key,rack,peer_device,peer_port,speed_bps\ndevice,,leaf,r1,,,\nlink,leaf,p1,,gpu,eth0,400000000000\n"
 _CLOS = b"ip,DSW,PSW,ASW\n10.0.0.1,G6,P10,S14\n10.0.0.2,G6,P12,S2\n"
 _TOML = b'[[device]]\nkey = "leaf"\nrail = 3\n[[link]]\ndevice = "leaf"\nkey = "p1"\npeer_device = "gpu"\nspeed_bps = 400_000\n'
+_UNIT = b"".join(
+    struct.pack(">H", kind << 9 | len(value)) + value
+    for kind, value in (
+        (1, b"\x04\x02\0\0\0\0\x01"),
+        (2, b"\x05eth0"),
+        (3, b"\0\x78"),
+        (5, b"leaf"),
+        (127, b"\0\x80\xc2\x0b\x08\x18"),
+        (0, b""),
+    )
+)
+_FRAME = bytes(12) + b"\x88\xcc" + _UNIT
+_LLDP = struct.pack("<IHHiIIIIIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 1, 1, 0, len(_FRAME), len(_FRAME)) + _FRAME
 
 SEEDS = {
     "inventory_json": [_SONIC],
     "inventory_yaml": [_CLAB],
     "inventory_csv": [_CSV, _CLOS],
     "inventory_toml": [_TOML],
+    "inventory_lldp": [_LLDP],
     "yaml": [_CLAB, b"a: &a [x, x]\nb: &b [*a, *a]\nc: {<<: {d: e}}\n", b"- |\n  x\n- ? y\n  : z\n"],
 }
 
@@ -75,6 +90,11 @@ def fuzz_inventory_csv(data: bytes) -> None:
 def fuzz_inventory_toml(data: bytes) -> None:
     """Bytes as TOML."""
     _read("fleet.toml", data)
+
+
+def fuzz_inventory_lldp(data: bytes) -> None:
+    """Bytes as a capture of LLDP frames."""
+    _read("lldp.pcap", data)
 
 
 def fuzz_yaml(data: bytes) -> None:
