@@ -13,6 +13,7 @@ import hashlib
 import logging
 import re
 import socket
+import stat
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -117,9 +118,11 @@ def read_file(path: Path, fallback: str | None, rows_max: int = ROWS_MAX) -> Top
         InputError: it cannot be read, is too large, is of no known form, or is broken as a whole.
     """
     try:
-        size = path.stat().st_size
-        if size > FILE_BYTES_MAX:
-            raise InputError(str(path), f"holds {size} bytes, more than {FILE_BYTES_MAX}", "cut it into several files")
+        said = path.stat()
+        if not stat.S_ISREG(said.st_mode):
+            raise InputError(str(path), "is no regular file", _FORMS)
+        if said.st_size > FILE_BYTES_MAX:
+            raise InputError(str(path), f"holds {said.st_size} bytes, more than {FILE_BYTES_MAX}", "cut it into several files")
         with path.open("rb") as file:
             content = file.read(FILE_BYTES_MAX + 1)[:FILE_BYTES_MAX]
     except OSError as error:

@@ -420,7 +420,9 @@ def test_other_files_are_not_taken(tmp_path: Path, name: str) -> None:
 
 
 def test_sizes_are_bounded(tmp_path: Path) -> None:
-    """A file that is too large is not read, one that stands for too many rows is refused, a long line of TOML likewise."""
+    """What is no file or too large is not read, one that stands for too many rows is refused, a long line of TOML likewise."""
+    with pytest.raises(InputError, match="is no regular file"):
+        read_file(tmp_path, None)
     path = tmp_path / "big.csv"
     with path.open("wb") as file:
         file.truncate(FILE_BYTES_MAX + 1)
