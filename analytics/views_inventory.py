@@ -65,13 +65,15 @@ _PLACES = f"""
       SELECT n.device, {", ".join(f"coalesce(s.{column}, m.{column}) AS {column}" for column in PLACE)}
       FROM names n LEFT JOIN stated s ON s.device = n.device LEFT JOIN named m ON m.device = n.device)"""
 
+# What tells that a device is alive.
+_HEARD = """
+        SELECT device, count(DISTINCT port) AS ports, min(ts) AS first_ts, max(ts) AS last_ts FROM state.port_samples_1m GROUP BY device
+        UNION ALL BY NAME SELECT device, 0 AS ports, min(ts) AS first_ts, max(ts) AS last_ts FROM state.roce_1m GROUP BY device"""
+
 _DEVICES = f"""(
   WITH said AS MATERIALIZED (SELECT * FROM main.inventory),{_TOLD},
     heard AS (
-      SELECT device, max(ports) AS ports, min(first_ts) AS first_ts, max(last_ts) AS last_ts FROM (
-        SELECT device, count(DISTINCT port) AS ports, min(ts) AS first_ts, max(ts) AS last_ts FROM state.port_samples_1m GROUP BY device
-        UNION ALL BY NAME SELECT device, 0 AS ports, min(ts) AS first_ts, max(ts) AS last_ts FROM state.roce_1m GROUP BY device)
-      GROUP BY device),
+      SELECT device, max(ports) AS ports, min(first_ts) AS first_ts, max(last_ts) AS last_ts FROM ({_HEARD}) GROUP BY device),
     known AS (
       SELECT device, count(DISTINCT nullif(port, '')) AS known_ports FROM (
         SELECT device, CASE WHEN kind <> 'device' THEN key END AS port FROM said WHERE kind IN ('device', 'port', 'link')
