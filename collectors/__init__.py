@@ -2,6 +2,7 @@
 
 from .base import Collector
 from .host import HOST
+from .inventory import INVENTORY
 from .millisampler import MILLISAMPLER
 from .packets import PACKETS
 from .recording import RECORDING
@@ -13,5 +14,6 @@ COLLECTORS: dict[str, Collector] = {
     SFLOW.name: SFLOW,
     PACKETS.name: PACKETS,
     MILLISAMPLER.name: MILLISAMPLER,
+    INVENTORY.name: INVENTORY,
     RECORDING.name: RECORDING,
 }
