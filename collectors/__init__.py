@@ -1,6 +1,7 @@
 """The collectors, one line each."""
 
 from .base import Collector
+from .hft import HFT
 from .host import HOST
 from .millisampler import MILLISAMPLER
 from .packets import PACKETS
@@ -8,6 +9,7 @@ from .recording import RECORDING
 
 COLLECTORS: dict[str, Collector] = {
     HOST.name: HOST,
+    HFT.name: HFT,
     PACKETS.name: PACKETS,
     MILLISAMPLER.name: MILLISAMPLER,
     RECORDING.name: RECORDING,

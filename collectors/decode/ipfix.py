@@ -21,7 +21,7 @@ EXPORTERS_MAX = 2**15 - 1
 DOMAINS_MAX = 4096
 _GAPS_MAX = 1000
 _REPEATS_MAX = 1024
-_TEMPLATES, _OPTIONS, _DATA = 2, 3, 256
+_OPTIONS, _DATA = 3, 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +82,7 @@ class Decoder:
         self._counts: dict[str, int] = {}
         self.changes = 0
 
-    def feed(
-        self, buffer: np.ndarray, offsets: np.ndarray, lengths: np.ndarray, exporters: np.ndarray, now_ns: int
-    ) -> list[Block]:
+    def feed(self, buffer: np.ndarray, offsets: np.ndarray, lengths: np.ndarray, exporters: np.ndarray, now_ns: int) -> list[Block]:
         """Decode datagrams ``buffer[offsets[k] : offsets[k] + lengths[k]]`` of ``exporters[k]``; what is wrong is counted."""
         return self._feed(buffer, offsets, lengths, exporters, now_ns, stream=False)[0]
 
@@ -155,58 +153,58 @@ class Decoder:
         messages, sets, counts, used = kernel.walk(buffer, offsets, lengths, stream)
         for reason, number in zip(kernel.REASONS, counts.tolist(), strict=True):
             self._count(f"bad_{reason}", number)
-        self._count("messages", len(messages))
         if templates_only:
             sets = sets[sets[:, 1] < _DATA]
+        else:
+            self._count("messages", len(messages))
         domains = (exporters.astype(np.int64)[messages[:, 0]] << 32) | messages[:, 1]
         keys = (domains[sets[:, 0]] << 16) | sets[:, 1]
         call = _Call(buffer, sets, keys, messages[sets[:, 0], 3], np.zeros(len(messages), np.int64), now_ns)
         done = 0
         for place in np.flatnonzero(sets[:, 1] < _DATA).tolist():
-            if sets[place, 1] == _OPTIONS:
-                self._count("options_sets", 1)
-                continue
             content = buffer[sets[place, 2] : sets[place, 2] + sets[place, 3]].tobytes()
             domain = int(domains[sets[place, 0]])
-            if hash(content) in self._repeats.get(domain, ()):
+            kind = int(sets[place, 1])
+            if hash((kind, content)) in self._repeats.get(domain, ()):
                 continue
             self._data(call, done, place)
             done = place
-            self._learn(call, domain, content)
+            self._learn(call, domain, kind, content)
         self._data(call, done, len(sets))
         if not templates_only:
             self._follow(domains, messages[:, 2], call.records)
         self.expire(now_ns)
         return call.blocks, used, counts
 
-    def _learn(self, call: _Call, domain: int, content: bytes) -> None:
-        """Take in a template set; data that waited for one of its templates is decoded now."""
-        before = self.changes
-        for one in split(content):
+    def _learn(self, call: _Call, domain: int, kind: int, content: bytes) -> None:
+        """Take in a set of templates or options templates; data that waited for one of them is decoded now."""
+        before, options = self.changes, kind == _OPTIONS
+        for one in split(content, options):
             if isinstance(one, Fault):
                 self._count(f"bad_{one.problem}", 1)
                 break
             name, fields = one
             key = (domain << 16) | name
             if not fields:
-                self._withdraw(domain, name)
+                self._withdraw(domain, kind, name)
             elif (known := self._templates.get(key)) is None or known.content != fields:
                 if known is None and sum(other >> 48 == key >> 48 for other in self._templates) >= self._templates_max:
                     self._count("templates_refused", 1)
                     continue
-                self._templates[key] = compile_template(name, fields)
+                self._templates[key] = compile_template(name, fields, options)
                 self._count("templates_changed" if known is not None else "templates_new", 1)
                 self.changes += 1
                 self._release(call, key)
         if self.changes != before or domain not in self._repeats:
             self._repeats[domain] = set()
         if len(self._repeats[domain]) < _REPEATS_MAX:
-            self._repeats[domain].add(hash(content))
+            self._repeats[domain].add(hash((kind, content)))
         while len(self._repeats) > DOMAINS_MAX:
             self._repeats.pop(next(iter(self._repeats)))
 
-    def _withdraw(self, domain: int, name: int) -> None:
-        gone = [key for key in self._templates if key >> 16 == domain and name in (_TEMPLATES, key & 0xFFFF)]
+    def _withdraw(self, domain: int, kind: int, name: int) -> None:
+        # The id of the kind of set itself stands for all of them.
+        gone = [key for key in self._templates if key >> 16 == domain and name in (kind, key & 0xFFFF)]
         for key in gone:
             del self._templates[key]
         self._count("templates_withdrawn", len(gone))

@@ -125,7 +125,7 @@ def records(buffer, starts, counts, record_bytes, segments, counters):
                 elif width == 4:
                     halves = buffer[at : at + 4 * number].view(np.uint32)
                     for i in range(number):
-                        values[n, c + i] = np.uint64(_swapped_half(halves[i]))
+                        values[n, c + i] = _swapped_half(halves[i])
                 else:
                     for i in range(number):
                         value = np.uint64(0)
@@ -149,9 +149,7 @@ def _swapped(x):
 
 @numba.njit(inline="always")
 def _swapped_half(x):
-    low = np.uint32(0x00FF00FF)
-    x = ((x >> np.uint32(8)) & low) | ((x & low) << np.uint32(8))
-    return (x >> np.uint32(16)) | (x << np.uint32(16))
+    return _swapped(np.uint64(x)) >> np.uint64(32)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -168,7 +166,9 @@ def times(buffer, starts, counts, record_bytes, mode, seconds_at, nanoseconds_at
         for _ in range(counts[k]):
             time = np.int64(-1)
             if mode == TIME_NS:
-                raw = (np.uint64(_word(buffer, base + nanoseconds_at)) << np.uint64(32)) | np.uint64(_word(buffer, base + nanoseconds_at + 4))
+                raw = (np.uint64(_word(buffer, base + nanoseconds_at)) << np.uint64(32)) | np.uint64(
+                    _word(buffer, base + nanoseconds_at + 4)
+                )
                 if raw >> np.uint64(63):
                     fraction = np.int64(raw & np.uint64(0xFFFFFFFF))
                     time = (np.int64(raw >> np.uint64(32)) - _NTP_EPOCH_S) * _NS_PER_S + ((fraction * _NS_PER_S) >> 32)
@@ -193,28 +193,33 @@ def count_varying(buffer, starts, lengths, widths):
     for k in range(len(starts)):
         at, end = starts[k], starts[k] + lengths[k]
         while at < end:
-            begin = at
-            for width in widths:
-                if width == 65535:
-                    if at >= end:
-                        break
-                    width = np.int64(buffer[at])
-                    at += 1
-                    if width == 255:
-                        if at + 2 > end:
-                            at = end + 1
-                            break
-                        width = _half(buffer, at)
-                        at += 2
-                at += width
-                if at > end:
-                    break
-            else:
-                if at > begin:
-                    counts[k] += 1
-                    continue
-            break
+            after = _record_end(buffer, at, end, widths)
+            if after > end or after == at:
+                break
+            counts[k] += 1
+            at = after
     return counts
+
+
+@numba.njit(cache=True, nogil=True)
+def _record_end(buffer, at, end, widths):
+    """Return where the record at ``at`` ends; beyond ``end`` if it is cut."""
+    for width in widths:
+        size = width
+        if width == 65535:
+            if at >= end:
+                return end + 1
+            size = np.int64(buffer[at])
+            at += 1
+            if size == 255:
+                if at + 2 > end:
+                    return end + 1
+                size = _half(buffer, at)
+                at += 2
+        at += size
+        if at > end:
+            return end + 1
+    return at
 
 
 # Columns of what is known of the sequence of one observation domain.

@@ -48,8 +48,11 @@ class Fault:
     problem: str
 
 
-def split(content: bytes) -> Iterator[tuple[int, bytes] | Fault]:
-    """Yield ``(id, content)`` of each template of a template set; empty content withdraws it. A ``Fault`` is the last."""
+def split(content: bytes, options: bool = False) -> Iterator[tuple[int, bytes] | Fault]:
+    """Yield ``(id, content)`` of each template of a template set; empty content withdraws it. A ``Fault`` is the last.
+
+    ``options``: the set holds options templates, whose heads are longer by the number of scope fields.
+    """
     at = 0
     while len(content) - at >= 4:
         name, fields = struct.unpack_from(">HH", content, at)
@@ -63,7 +66,7 @@ def split(content: bytes) -> Iterator[tuple[int, bytes] | Fault]:
         if name < 256:
             yield Fault("template_id")
             return
-        end = at + 4
+        begin = end = at + (6 if options else 4)
         for _ in range(fields):
             if end + 4 > len(content):
                 yield Fault("template_cut")
@@ -72,19 +75,19 @@ def split(content: bytes) -> Iterator[tuple[int, bytes] | Fault]:
         if end > len(content):
             yield Fault("template_cut")
             return
-        yield name, content[at + 4 : end]
+        yield name, content[begin:end]
         at = end
 
 
-def compile_template(name: int, content: bytes) -> Template:
-    """Return the template of the field specifiers ``content``, which is whole (see ``split``)."""
+def compile_template(name: int, content: bytes, options: bool = False) -> Template:
+    """Return the template of the field specifiers ``content``, which is whole (see ``split``); options hold no counters."""
     elements, lengths, enterprises = _fields(content)
     own = enterprises >= 0
     varying = lengths if (lengths == VARIABLE).any() else None
     starts = np.cumsum(lengths) - lengths
     # An extension bit alone makes a type that is not 0, too.
     sai = own & (enterprises >> 16 > 0) & (lengths >= 1) & (lengths <= 8)
-    if varying is not None:
+    if varying is not None or options:
         sai[:] = False
     at, widths = starts[sai], lengths[sai]
     numbers = enterprises[sai]
