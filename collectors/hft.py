@@ -139,6 +139,7 @@ class Hft:
         for path in dict.fromkeys(config.sessions.values()):
             self._files[path] = _File(read_names(Path(path)), _stamp(path))
         self._take_up()
+        _prime()
         name = f"collect.{SOURCE}"
         if config.udp:
             limits = {"buffer_bytes_max": config.buffer_bytes_max, "receive_buffer_bytes": config.receive_buffer_bytes}
@@ -318,6 +319,20 @@ class Hft:
         except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             self._counts["state_errors"] += 1
             _log.warning("hft collector: %s is not what was kept there (%s), templates are waited for", path, error)
+
+
+def _prime() -> None:
+    """Go once through all that a drain does: what is compiled at first use would make the first seconds late, or lost."""
+    streams, decoder, one = Streams(Pace(interval_ns=NS_PER_MS), 1), Decoder(), np.array([0])
+    counter = b"\x80\x01\x00\x08\x00\x01\x00\x00"
+    messages = _message(0, 256, b"\x01\x45\x00\x08" + counter)
+    for number in range(1, 4):
+        record = (number * NS_PER_S).to_bytes(8, "big") + bytes(8)
+        messages += b"\x00\x0a\x00\x24" + bytes(12) + b"\x01\x00\x00\x14" + record
+    content = np.frombuffer(messages, np.uint8)
+    streams.take(decoder.feed(content, one, one + len(content), one, 0), {0: ("", Names())}, None)
+    decoder.feed_stream(content, 0, 0)
+    streams.end(None)
 
 
 def _stamp(path: str) -> tuple[int, int] | None:

@@ -119,8 +119,8 @@ def _interval(path: Path, session: str, value: Any) -> int:
 
 def _binary(path: Path, session: str, value: Any) -> bytes:
     """Return the templates, of hex, of base64, or of the bytes themselves, one character each; all begin with version 10."""
-    text = str(value).strip()
-    for decode in (bytes.fromhex, lambda plain: base64.b64decode(plain, validate=True), lambda plain: plain.encode("latin-1")):
+    text = str(value)
+    for decode in (bytes.fromhex, lambda plain: base64.b64decode(plain.strip(), validate=True), lambda plain: plain.encode("latin-1")):
         try:
             content = decode(text)
         except (ValueError, binascii.Error):

@@ -35,11 +35,17 @@ _ZERO = np.zeros(1, np.int64)
 
 @dataclass(slots=True)
 class _Stream:
-    """The records of one template: ``names`` is what its labels were called when the ledger was made."""
+    """The records of one template: ``names`` is what its labels were called when the ledger was made.
+
+    ``fresh`` until its first record, when it goes on where ``before`` stands, the ledger of the template's last generation, or
+    another one.
+    """
 
     template: Template
     names: Names
     ledger: Ledger
+    before: Ledger | None = None
+    fresh: bool = True
     heard_ns: int = 0
 
 
@@ -60,17 +66,19 @@ class Streams:
             if not len(times):
                 continue
             device, names = who[block.exporter]
-            stream = self._stream(block, device, names, times, batches, now_ns)
+            stream = self._stream(block, device, names)
             if stream is None:
                 self._counts["refused_counters"] += values.size
                 continue
             stream.heard_ns = now_ns or 0
             stream.ledger.look(times)
-            pieces.append((stream.ledger, times, values))
-        for ledger, times, values in _slices(pieces):
+            pieces.append((stream, times, values))
+        for stream, times, values in _slices(pieces):
+            if stream.fresh:
+                batches += self._continue(stream, times, now_ns)
             columns = values.shape[1]
             edges, starts, strides = np.array([0, len(times)]), _ZERO, _ZERO + columns
-            batches += ledger.feed(_ZERO, edges, times, starts, strides, values.reshape(-1), now_ns)
+            batches += stream.ledger.feed(_ZERO, edges, times, starts, strides, values.reshape(-1), now_ns)
         return batches
 
     def quiet(self, now_ns: int) -> list[Batch]:
@@ -113,9 +121,7 @@ class Streams:
             times, values = times[order], values[order]
         return times, values
 
-    def _stream(
-        self, block: Block, device: str, names: Names, times: np.ndarray, batches: list[Batch], now_ns: int | None
-    ) -> _Stream | None:
+    def _stream(self, block: Block, device: str, names: Names) -> _Stream | None:
         """Return the stream of a block's template, made anew if template or names changed; ``None`` where there are too many."""
         key = (block.exporter, block.domain, block.template.id)
         stream = self._streams.get(key)
@@ -129,15 +135,23 @@ class Streams:
             return None
         ledger = Ledger(SOURCE, device, replace(self._pace, interval_ns=self._pace.interval_ns or names.interval_ns))
         ledger.add(_series(block.template, names))
-        near = [other for other in reversed(self._streams.items()) if other[0][:2] == key[:2]]
-        for _, other in sorted(near, key=lambda one: one[0] != key):
-            if ledger.adopt(other.ledger, times):
-                self._counts["streams_continued"] += 1
-                break
-        if stream is not None:
-            batches += self._retire(key, now_ns)
-        made = self._streams[key] = _Stream(block.template, names, ledger)
+        # Last in the order: what was made last is the first to go on from.
+        self._streams.pop(key, None)
+        made = self._streams[key] = _Stream(block.template, names, ledger, before=stream.ledger if stream is not None else None)
         return made
+
+    def _continue(self, stream: _Stream, times: np.ndarray, now_ns: int | None) -> list[Batch]:
+        """Let a fresh stream go on from what is known of its counters; return the last rows of the generation that it replaces."""
+        stream.fresh = False
+        key = next(key for key, one in self._streams.items() if one is stream)
+        near = [one.ledger for other, one in reversed(self._streams.items()) if other[:2] == key[:2] and one is not stream]
+        before, stream.before = stream.before, None
+        if any(stream.ledger.adopt(ledger, times) for ledger in ([before] if before is not None else []) + near):
+            self._counts["streams_continued"] += 1
+        if before is None:
+            return []
+        self._counts.update(_told(before))
+        return before.flush(now_ns)
 
     def _retire(self, key: tuple[int, int, int], now_ns: int | None) -> list[Batch]:
         stream = self._streams.pop(key)
@@ -154,7 +168,7 @@ def _series(template: Template, names: Names) -> list:
     return [series(kind, stat, names.of(kind, label), 8 * width) for kind, stat, label, width in columns]
 
 
-def _slices(pieces: Sequence[tuple[Ledger, np.ndarray, np.ndarray]]) -> Iterator[tuple[Ledger, np.ndarray, np.ndarray]]:
+def _slices(pieces: Sequence[tuple[_Stream, np.ndarray, np.ndarray]]) -> Iterator[tuple[_Stream, np.ndarray, np.ndarray]]:
     """Yield the pieces cut into slices of time, slice by slice; no more slices than a call can bear."""
     if not pieces:
         return
@@ -164,10 +178,10 @@ def _slices(pieces: Sequence[tuple[Ledger, np.ndarray, np.ndarray]]) -> Iterator
         return
     for chosen in np.array_split(spans, min(len(spans), _SLICES_MAX)):
         first, last = int(chosen[0]) * SLICE_NS, (int(chosen[-1]) + 1) * SLICE_NS
-        for ledger, times, values in pieces:
+        for stream, times, values in pieces:
             low, high = np.searchsorted(times, [first, last])
             if low < high:
-                yield ledger, times[low:high], values[low:high]
+                yield stream, times[low:high], values[low:high]
 
 
 def gaps(losses: Sequence[tuple[str, Loss]], now_ns: int) -> list[Batch]:

@@ -121,10 +121,11 @@ class Decoder:
         return self._counts | {"held_bytes": self._held_bytes, "templates": len(self._templates)}
 
     def templates(self) -> dict[int, list[tuple[int, int, bytes]]]:
-        """Return domain, id and field specifiers of all templates, by exporter."""
+        """Return domain, id and field specifiers of all templates that have counters, by exporter."""
         found: dict[int, list[tuple[int, int, bytes]]] = {}
         for key, template in self._templates.items():
-            found.setdefault(key >> 48, []).append(((key >> 16) & 0xFFFFFFFF, template.id, template.content))
+            if template.counters:
+                found.setdefault(key >> 48, []).append(((key >> 16) & 0xFFFFFFFF, template.id, template.content))
         return found
 
     def forget(self, exporter: int) -> None:
