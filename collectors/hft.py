@@ -116,6 +116,7 @@ class Hft:
         self._files: dict[str, _File] = {}
         self._kept = 0
         self._look_ns = 0
+        self._stopped = False
         self._counts: Counter[str] = Counter()
 
     @property
@@ -159,6 +160,7 @@ class Hft:
         for listener in (self._udp, self._tcp):
             if listener is not None:
                 listener.stop()
+        self._stopped = True
 
     def drain(self) -> list[Batch]:
         """Return the rows of what has come since the last call."""
@@ -172,6 +174,9 @@ class Hft:
         if self._tcp is not None:
             for stretch in self._tcp.take():
                 batches += self._stretch(stretch, now_ns)
+        if self._stopped:
+            self._decoder.end()
+            batches += self._streams.end(now_ns)
         self._decoder.expire(now_ns)
         losses += self._lost()
         batches += [*self._streams.quiet(now_ns), *gaps(losses, now_ns)]

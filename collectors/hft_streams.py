@@ -9,10 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import polars as pl
 
 from ..pipeline.clock import NS_PER_MS, NS_PER_S
-from ..pipeline.schema import FAMILIES
+from . import readings
 from . import readings_kernel as kernel
 from .base import Batch
 from .decode.ipfix import Block, Loss
@@ -60,15 +59,18 @@ class Streams:
     def take(self, blocks: Iterable[Block], who: Mapping[int, tuple[str, Names]], now_ns: int | None) -> list[Batch]:
         """Return the rows of some blocks, in slices of time; ``now_ns`` is the collector's time, ``None`` for a recording."""
         batches: list[Batch] = []
-        pieces = []
+        pieces, refused = [], []
+        newest = 0
         for block in blocks:
             times, values = self._ordered(block, now_ns)
             if not len(times):
                 continue
+            newest = max(newest, int(times[-1]))
             device, names = who[block.exporter]
             stream = self._stream(block, device, names)
             if stream is None:
                 self._counts["refused_counters"] += values.size
+                refused.append((device, Loss(block.exporter, "counters", values.size, "series_max")))
                 continue
             stream.heard_ns = now_ns or 0
             stream.ledger.look(times)
@@ -79,7 +81,7 @@ class Streams:
             columns = values.shape[1]
             edges, starts, strides = np.array([0, len(times)]), _ZERO, _ZERO + columns
             batches += stream.ledger.feed(_ZERO, edges, times, starts, strides, values.reshape(-1), now_ns)
-        return batches
+        return batches + gaps(refused, newest if now_ns is None else now_ns)
 
     def quiet(self, now_ns: int) -> list[Batch]:
         """Return the rows of streams that have fallen silent, which would otherwise wait for the next record."""
@@ -186,16 +188,4 @@ def _slices(pieces: Sequence[tuple[_Stream, np.ndarray, np.ndarray]]) -> Iterato
 
 def gaps(losses: Sequence[tuple[str, Loss]], now_ns: int) -> list[Batch]:
     """Return losses of devices as rows of ``gap``."""
-    if not losses:
-        return []
-    rows = {
-        "ts": [now_ns] * len(losses),
-        "device": [device for device, _ in losses],
-        "what": [loss.what for _, loss in losses],
-        "from_sequence": [loss.first for _, loss in losses],
-        "to_sequence": [None if loss.first is None else loss.first + loss.missed - 1 for _, loss in losses],
-        "missed": [loss.missed for _, loss in losses],
-        "reason": [loss.reason for _, loss in losses],
-    }
-    common = {"recv_ts": [now_ns] * len(losses), "source": [SOURCE] * len(losses), "epoch": [0] * len(losses)}
-    return [Batch("gap", pl.DataFrame(rows | common, schema_overrides=FAMILIES["gap"].polars).select(list(FAMILIES["gap"].polars)))]
+    return readings.gaps(SOURCE, [(device, loss.what, loss.missed, loss.reason, loss.first) for device, loss in losses], now_ns)

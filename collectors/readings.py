@@ -258,6 +258,25 @@ class Ledger:
         )
 
 
+def gaps(source: str, losses: Sequence[tuple[str, str, int, str, int | None]], now_ns: int) -> list[Batch]:
+    """Return losses (device, what, missed, reason, first sequence number) as rows of ``gap``."""
+    if not losses:
+        return []
+    rows = {
+        "ts": [now_ns] * len(losses),
+        "recv_ts": [now_ns] * len(losses),
+        "source": [source] * len(losses),
+        "device": [device for device, *_ in losses],
+        "epoch": [0] * len(losses),
+        "what": [what for _, what, *_ in losses],
+        "from_sequence": [first for *_, first in losses],
+        "to_sequence": [None if first is None else first + missed - 1 for _, _, missed, _, first in losses],
+        "missed": [missed for _, _, missed, *_ in losses],
+        "reason": [reason for *_, reason, _ in losses],
+    }
+    return [Batch("gap", pl.DataFrame(rows, schema=FAMILIES["gap"].polars))]
+
+
 def _scattered(row: np.ndarray, values: np.ndarray, height: int) -> pl.Series:
     """Return a column with the values in their rows and nulls elsewhere."""
     column, found = np.zeros(height, np.uint64), np.zeros(height, bool)
@@ -287,12 +306,10 @@ def _empty_state() -> kernel.State:
 
 def _grown(state: kernel.State, tracks: int, series: int) -> kernel.State:
     """Return the state with room for so many tracks and series; it doubles, so that adding one by one is linear."""
-    grown = {}
+    grown = state._asdict()
     for name, array in state._asdict().items():
         wanted = tracks if name in ("tracks", "steps", "first", "width") else series
         if wanted > len(array):
-            room = np.zeros((max(wanted, 2 * len(array)), *array.shape[1:]), array.dtype)
-            room[: len(array)] = array
-            array = room
-        grown[name] = array
+            grown[name] = np.zeros((max(wanted, 2 * len(array)), *array.shape[1:]), array.dtype)
+            grown[name][: len(array)] = array
     return kernel.State(**grown)

@@ -73,8 +73,9 @@ class Readings(NamedTuple):
 class State(NamedTuple):
     """All tracks and series. Track t has the series ``first[t] : first[t] + width[t]``.
 
-    ``steps``: the differences between its first readings. ``kind``, ``sampled``, ``bits``: what a series is. ``last``, ``base``, ``high``: its last value, what its wraps add up to,
-    and the highest value of this span; ``epoch``: when it last began anew.
+    ``steps``: differences between its first readings, until its interval is known. ``kind``, ``sampled``, ``bits``: what a
+    series is. ``last``, ``base``, ``high``: its last value, what its wraps add up to, and the highest value of this span;
+    ``epoch``: when it last began anew.
     """
 
     tracks: np.ndarray
