@@ -7,9 +7,12 @@ from .millisampler import MILLISAMPLER
 from .otlp import OTLP
 from .packets import PACKETS
 from .recording import RECORDING
+from .sflow import SFLOW
 
 COLLECTORS: dict[str, Collector] = {
     HOST.name: HOST,
+    # Before packets, which takes any capture that nobody else knows.
+    SFLOW.name: SFLOW,
     HFT.name: HFT,
     OTLP.name: OTLP,
     PACKETS.name: PACKETS,

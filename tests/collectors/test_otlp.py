@@ -361,7 +361,21 @@ def test_tls_with_a_certificate(tmp_path):
     """With a certificate the same requests come over TLS, and a client without TLS gets nowhere."""
     key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
     subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-keyout", str(key), "-out", str(certificate), *subject]
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-days",
+        "1",
+        "-keyout",
+        str(key),
+        "-out",
+        str(certificate),
+        *subject,
+    ]
     subprocess.run(command, check=True, capture_output=True, timeout=60)
     live = started(certificate=str(certificate), key=str(key))
     try:
