@@ -11,7 +11,7 @@ import logging
 import os
 import socket
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,22 +19,20 @@ import numpy as np
 
 from ..pipeline.clock import NS_PER_MS, NS_PER_S, Clock
 from ..pipeline.errors import ConfigError, InputError, ServiceError
-from .base import Batch, Collector, Options
+from .base import Batch, Collector
 from .decode.ipfix import Decoder, Loss
 from .decode.ipfix_kernel import HEADER_BYTES
 from .hft_names import Names, read_names
-from .hft_streams import SOURCE, Streams, gaps
+from .hft_recording import HftRecording, recognises
+from .hft_streams import PORT, SOURCE, Streams, gaps
 from .listen import Datagrams, Sources, UdpListener
 from .listen_tcp import Stretch, TcpListener
 from .readings import Pace
-from .runs import closing
 
 STATE_FILE = "hft-templates.json"
 STATE_BYTES_MAX = 64 * 2**20
 
-_PIECE_BYTES = 4 * 2**20
 _LOOK_NS = NS_PER_S
-_MEND_FILE = "record the messages again; what came before is used"
 
 _log = logging.getLogger(__name__)
 
@@ -46,7 +44,7 @@ class HftConfig(Sources):
     enabled: bool = False
     # Where to listen; port 0 takes a free one.
     address: str = "127.0.0.1"
-    port: int = 4739
+    port: int = PORT
     udp: bool = True
     tcp: bool = True
     # Names of devices by address.
@@ -141,14 +139,13 @@ class Hft:
             self._files[path] = _File(read_names(Path(path)), _stamp(path))
         self._take_up()
         _prime()
-        name = f"collect.{SOURCE}"
         if config.udp:
             limits = {"buffer_bytes_max": config.buffer_bytes_max, "receive_buffer_bytes": config.receive_buffer_bytes}
-            self._udp = UdpListener(config.address, config.port, config.allow, self._clock, **limits, name=name)
+            self._udp = UdpListener(config.address, config.port, config.allow, self._clock, **limits, name=SOURCE)
             self._udp.start()
         if config.tcp:
             limits = {"connections_max": config.connections_max, "connection_bytes_max": config.connection_bytes_max}
-            self._tcp = TcpListener(config.address, config.port, config.allow, self._clock, **limits, name=name)
+            self._tcp = TcpListener(config.address, config.port, config.allow, self._clock, **limits, name=SOURCE)
             try:
                 self._tcp.start()
             except ServiceError:
@@ -360,68 +357,6 @@ def _message(domain: int, name: int, content: bytes) -> bytes:
     return head + b"\x00\x02" + size.to_bytes(2, "big") + record
 
 
-class HftRecording:
-    """A file of IPFIX messages one after another; names are looked for beside it, in ``<file>.toml`` or ``<file>.json``."""
-
-    def __init__(self, path: Path, options: Options) -> None:
-        self._path, self._options = path, options
-        self._decoder = Decoder()
-        rates = {"": options.line_rate_bps} if options.line_rate_bps else {}
-        config = HftConfig(line_rate_bps=rates)
-        self._streams = Streams(config.pace, config.series_max)
-
-    def batches(self) -> Iterator[Batch]:
-        """Yield rows in slices of time; raise ``InputError`` after everything good."""
-        yield from closing(self._open_ended())
-
-    def counters(self) -> Mapping[str, float]:
-        """Return what the live collector counts, of this file."""
-        return {**self._decoder.counts(), **self._streams.counters()}
-
-    def _open_ended(self) -> Iterator[Batch]:
-        device = self._options.device or self._path.stem
-        beside = [self._path.with_name(self._path.name + end) for end in (".toml", ".json")]
-        names = next((read_names(path) for path in beside if path.is_file()), Names())
-        who = {0: (device, names)}
-        for message in names.templates:
-            self._decoder.learn(0, message, 0)
-        problem, at = "", 0
-        newest = 0
-        for blocks, where, trouble in self._read():
-            newest = max([newest, *(int(block.times.max()) for block in blocks if len(block.times))])
-            yield from self._streams.take(blocks, who, None)
-            yield from gaps([(device, loss) for loss in self._decoder.losses()], newest)
-            problem, at = trouble, where
-        self._decoder.end()
-        yield from self._streams.end(None)
-        yield from gaps([(device, loss) for loss in self._decoder.losses()], newest)
-        if problem:
-            raise InputError(str(self._path), f"the message at byte {at} {problem}", _MEND_FILE)
-
-    def _read(self) -> Iterator[tuple[list, int, str]]:
-        """Yield blocks, where the next message begins, and what is wrong there."""
-        at, left = 0, b""
-        try:
-            with self._path.open("rb") as file:
-                while piece := file.read(_PIECE_BYTES):
-                    content = np.frombuffer(left + piece, np.uint8)
-                    blocks, used, problem = self._decoder.feed_stream(content, 0, 0)
-                    at, left = at + used, content[used:].tobytes()
-                    yield blocks, at, problem
-                    if problem:
-                        return
-        except OSError as error:
-            raise InputError(str(self._path), f"cannot be read ({error.strerror})", "check the path and its permissions") from None
-        if left:
-            yield [], at, "is cut"
-
-
-def _recognises(path: Path, head: bytes) -> bool:
-    """Return whether a file begins with a whole IPFIX header that the rest does not belie."""
-    length = int.from_bytes(head[2:4], "big")
-    return head[:2] == b"\x00\x0a" and length >= HEADER_BYTES and head[length : length + 2] in (b"", b"\x00", b"\x00\x0a")
-
-
 HFT = Collector(
     name=SOURCE,
     doc="SONiC high-frequency telemetry: IPFIX with SAI counters over UDP or TCP, or in a file",
@@ -429,5 +364,5 @@ HFT = Collector(
     config=HftConfig,
     live=Hft,
     recorded=HftRecording,
-    recognises=_recognises,
+    recognises=recognises,
 )

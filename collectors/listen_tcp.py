@@ -84,7 +84,7 @@ class TcpListener:
         except (OSError, OverflowError) as error:
             opened.close()
             problem = getattr(error, "strerror", None) or str(error)
-            mend = f"choose another address or port in [{self._name}]"
+            mend = f"choose another address or port in [collect.{self._name}]"
             raise ServiceError(f"{self._name}: TCP {self._address} port {self.port} cannot be had ({problem})", mend) from None
         opened.setblocking(False)
         self._socket, self.port = opened, opened.getsockname()[1]
@@ -114,7 +114,7 @@ class TcpListener:
                 with contextlib.suppress(OSError):
                     connection.socket.shutdown(socket.SHUT_RDWR)
 
-    def counters(self) -> dict[str, float]:
+    def counters(self) -> dict[str, int]:
         """Return connections accepted, refused and cut by reason, and bytes, since the start; ``connections`` is of now."""
         with self._lock:
             return dict(self._counts) | {"connections": sum(not one.ended for one in self._connections.values())}
@@ -218,4 +218,4 @@ def _networks(allow: tuple[str, ...], name: str) -> list[ipaddress.IPv4Network |
     try:
         return [ipaddress.ip_network(text) for text in allow]
     except ValueError as error:
-        raise ConfigError(f"{name}.allow", str(error), "write networks such as 10.0.0.0/8") from None
+        raise ConfigError(f"collect.{name}.allow", str(error), "write networks such as 10.0.0.0/8") from None

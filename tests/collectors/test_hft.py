@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from ipfix_bytes import T0, TIME_NS, counter, message, port_template, record, template
 
 from weft.collectors.base import Batch, Options
-from weft.collectors.hft import Hft, HftConfig, HftRecording
+from weft.collectors.hft import Hft, HftConfig
 from weft.collectors.hft_names import read_names
+from weft.collectors.hft_recording import HftRecording
 from weft.collectors.hft_streams import SLICE_NS
 from weft.collectors.replay import recogniser
 from weft.pipeline.clock import SystemClock
@@ -310,6 +311,27 @@ def test_a_recording_that_breaks_gives_what_was_good(tmp_path):
 def test_a_recording_is_recognised(tmp_path):
     """A file of IPFIX messages is told from others by its head."""
     assert recogniser(write(tmp_path, message([(2, port_template(256, 1))]) * 3), None).name == "hft"
+
+
+def test_a_capture_gives_what_the_messages_give(tmp_path):
+    """IPFIX in the UDP packets of a capture is recognised, and gives the rows of each sender under its address."""
+    values = walk(50, 2)
+    out = struct.pack("<IHHiIII", 0xA1B23C4D, 2, 4, 0, 0, 65535, 1)
+    datagrams = [message([(2, port_template(256, 1))])] + [
+        message([(256, record(T0 + k * STEP, row))], sequence=k) for k, row in enumerate(values.tolist())
+    ]
+    for one in datagrams:
+        for host in (1, 2):
+            udp = struct.pack(">HHHH", 4000, 4739, 8 + len(one), 0) + one
+            ip = struct.pack(">BBHHHBBH4s4s", 0x45, 0, 20 + len(udp), 0, 0, 64, 17, 0, bytes([10, 0, 0, host]), bytes([10, 0, 0, 9])) + udp
+            frame = b"\2" * 12 + b"\x08\x00" + ip
+            out += struct.pack("<IIII", T0 // 10**9, 0, len(frame), len(frame)) + frame
+    path = write(tmp_path, out, PORTS)
+    assert recogniser(path, None).name == "hft"
+    batches = list(HftRecording(path, Options()).batches())
+    for device in ("10.0.0.1", "10.0.0.2"):
+        assert list(samples(batches, device=device, port="Ethernet0", signal="rx_bytes").values()) == np.diff(values[:, 0]).tolist()
+    assert batches[-1].ended == ("10.0.0.1", "10.0.0.2")
 
 
 STATE_DB = {
