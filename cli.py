@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import __version__
-from .commands import bench, check, query, recordings, services, up
+from .commands import bench, check, counters, query, recordings, services, up
 from .pipeline.errors import WeftError
 from .pipeline.supervise import follow_supervisor
 
@@ -65,6 +65,18 @@ COMMANDS: dict[str, Command] = {
         query.options,
         query.sql,
         ('weft sql "SELECT * FROM bursts ORDER BY bytes DESC LIMIT 10"', 'weft sql --format csv "FROM ports_1m"'),
+    ),
+    "counters": Command(
+        "explain a counter: what it counts, where Weft keeps it, what each vendor calls it",
+        counters.options,
+        counters.counters,
+        (
+            "weft counters PFC_3_RX",
+            "weft counters rx_packets",
+            "weft counters out_of_sequence --source ionic",
+            "weft counters --source efa",
+            "weft counters --format json",
+        ),
     ),
     "check": Command(
         "validate the configuration and the surroundings, each finding with its mend",

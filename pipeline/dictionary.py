@@ -27,6 +27,11 @@ SAI_OBJECTS = {1: "port", 21: "queue", 24: "buffer_pool", 26: "priority_group"}
 
 _FILE = Path(__file__).with_name("dictionary.toml")
 _MATCHES_MAX = 200
+# Keys of a counter that are no sources.
+_OWN = frozenset(("unit", "kind", "doc"))
+_PRIORITIES = (0, 7)
+# The unit of a counter by the end of its name.
+_UNITS = {"bytes": "bytes", "packets": "packets", "frames": "frames", "ns": "ns", "us": "us", "bps": "bit/s", "w": "W"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,13 +107,18 @@ class Width(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Who gives the names: what it is and, of its aliases, the usual object, width and ``unknown`` value."""
+    """Who gives the names: what it is, and the usual object and width of its aliases.
+
+    All ones in a register mean unknown where ``all_ones_unknown``. ``also`` names sources whose names it uses too.
+    ``published`` says that a collector of this name publishes the registers as they come, neither widened nor summed.
+    """
 
     name: str
     doc: str
     object: str
     width: int = 64
-    unknown: int | None = None
+    all_ones_unknown: bool = False
+    also: tuple[str, ...] = ()
     published: bool = False
 
 
@@ -132,8 +142,12 @@ class Dictionary:
                     self._numbered.setdefault((alias.source, alias.object, number), found)
 
     def find(self, source: str, name: str) -> Found | None:
-        """Return what a source means by exactly this name."""
-        return self._found.get((source, name))
+        """Return what a source means by exactly this name; a blank in it is as good as ``_``."""
+        name = name.replace(" ", "_")
+        found = self._found.get((source, name))
+        if found is None and source in self.sources:
+            found = next((one for other in self.sources[source].also if (one := self._found.get((other, name)))), None)
+        return found
 
     def sai(self, object_type: int, stat: int) -> Found | None:
         """Return the statistic ``stat`` of a SAI object type: 1 port, 21 queue, 24 buffer pool, 26 ingress priority group."""
@@ -170,17 +184,17 @@ class Dictionary:
         """Return what a text may mean in any source, best first: a name, a canonical name, or a part of a name.
 
         Case and separators do not matter: ``PFC_3_RX`` is ``SAI_PORT_STAT_PFC_3_RX_PKTS`` and longer names with these
-        words in this order. Only the best kind of match counts: whole names, then canonical names, then parts.
+        words in this order. Parts count only where nothing has the whole name.
         """
         words = _words(text)
         if not words:
             return []
-        whole = [self._found[key] for key, theirs in self._spelled.items() if theirs == words]
-        if whole:
-            return whole
-        named = [one for one in self.counters.values() if _words(one.name) == words or _words(one.key) == words]
-        if named:
-            return [Found(alias, None) for one in named for alias in self._of.get(one, ())]
+        best = [self._found[key] for key, theirs in self._spelled.items() if theirs == words]
+        named = [one for one in self.counters.values() if words in (_words(one.name), _words(one.key))]
+        known = {found.alias.counter for found in best}
+        best += [Found(alias, None) for one in named if one not in known for alias in self._of.get(one, ())]
+        if best:
+            return best
         parts = [(len(theirs), place, key) for key, theirs in self._spelled.items() if (place := _place(words, theirs)) is not None]
         parts.sort(key=lambda part: (part[0], part[1]))
         return [self._found[key] for _, _, key in parts[:_MATCHES_MAX]]
@@ -206,10 +220,10 @@ def dictionary() -> Dictionary:
 def read(data: Mapping[str, Mapping[str, dict]]) -> Dictionary:
     """Make a dictionary of the parsed file: ``sources`` first, then a table of counters for each family.
 
-    A counter has ``unit``, ``doc``, a ``kind`` where it is no counter, and under the name of each source its name there,
-    or a list of names. Words after a name say what differs from the source's usual: an object; ``32`` bits; ``x4``, the
-    scale; ``saturates``; a kind; ``#0x67+2``, its number and the step of ``{n}``; ``0..7``, what n runs through. Raises
-    ``ValueError`` for any other word.
+    A counter has ``doc``, a ``kind`` where it is no counter, a ``unit`` where its name does not end in one, and under the
+    name of each source its name there, or a list of names. Words after a name say what differs from the source's usual:
+    an object; ``32``, its bits; ``x4``, the scale; ``saturates``; a kind; ``#0x67+2``, its number and the step of ``{n}``;
+    ``0..7``, what n runs through. Raises ``ValueError`` for any other word and ``KeyError`` for a source not declared.
     """
     sources = {name: Source(name, **table) for name, table in data["sources"].items()}
     counters: dict[str, Counter] = {}
@@ -218,20 +232,22 @@ def read(data: Mapping[str, Mapping[str, dict]]) -> Dictionary:
         if family == "sources":
             continue
         for name, table in tables.items():
-            counter = Counter(name, family, table.pop("unit", ""), table.pop("kind", "counter"), table.pop("doc"))
+            counter = Counter(name, family, table.get("unit", _unit(name)), table.get("kind", "counter"), table["doc"])
             counters[counter.key] = counter
             for source, spelled in table.items():
-                lines = [spelled] if isinstance(spelled, str) else spelled
-                aliases += [_alias(sources[source], counter, line) for line in lines]
+                if source not in _OWN:
+                    lines = [spelled] if isinstance(spelled, str) else spelled
+                    aliases += [_alias(sources[source], counter, line) for line in lines]
     return Dictionary(sources, tuple(aliases), counters)
 
 
 def _alias(source: Source, counter: Counter, line: str) -> Alias:
     name, *words = line.split()
-    seen = {"object": source.object, "width": source.width, "kind": counter.kind, "unknown": source.unknown}
-    seen["span"] = (0, 7) if "{n}" in name else None
+    seen = {"object": source.object, "width": source.width, "kind": counter.kind, "span": _PRIORITIES if "{n}" in name else None}
     for word in words:
         seen |= _said(word)
+    if source.all_ones_unknown:
+        seen["unknown"] = (1 << seen["width"]) - 1
     return Alias(source.name, name, counter, **seen)
 
 
@@ -256,10 +272,13 @@ def _said(word: str) -> dict:
     return {"span": (int(first), int(last))}
 
 
+def _unit(name: str) -> str:
+    return _UNITS.get(name.rpartition("_")[2], "")
+
+
 _WORD = re.compile(r"[a-z]+|[0-9]+")
 
 
-@cache
 def _words(name: str) -> tuple[str, ...]:
     """Return the words of a name in lower case: runs of letters and runs of digits."""
     return tuple(_WORD.findall(name.lower()))
