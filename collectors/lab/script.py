@@ -159,13 +159,14 @@ class ScriptState:
         boots = np.asarray(script.shape.boots_ns, np.int64)
         self.boot_ts = boots[np.maximum(np.searchsorted(boots, ts, "right") - 1, 0)]
         self.elapsed = np.maximum(ts - self.boot_ts, 0)
+        self._queues: dict[str, Array] = {}
 
     def port(self, name: str) -> Array:
         if name in _PORT_CONSTANT:
             return np.full((len(self.ts), self._shape.ports), _PORT_CONSTANT[name](self._shape), np.int64)
         if name in _PORT_SUMS:
             side, column = _PORT_SUMS[name]
-            return (self.queue(column) if side == "queue" else self.group(column)).sum(axis=2)
+            return self._total(*(self._queue(column) if side == "queue" else self._group(column)))
         if name in ("oper_up", "carrier_changes"):
             return self._link(name)
         bins, number = self.fec_bins[:, :, 1:], np.arange(1, FEC_BINS)
@@ -181,14 +182,24 @@ class ScriptState:
         }[name]
 
     def queue(self, name: str) -> Array:
+        # An exporter asks for the priorities of one column after another.
+        if name not in self._queues:
+            self._queues[name] = self._spread(*self._queue(name))
+        return self._queues[name]
+
+    def group(self, name: str) -> Array:
+        return self._spread(*self._group(name))
+
+    def _queue(self, name: str) -> tuple[Array, Array, Array]:
+        """Return the values of the queues that carry something, their ports and their priorities."""
         plan = self._plan
         if name in ("pfc_tx_frames", "pfc_tx_pause_us"):
             # The port that receives too much is the one that sends pause frames.
             inputs = self._script.inputs
-            return self._spread(self._of_queue(name)[:, inputs.queue], inputs.port, plan.priority[inputs.queue])
-        return self._spread(self._of_queue(name), plan.port, plan.priority)
+            return self._of_queue(name)[:, inputs.queue], inputs.port, plan.priority[inputs.queue]
+        return self._of_queue(name), plan.port, plan.priority
 
-    def group(self, name: str) -> Array:
+    def _group(self, name: str) -> tuple[Array, Array, Array]:
         inputs, plan = self._script.inputs, self._plan
         queue, index = inputs.queue, inputs.index
         sources = plan.sources[queue]
@@ -203,7 +214,7 @@ class ScriptState:
                 value = np.where(plan.priority[queue] == LOSSLESS, np.maximum(value - plan.xoff[queue] // sources, 0), 0)
         if "bytes" in name:
             value = value * plan.size[queue]
-        return self._spread(value, inputs.port, plan.priority[queue])
+        return value, inputs.port, plan.priority[queue]
 
     def pool(self, name: str) -> Array:
         if name == "watermark_bytes":
@@ -235,6 +246,13 @@ class ScriptState:
         spread = np.zeros((len(self.ts), self._shape.ports, PRIORITIES), np.int64)
         spread[:, port, priority] = value
         return spread
+
+    def _total(self, value: Array, port: Array, priority: Array) -> Array:
+        total = np.zeros((len(self.ts), self._shape.ports), np.int64)
+        for one in np.unique(priority):
+            # A port has one queue of a priority, so none is named twice.
+            total[:, port[priority == one]] += value[:, priority == one]
+        return total
 
     def _of_queue(self, name: str) -> Array:
         plan = self._plan

@@ -20,8 +20,10 @@ PACE_S = 0.002
 _IOVEC = np.dtype([("base", "u8"), ("length", "u8")])
 # struct msghdr of 64-bit Linux, then the length that the kernel fills in.
 _MMSGHDR = np.dtype(
-    [("name", "u8"), ("name_length", "u8"), ("iovec", "u8"), ("iovecs", "u8"), ("control", "u8"), ("control_length", "u8")]
-    + [("flags", "u8"), ("sent", "u4"), ("pad", "u4")]
+    [
+        *((name, "u8") for name in ("name", "name_length", "iovec", "iovecs", "control", "control_length", "flags")),
+        *(("sent", "u4"), ("pad", "u4")),
+    ]
 )
 
 
@@ -50,6 +52,8 @@ def rows(array: np.ndarray) -> Datagrams:
 
 def join(parts: list[Datagrams]) -> Datagrams:
     """Return the datagrams of all parts, in order."""
+    if len(parts) == 1:
+        return parts[0]
     starts = np.cumsum([0] + [len(part.buffer) for part in parts])
     return Datagrams(
         np.concatenate([np.empty(0, np.uint8), *(part.buffer for part in parts)]),
