@@ -232,7 +232,9 @@ class ScriptState:
 
     @cached_property
     def _codewords(self) -> Array:
-        words = self.elapsed // 1000 * (self._shape.speed_bps // 1_000_000) // CODEWORD_BITS
+        seconds, rest = np.divmod(self.elapsed, 1_000_000_000)
+        each = self._shape.speed_bps // CODEWORD_BITS
+        words = seconds * each + np.minimum(rest // 1000 * (self._shape.speed_bps // 1_000_000) // CODEWORD_BITS, each)
         return np.repeat(words[:, None], self._shape.ports, axis=1)
 
     def _link(self, name: str) -> Array:

@@ -100,7 +100,7 @@ class Udp:
         assert self._socket is not None
         if self._sendmmsg is None:
             for offset, length in zip(datagrams.offsets[first:last].tolist(), datagrams.lengths[first:last].tolist(), strict=True):
-                self._one(memoryview(datagrams.buffer)[offset : offset + length])
+                self._one(datagrams.buffer.data[offset : offset + length])
             return
         vectors = np.empty(last - first, _IOVEC)
         vectors["base"] = datagrams.buffer.ctypes.data + datagrams.offsets[first:last]
