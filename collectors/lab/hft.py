@@ -25,6 +25,7 @@ _SET = np.dtype([("id", ">u2"), ("length", ">u2")])
 _SEQUENCE_AT = 8
 _SECONDS, _NANOSECONDS = 322, 325
 _ENTERPRISE = 0x8000
+_GROUPS = {sai.PORT: "PORT", sai.QUEUE: "QUEUE", sai.POOL: "BUFFER_POOL", sai.GROUP: "INGRESS_PRIORITY_GROUP"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +50,15 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """What is streamed of one type of object; ``objects`` are numbers in the order of ``sai.objects``."""
+    """What is streamed of one type of object; ``objects`` are numbers in the order of ``sai.objects``.
+
+    A session that is too large for one template is sent in parts; ``first`` is the place of a part's first object in the whole.
+    """
 
     object_type: int
     objects: tuple[int, ...]
     stats: tuple[sai.Stat, ...]
+    first: int = 0
 
 
 def session(source: Source, object_type: int, stats: Sequence[str] = (), queues: Sequence[int] = ()) -> Session:
@@ -76,7 +81,7 @@ class Generation:
     """The templates of one configuration of the stream; a switch that is configured anew makes another, with other numbers."""
 
     def __init__(self, sessions: Sequence[Session], layout: Layout, first_id: int) -> None:
-        self.layout, self.first_id = layout, first_id
+        self.layout, self.first_id, self.whole = layout, first_id, tuple(sessions)
         self.sessions = [part for whole in sessions for part in _split(whole)]
         self.plans = [_plan(part, layout, first_id + number) for number, part in enumerate(self.sessions)]
         self.next_id = first_id + len(self.plans)
@@ -138,23 +143,21 @@ class Exporter:
         return ordered
 
     def side_channel(self, profile: str = "lab", generation: int = -1, *, ids_on_wire: bool = False) -> dict[str, dict[str, str]]:
-        """Return the records of STATE_DB that name the objects: one a template, the template itself as hexadecimal text.
+        """Return the records of STATE_DB that name the objects, one a session, with its templates as hexadecimal text.
 
         ``ids_on_wire`` writes object numbers with the enterprise bit, as some switches do.
         """
         made, found = self.generations[generation], {}
-        groups = {sai.PORT: "PORT", sai.QUEUE: "QUEUE", sai.POOL: "BUFFER_POOL", sai.GROUP: "INGRESS_PRIORITY_GROUP"}
-        for number, (one, plan) in enumerate(zip(made.sessions, made.plans, strict=True)):
-            names = sai.objects(self._source.switch, one.object_type)
-            labels = range(made.layout.first_label, made.layout.first_label + len(one.objects))
-            config = b"".join(self._template_message(plan.template, 2, 0))
-            key = f"HIGH_FREQUENCY_TELEMETRY_SESSION|{profile}|{groups[one.object_type]}"
-            found[key if key not in found else f"{key}_{number}"] = {
+        for whole in made.whole:
+            names = sai.objects(self._source.switch, whole.object_type)
+            labels = range(made.layout.first_label, made.layout.first_label + len(whole.objects))
+            plans = [plan for one, plan in zip(made.sessions, made.plans, strict=True) if one.object_type == whole.object_type]
+            found[f"HIGH_FREQUENCY_TELEMETRY_SESSION_TABLE|{profile}|{_GROUPS[whole.object_type]}"] = {
                 "session_status": "enabled",
                 "session_type": "ipfix",
-                "object_names": ",".join(names[index] for index in one.objects),
+                "object_names": ",".join(names[index] for index in whole.objects),
                 "object_ids": ",".join(str(label | (_ENTERPRISE if ids_on_wire else 0)) for label in labels),
-                "session_config": config.hex(),
+                "session_config": b"".join(next(iter(self._template_message(plan.template, 2, 0))) for plan in plans).hex(),
                 "config_version": str(made.first_id),
             }
         return found
@@ -207,14 +210,14 @@ def stream(datagrams: Datagrams, messages: int = 0) -> Datagrams:
 def _split(whole: Session) -> Iterator[Session]:
     each = max(1, COUNTERS_MAX // len(whole.stats))
     for first in range(0, len(whole.objects), each):
-        yield replace(whole, objects=whole.objects[first : first + each])
+        yield replace(whole, objects=whole.objects[first : first + each], first=first)
 
 
 def _plan(one: Session, layout: Layout, template_id: int) -> _Plan:
     fields = [(_NANOSECONDS, 8)] if layout.time == "nanoseconds" else [(_SECONDS, 4), (_NANOSECONDS, 4)]
     template = [element.to_bytes(2, "big") + size.to_bytes(2, "big") for element, size in fields]
     at, runs = sum(size for _, size in fields), []
-    numbers = [(layout.first_label + n, enterprise(stat)) for n in range(len(one.objects)) for stat in one.stats]
+    numbers = [(layout.first_label + one.first + n, enterprise(stat)) for n in range(len(one.objects)) for stat in one.stats]
     for column, (label, number) in enumerate(numbers):
         width = layout.widths[column % len(layout.widths)]
         if layout.pad_every and column and column % layout.pad_every == 0:

@@ -69,20 +69,19 @@ def points(source: Source, sessions: Sequence[Session], ts: Sequence[int] | np.n
 
 
 class Sender:
-    """Sends points of one switch."""
+    """Sends points of one switch. Once ``ended`` is set nothing waits any more; ``stop`` sets it."""
 
-    def __init__(self, source: Source, config: SenderConfig, clock: Clock) -> None:
+    def __init__(self, source: Source, config: SenderConfig, clock: Clock, ended: threading.Event | None = None) -> None:
         self._switch, self._config, self._clock = source.switch, config, clock
         self._names = {kind: sai.objects(source.switch, kind) for kind in (sai.PORT, sai.QUEUE, sai.POOL, sai.GROUP)}
         self._held: list[Points] = []
         self._held_points, self._since_ns = 0, 0
-        self._ended = threading.Event()
+        self._ended = ended or threading.Event()
         self._channel: grpc.Channel | None = None
         self.sent = self.requests = self.refusals = self.given_up = 0
 
     def start(self) -> None:
         """Open the channel; the receiver need not be there yet. Raises ``ServiceError`` when a certificate cannot be read."""
-        self._ended.clear()
         config = self._config
         if config.ca is None:
             self._channel = grpc.insecure_channel(config.address)

@@ -225,8 +225,12 @@ class ScriptState:
             "dropped_packets": lambda: self._dropped.sum(axis=1),
         }[name]()
 
-    @cached_property
+    @property
     def fec_bins(self) -> Array:
+        return self._bins
+
+    @cached_property
+    def _bins(self) -> Array:
         bins = np.arange(FEC_BINS) * self._script.fec_shift[:, None]
         return self._codewords[:, :, None] >> np.minimum(bins, 62)
 
