@@ -373,14 +373,14 @@ def _update_columns(room: int) -> tuple[np.ndarray, ...]:
 
 
 def _same(value: object, count: int) -> pl.Series:
-    return pl.repeat(value, count, eager=True)
+    return pl.Series([value]).new_from_index(0, count)
 
 
 def _batch(family: str, columns: Mapping[str, pl.Series]) -> Batch:
     """Return a batch; columns that are not given are null."""
     count = len(columns["ts"])
     made = [
-        columns[name].cast(dtype).alias(name) if name in columns else pl.repeat(None, count, dtype=dtype, eager=True).alias(name)
+        columns[name].cast(dtype).alias(name) if name in columns else frames.nulls(name, count, dtype)
         for name, dtype in FAMILIES[family].polars.items()
     ]
     return Batch(family, pl.DataFrame(made))

@@ -7,10 +7,15 @@ import pyarrow as pa
 from .gnmi_rows import gather
 
 
+def nulls(name: str, count: int, dtype: pl.DataType | type[pl.DataType]) -> pl.Series:
+    """Return a column of nulls."""
+    return pl.Series(name, [None], dtype=dtype).new_from_index(0, count)
+
+
 def numbers(name: str, values: np.ndarray, valid: np.ndarray, dtype: pl.DataType | type[pl.DataType]) -> pl.Series:
     """Return a column of 64 bit values, null where not valid; unsigned or Boolean as ``dtype`` says."""
     if not valid.any():
-        return pl.Series(name, pl.repeat(None, len(values), dtype=dtype, eager=True))
+        return nulls(name, len(values), dtype)
     seen = values if values.dtype == np.float64 else values != 0 if dtype == pl.Boolean else values.view(np.uint64)
     return pl.Series(name, pl.from_arrow(pa.array(seen, mask=None if valid.all() else ~valid)))
 
@@ -30,7 +35,7 @@ def bins(name: str, values: np.ndarray, valid: np.ndarray) -> pl.Series:
 def texts(name: str, buffer: np.ndarray, begin: np.ndarray, size: np.ndarray, told: np.ndarray) -> tuple[pl.Series, int]:
     """Return a column of the slices of ``buffer`` where ``told``, else null, and how many were no UTF-8 (which are mended)."""
     if not told.any():
-        return pl.Series(name, pl.repeat(None, len(told), dtype=pl.String, eager=True)), 0
+        return nulls(name, len(told), pl.String), 0
     size = np.where(told, size, 0).astype(np.int64)
     ends = np.cumsum(size)
     out = np.empty(int(ends[-1]), np.uint8)
