@@ -1,6 +1,7 @@
 """The collectors, one line each."""
 
 from .base import Collector
+from .gnmi_config import GNMI
 from .host import HOST
 from .millisampler import MILLISAMPLER
 from .packets import PACKETS
@@ -11,4 +12,5 @@ COLLECTORS: dict[str, Collector] = {
     PACKETS.name: PACKETS,
     MILLISAMPLER.name: MILLISAMPLER,
     RECORDING.name: RECORDING,
+    GNMI.name: GNMI,
 }

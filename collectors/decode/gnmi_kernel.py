@@ -8,6 +8,8 @@ encoder writes, the last counts too, where protobuf would merge them.
 Field numbers are those of gnmi.proto 0.10 (github.com/openconfig/gnmi).
 """
 
+from typing import Any
+
 import numba
 import numpy as np
 from llvmlite.ir import Constant
@@ -122,10 +124,8 @@ def _typed(buffer, at, end):
         tag, value, start, at = field(buffer, at, end)
         if at < 0:
             return np.int64(-1), bits, begin, size
-        if tag == 0x18:
-            kind, bits = np.int64(UINT), value
-        elif tag == 0x10:
-            kind, bits = np.int64(INT), value
+        if tag in (0x18, 0x10):
+            kind, bits = np.int64(UINT if tag == 0x18 else INT), value
         elif tag == 0x20:
             kind, bits = np.int64(BOOL), np.int64(value != 0)
         elif tag in (0x0A, 0x62):
@@ -163,42 +163,55 @@ def _old_value(buffer, at, end):
 
 
 @numba.njit
-def _update(table, buffer, stream, prefix, at, end, notification, updates, filled, counts, leaves_max, stack):
-    """Append an Update; return the new count, or below zero as ``leaves`` does, ``BAD`` for the message."""
-    path, path_end = np.int64(0), np.int64(0)
-    kind, bits, begin, size = np.int64(NONE), np.int64(0), np.int64(0), np.int64(0)
-    old, old_end, duplicates = np.int64(-1), np.int64(0), np.int64(0)
+def _parts(buffer, at, end):
+    """Return (path begin, path end, (begin, end) of the value, of the old value, duplicates) of an Update; the first -1 if malformed."""
+    nothing = (np.int64(0), np.int64(0))
+    path, typed, old, duplicates = nothing, nothing, nothing, np.int64(0)
     while at < end:
         tag, value, start, at = field(buffer, at, end)
         if at < 0:
-            return np.int64(BAD)
+            return np.int64(-1), np.int64(0), nothing, nothing, duplicates
         if tag == 0x0A:
-            path, path_end = start, at
+            path = (start, at)
         elif tag == 0x1A:
-            kind, bits, begin, size = _typed(buffer, start, at)
-            if kind < 0:
-                return np.int64(BAD)
+            typed = (start, at)
         elif tag == 0x12:
-            old, old_end = start, at
+            old = (start, at)
         elif tag == 0x20:
             duplicates = value & 0xFFFFFFFF
-    if kind == NONE and old >= 0:
-        kind, bits, begin, size = _old_value(buffer, old, old_end)
-        if kind < 0:
-            return np.int64(BAD)
+    return path[0], path[1], typed, old, duplicates
+
+
+@numba.njit
+def _update(table, buffer, stream, prefix, at, end, notification, updates, filled, counts, leaves_max, stack):
+    """Append an Update; return the new count, or below zero as ``leaves`` does, ``BAD`` for the message."""
+    path, path_end, typed, old, duplicates = _parts(buffer, at, end)
+    if path < 0:
+        return np.int64(BAD)
+    kind, bits, begin, size = _typed(buffer, typed[0], typed[1])
+    if kind == NONE:
+        kind, bits, begin, size = _old_value(buffer, old[0], old[1])
+    if kind < 0:
+        return np.int64(BAD)
     counts[DUPLICATES] += duplicates
     if kind == NONE:
         counts[NO_VALUE] += 1
         return filled
     node = node_of(table, buffer, stream, prefix, PATH, path, path_end, np.int64(0), np.int64(0))
-    if node < -1:
-        return node
-    if kind == JSON:
+    if kind == JSON and node >= -1:
         made = leaves(table, buffer, stream, node, begin, begin + size, notification, updates, filled, leaves_max, stack)
         if made in (BAD, TOO_MANY):
             counts[BAD_JSON if made == BAD else LARGE_JSON] += 1
             return filled
         return made
+    return _append(updates, filled, notification, node, kind, bits, begin, size)
+
+
+@numba.njit
+def _append(updates, filled, notification, node, kind, bits, begin, size):
+    """Append one row; return the new count, ``FULL``, or what ``node`` is where it says what to grow."""
+    if node < -1:
+        return node
     if filled >= updates[0].shape[0]:
         return np.int64(FULL)
     put(updates, filled, notification, node, kind, bits, begin, size)
@@ -254,12 +267,9 @@ def _notification(table, buffer, stream, message, at, end, notifications, made, 
     messages, times, devices = notifications
     messages[made], times[made], devices[made] = message, ts, device
     if atomic:
-        if filled >= updates[0].shape[0]:
-            return np.int64(FULL)
-        put(updates, filled, made, prefix, REPLACE, 0, 0, 0)
-        filled += 1
+        filled = _append(updates, filled, made, prefix, REPLACE, np.int64(0), np.int64(0), np.int64(0))
     # What a notification deletes goes before what it sets.
-    if deletes:
+    if deletes and filled >= 0:
         filled = _deletes(table, buffer, stream, prefix, at, end, made, updates, filled)
     while at < end and filled >= 0:
         tag, _, start, at = field(buffer, at, end)
@@ -275,12 +285,9 @@ def _deletes(table, buffer, stream, prefix, at, end, notification, updates, fill
         tag, _, start, at = field(buffer, at, end)
         if tag == 0x2A:
             node = node_of(table, buffer, stream, prefix, PATH, start, at, np.int64(0), np.int64(0))
-            if node < -1:
-                return node
-            if filled >= updates[0].shape[0]:
-                return np.int64(FULL)
-            put(updates, filled, notification, node, DELETE, 0, 0, 0)
-            filled += 1
+            filled = _append(updates, filled, notification, node, DELETE, np.int64(0), np.int64(0), np.int64(0))
+            if filled < 0:
+                return filled
     return filled
 
 
@@ -311,8 +318,7 @@ def _message(table, buffer, stream, message, at, end, notifications, made, updat
     return made, filled, flags
 
 
-@intrinsic
-def _lent(_context, array):
+def _lend(_context, array):
     """Return an array that counts no references: handing a counted one from kernel to kernel costs two atomic additions.
 
     Its memory is held by the caller's array, so it must not be returned.
@@ -324,6 +330,9 @@ def _lent(_context, array):
         return bare._getvalue()
 
     return array(array), codegen
+
+
+_lent: Any = intrinsic(_lend)
 
 
 @numba.njit(cache=True, nogil=True)

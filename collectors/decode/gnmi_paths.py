@@ -61,10 +61,8 @@ LINK_LEAVES = ("system-name", "chassis-id", "port-id", "port-description")
 
 _SOURCES = ("openconfig", "juniper", "nokia", "arista")
 # Tables and words in a path of SONiC's Redis databases that name no object.
-_SONIC_WORDS = frozenset(
-    "localhost COUNTERS RATES WATERMARKS PERIODIC_WATERMARKS PERSISTENT_WATERMARKS USER_WATERMARKS Queues PriorityGroups BufferPools"
-    " Pfcwd PORT_TABLE".split()
-)
+_SONIC_TABLES = ("COUNTERS", "RATES", "WATERMARKS", "PERIODIC_WATERMARKS", "PERSISTENT_WATERMARKS", "USER_WATERMARKS", "PORT_TABLE")
+_SONIC_WORDS = frozenset((*_SONIC_TABLES, "localhost", "Queues", "PriorityGroups", "BufferPools", "Pfcwd"))
 _SONIC_INDEXED = re.compile(r"(.+)[:|](\d+)$")
 _MODULE = re.compile(r"[A-Za-z_][\w.-]*:(?=[^:]+$)")
 _OLD_KEY = re.compile(r"\[([^=\]]+)=((?:[^\]\\]|\\.)*)\]")
@@ -94,7 +92,7 @@ class Steps:
 
     @property
     def sonic(self) -> bool:
-        return self.origin == "sonic-db" or (bool(self.names) and (self.names[0].endswith("_DB") or self.names[0] in _SONIC_WORDS))
+        return self.origin == "sonic-db" or (bool(self.names) and (self.names[0].endswith("_DB") or self.names[0] in _SONIC_TABLES))
 
     @property
     def text(self) -> str:

@@ -8,7 +8,7 @@ replaces what lies above it.
 import numba
 import numpy as np
 
-from .gnmi_paths import COLUMNS, COUNT, EPOCH, FORGET_DEVICE, FORGET_NOTHING, PORT, QUEUE, UNREADABLE, UP
+from .gnmi_paths import COLUMNS, COUNT, EPOCH, FORGET_DEVICE, FORGET_NOTHING, PORT, QUEUE, SPEED, UNREADABLE, UP
 from .json_kernel import BOOL, BYTES, DELETE, DOUBLE, INT, NONE, TEXT, UINT, number
 
 OPER_COLUMN = COLUMNS[PORT].index("oper_up")
@@ -133,10 +133,10 @@ def _says(buffer, begin, size, word):
     if size < len(word) or (size > len(word) and buffer[begin + size - len(word) - 1] != 58):
         return False
     at = begin + size - len(word)
-    for k in range(len(word)):
-        if (buffer[at + k] | 32) != word[k]:
-            return False
-    return True
+    k = 0
+    while k < len(word) and (buffer[at + k] | 32) == word[k]:
+        k += 1
+    return k == len(word)
 
 
 @numba.njit
@@ -240,32 +240,46 @@ def fill(buffer, updates, devices, meanings, port_of_row, rows, ports, queues, s
             if good and value > 0:
                 epochs[device] = value * _NS_PER_S if value < _SECONDS_MAX // 1000 else value
         elif kin in (PORT, QUEUE):
-            if form[at] == COUNT:
-                good, value = _count(buffer, kind[u], bits[u], np.int64(begin[u]), np.int64(size[u]), scale[at])
-            elif form[at] == UP:
-                good, value = _up(buffer, kind[u], bits[u], np.int64(begin[u]), np.int64(size[u]))
-            else:
-                good, value = _speed(buffer, kind[u], bits[u], np.int64(begin[u]), np.int64(size[u]), scale[at])
+            good, value = _value(buffer, form[at], kind[u], bits[u], np.int64(begin[u]), np.int64(size[u]), scale[at])
             if not good:
                 counts[NOT_A_NUMBER] += 1
                 continue
             values, valid, epoch = ports if kin == PORT else queues
             values[name[at], rows[u]], valid[name[at], rows[u]] = value, True
             epoch[rows[u]] = epochs[device]
-            if kin == PORT and form[at] != COUNT and name[at] in (OPER_COLUMN, PORT_SPEED):
-                state = _port(states, device, port_of_row[rows[u]])
-                if state < 0:
-                    counts[PORTS_FULL] += 1
-                    continue
-                _current(states, device, state)
-                if name[at] == PORT_SPEED:
-                    states[2][state] = value
-                else:
-                    before, states[3][state] = states[3][state], value
-                    if before not in (UNKNOWN, value):
-                        changed[found] = u
-                        found += 1
+            if kin == PORT and form[at] != COUNT:
+                told = _tell(states, device, port_of_row[rows[u]], name[at], value)
+                counts[PORTS_FULL] += np.int64(told < 0)
+                if told > 0:
+                    changed[found] = u
+                    found += 1
     return changed[:found]
+
+
+@numba.njit
+def _value(buffer, form, kind, bits, begin, size, scale):
+    """Return (whether there is one, the 64 bits) of a column's value."""
+    if form == UP:
+        return _up(buffer, kind, bits, begin, size)
+    if form == SPEED:
+        return _speed(buffer, kind, bits, begin, size, scale)
+    return _count(buffer, kind, bits, begin, size, scale)
+
+
+@numba.njit
+def _tell(states, device, port, column, value):
+    """Remember a port's line rate or link state; return 1 where the link is another than before, -1 where there is no room."""
+    if column not in (OPER_COLUMN, PORT_SPEED):
+        return 0
+    at = _port(states, device, port)
+    if at < 0:
+        return -1
+    _current(states, device, at)
+    if column == PORT_SPEED:
+        states[2][at] = value
+        return 0
+    before, states[3][at] = np.int64(states[3][at]), value
+    return np.int64(before not in (UNKNOWN, value))
 
 
 @numba.njit(cache=True, nogil=True)

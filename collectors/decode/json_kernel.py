@@ -29,9 +29,6 @@ _ZERO, _NINE, _MINUS, _PLUS, _DOT, _LITTLE_E, _BIG_E = 48, 57, 45, 43, 46, 101, 
 _T, _F, _N = 116, 102, 110
 _AT_VALUE, _AT_MEMBER, _AFTER = range(3)
 
-# Above this a double no longer holds every whole number, and a power of ten is no longer exact.
-_EXACT = 1 << 53
-_EXACT_POWER = 22
 _TENTH_MAX = (2**64 - 1) // 10
 _POWERS = np.array([10.0**power for power in range(309)])
 
@@ -64,10 +61,35 @@ def _string(buffer, at, end):
 def _word(buffer, at, end, word):
     if end - at < len(word):
         return False
-    for k in range(len(word)):
-        if buffer[at + k] != word[k]:
-            return False
-    return True
+    k = 0
+    while k < len(word) and buffer[at + k] == word[k]:
+        k += 1
+    return k == len(word)
+
+
+@numba.njit
+def _digits(buffer, at, end):
+    """Return (digits, power of ten that they lack, whether they are whole and all there, position after them).
+
+    Digits above 64 bits are dropped; the position is -1 where there is no digit, or none after a point.
+    """
+    digits, power, point, begin, large = np.uint64(0), np.int64(0), np.int64(-1), at, False
+    while at < end:
+        byte = np.int64(buffer[at])
+        if _ZERO <= byte <= _NINE:
+            digit = np.uint64(byte - _ZERO)
+            large = large or digits > np.uint64(_TENTH_MAX) or (digits == np.uint64(_TENTH_MAX) and digit > np.uint64(5))
+            if large:
+                power += 1
+            else:
+                digits = digits * np.uint64(10) + digit
+            power -= np.int64(point >= 0)
+        elif byte == _DOT and point < 0 and at > begin:
+            point = at
+        else:
+            break
+        at += 1
+    return digits, power, point < 0 and not large, (np.int64(-1) if at in (begin, point + 1) else at)
 
 
 @numba.njit
@@ -78,39 +100,17 @@ def number(buffer, at, end):
     the digits are below 2^53 and the power of ten at most 22, else within a few units of the last place.
     """
     negative = at < end and buffer[at] == _MINUS
-    if negative:
-        at += 1
-    digits, dropped, point, begin = np.uint64(0), np.int64(0), np.int64(-1), at
-    large = False
-    while at < end:
-        byte = np.int64(buffer[at])
-        if _ZERO <= byte <= _NINE:
-            digit = np.uint64(byte - _ZERO)
-            if large or digits > np.uint64(_TENTH_MAX) or (digits == np.uint64(_TENTH_MAX) and digit > np.uint64(5)):
-                large = True
-                dropped += 1
-            else:
-                digits = digits * np.uint64(10) + digit
-            if point >= 0:
-                dropped -= 1
-        elif byte == _DOT and point < 0 and at > begin:
-            point = at
-        else:
-            break
-        at += 1
-    if at == begin or at == point + 1:
+    digits, power, whole, at = _digits(buffer, at + 1 if negative else at, end)
+    if at >= 0 and at < end and (buffer[at] == _LITTLE_E or buffer[at] == _BIG_E):
+        more, at = _exponent(buffer, at + 1, end)
+        power, whole = power + more, False
+    if at < 0:
         return NONE, np.int64(0), at
-    whole = point < 0 and not large
-    if at < end and (buffer[at] == _LITTLE_E or buffer[at] == _BIG_E):
-        power, at = _exponent(buffer, at + 1, end)
-        if at < 0:
-            return NONE, np.int64(0), at
-        dropped, whole = dropped + power, False
     if whole and not negative:
         return UINT, np.int64(digits), at
     if whole and digits <= np.uint64(1 << 63):
         return INT, -np.int64(digits), at
-    value = _scaled(digits, dropped)
+    value = _scaled(digits, power)
     return DOUBLE, np.float64(-value if negative else value).view(np.int64), at
 
 
@@ -240,7 +240,7 @@ def scalar(buffer, at, end):
 
 
 @numba.njit
-def leaves(table, buffer, stream, root, at, end, notification, updates, filled, leaves_max, stack):
+def leaves(table, buffer, stream, root, at, end, notification, updates, filled, leaves_max, stack):  # noqa: PLR0912  (a state machine)
     """Append the leaves of the JSON text ``buffer[at:end]`` below node ``root`` to ``updates``; return the new count.
 
     Below zero nothing of it counts: ``BAD``, ``TOO_MANY``, ``FULL`` (of updates), or what ``node_of`` says of a table to grow.

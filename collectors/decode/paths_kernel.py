@@ -48,10 +48,10 @@ def _mix(h, buffer, at, end):
 
 @numba.njit
 def _same(arena, at, buffer, begin, end):
-    for k in range(end - begin):
-        if arena[at + k] != buffer[begin + k]:
-            return False
-    return True
+    k, size = 0, end - begin
+    while k < size and arena[at + k] == buffer[begin + k]:
+        k += 1
+    return k == size
 
 
 @numba.njit
