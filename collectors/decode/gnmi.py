@@ -163,7 +163,7 @@ class Decoder:
                 notifications = tuple(np.concatenate((one, np.empty_like(one))) for one in notifications)
                 updates = tuple(np.concatenate((one, np.empty_like(one))) for one in updates)
             else:
-                self._table.grow(why)
+                self._table.grow(int(why))
         for name, number in zip(_COUNTED, counts.tolist(), strict=True):
             self.counts[name] += number
         return tuple(one[: filled[0]] for one in notifications), tuple(one[: filled[1]] for one in updates)

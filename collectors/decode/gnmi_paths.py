@@ -66,6 +66,8 @@ _SONIC_WORDS = frozenset((*_SONIC_TABLES, "localhost", "Queues", "PriorityGroups
 _SONIC_INDEXED = re.compile(r"(.+)[:|](\d+)$")
 _MODULE = re.compile(r"[A-Za-z_][\w.-]*:(?=[^:]+$)")
 _OLD_KEY = re.compile(r"\[([^=\]]+)=((?:[^\]\\]|\\.)*)\]")
+# Arista's own tree names the agent, and behind `counter` the interface, as words of the path.
+_ARISTA = ["Smash", "counters", "ethIntf"]
 # Ways in which devices write the number of a queue, that is its name here.
 _QUEUE_NUMBER = re.compile(r"(?:.*[:|])?(?:queue[-_ ]?|q|uc[-_]?|tc[-_]?|unicast-)?(\d+)$", re.IGNORECASE)
 
@@ -155,6 +157,7 @@ class Meanings:
 
     def of(self, path: Steps) -> Meaning:
         """Return the meaning of a path."""
+        path = _without_agent(path)
         if not path.names:
             return Meaning(READING, _subject(path), "/")
         leaf = path.names[-1]
@@ -220,6 +223,14 @@ class Numbers:
         if number == len(self.texts):
             self.texts.append(text)
         return number
+
+
+def _without_agent(path: Steps) -> Steps:
+    """Return a path of Arista's own tree with the interface as a key, any other as it is."""
+    names = path.names
+    if names[:3] != _ARISTA or len(names) < 7 or names[5] != "counter":
+        return path
+    return Steps([*names[:3], *names[4:6], *names[7:]], [*path.keys, (4, "name", names[6])], path.origin)
 
 
 def _counted(path: Steps, port: str, queue: str, found: Found | None) -> Meaning:
