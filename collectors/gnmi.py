@@ -36,8 +36,6 @@ from .gnmi_trouble import Complaints, Trouble, explain, own
 _SUBSCRIBE, _CAPABILITIES = "/gnmi.gNMI/Subscribe", "/gnmi.gNMI/Capabilities"
 # How long a device may take to answer the first call, connection included.
 _ANSWER_S = 10.0
-# How often files of certificates are looked at while a stream is up.
-_CERTIFICATES_S = 30.0
 # How often each target says whether it is up.
 _UP_EVERY_NS = 10 * NS_PER_S
 # Codes of a device that has heard and does not want: to dial again would not help.
@@ -265,7 +263,7 @@ class Gnmi:
     async def _watch_files(self, state: _State) -> None:
         """Raise ``_RedialError`` when a certificate is another than the one that the channel was opened with."""
         while True:
-            await asyncio.sleep(_CERTIFICATES_S)
+            await asyncio.sleep(self._config.certificates_s)
             with contextlib.suppress(ServiceError):
                 # A file that is just being written anew is looked at next time.
                 if await asyncio.to_thread(state.dial.certificates) != state.files:

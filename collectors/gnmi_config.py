@@ -73,6 +73,8 @@ class GnmiConfig:
     key_file: str = ""
     # A stream that says nothing for so long, not even to the transport's own question, is taken for dead.
     keepalive_s: float = 30.0
+    # How often files of certificates are looked at while a stream is up; where one has changed, the device is dialled anew.
+    certificates_s: float = 30.0
     # Seconds before the first and the longest before any further attempt to reach a device.
     backoff_s: float = 1.0
     backoff_s_max: float = 60.0
@@ -102,7 +104,7 @@ class GnmiConfig:
             _check_target(f"{_WHERE}.targets, number {number}", target, names)
             for pack in target.packs or self.packs:
                 load_pack(pack)
-        for name in ("backoff_s", "keepalive_s", "dials_max", "message_bytes_max", "waiting_bytes_target_max"):
+        for name in ("backoff_s", "keepalive_s", "certificates_s", "dials_max", "message_bytes_max", "waiting_bytes_target_max"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{_WHERE}.{name}", "is not positive", "give a number above 0")
 

@@ -138,7 +138,7 @@ class Decoder:
     def _walk(self, buffer: np.ndarray, sizes: np.ndarray, streams: np.ndarray, flags: np.ndarray) -> tuple[tuple, tuple]:
         offsets = np.concatenate(([0], np.cumsum(sizes)[:-1])).astype(np.int64)
         counts = np.zeros(kernel.COUNTS, np.int64)
-        notifications = tuple(np.empty(len(sizes), kind) for kind in (np.int32, np.int64, np.int32))
+        notifications = tuple(np.empty(len(sizes) + 1024, kind) for kind in (np.int32, np.int64, np.int32))
         updates = _update_columns(self._room)
         first, filled = 0, (0, 0)
         while True:
@@ -159,9 +159,10 @@ class Decoder:
             if why == kernel.DONE:
                 break
             if why == kernel.OUT_FULL:
-                self._room = 2 * len(updates[0])
-                notifications = tuple(np.concatenate((one, np.empty_like(one))) for one in notifications)
                 updates = tuple(np.concatenate((one, np.empty_like(one))) for one in updates)
+                self._room = len(updates[0])
+            elif why == kernel.NOTES_FULL:
+                notifications = tuple(np.concatenate((one, np.empty_like(one))) for one in notifications)
             else:
                 self._table.grow(int(why))
         for name, number in zip(_COUNTED, counts.tolist(), strict=True):

@@ -43,8 +43,8 @@ COUNTS = 7
 # Bits of a message's flags.
 SYNC, HAS_UPDATE, WRONG = 1, 2, 4
 
-# Why ``walk`` stopped early: its outputs, or a table that is to grow (``paths_kernel``).
-DONE, OUT_FULL = 0, -4
+# Why ``walk`` stopped early: its outputs (updates, notifications), or a table that is to grow (``paths_kernel``).
+DONE, OUT_FULL, NOTES_FULL = 0, -4, -5
 
 _VARINT_BYTES_MAX = 10
 _TAG_MAX = 0xFFFFFFFF
@@ -301,13 +301,15 @@ def _message(table, buffer, stream, message, at, end, notifications, made, updat
             return made, np.int64(BAD), flags
         if tag == 0x0A:
             if made >= notifications[0].shape[0]:
-                return made, np.int64(FULL), flags
+                return made, np.int64(NOTES_FULL), flags
+            before = filled
             filled = _notification(
                 table, buffer, stream, message, start, at, notifications, made, updates, filled, counts, leaves_max, stack
             )
             if filled < 0:
                 return made, filled, flags
-            made += 1
+            # One that says nothing is not kept, so that its size bounds what a message makes.
+            made += np.int64(filled > before)
             flags |= HAS_UPDATE
         elif tag == 0x18:
             flags |= SYNC if value else 0
@@ -350,7 +352,7 @@ def walk(buffer, offsets, lengths, streams, first, table, notifications, updates
         leaves_max: leaves of one JSON value.
 
     Returns:
-        The message at which it stopped (n at the end), why (``DONE``, ``OUT_FULL``, ``NODES_FULL``, ``ARENA_FULL``), and the two
+        The message at which it stopped (n at the end), why (``DONE``, ``OUT_FULL``, ``NOTES_FULL``, ``NODES_FULL``, ``ARENA_FULL``), and the two
         counts of ``filled``. Call again from there with more room.
     """
     buffer, places = _lent(buffer), np.empty((2, DEPTH_MAX + 1), np.int64)
