@@ -28,7 +28,7 @@ from ..pipeline.clock import NS_PER_S, Clock
 from ..pipeline.errors import ServiceError
 from ..pipeline.schema import FAMILIES
 from .base import Batch
-from .decode.gnmi import SOURCE, Decoder, Limits, Messages
+from .decode.gnmi import SOURCE, Decoder, Limits, Messages, warm
 from .gnmi_config import ENCODINGS, Dial, GnmiConfig, Pack, Wanted
 from .gnmi_inbox import Inbox
 from .gnmi_trouble import Complaints, Trouble, explain, own
@@ -165,8 +165,10 @@ class Gnmi:
         self._loop, self._ended = asyncio.get_running_loop(), asyncio.Event()
         self._inbox.attach(self._loop)
         self._dials = asyncio.Semaphore(self._config.dials_max)
-        tasks = [asyncio.create_task(self._target(state)) for state in self._states]
         ready.set()
+        # Before the first message is asked for: else it would wait, and those behind it, until the kernels are compiled.
+        await asyncio.to_thread(warm)
+        tasks = [asyncio.create_task(self._target(state)) for state in self._states]
         await self._ended.wait()
         for task in tasks:
             task.cancel()

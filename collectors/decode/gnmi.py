@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import polars as pl
-from gnmi_pb.gnmi_pb2 import ScalarArray, TypedValue
+from gnmi_pb.gnmi_pb2 import Notification, Path, PathElem, ScalarArray, SubscribeResponse, TypedValue
 from google.protobuf.message import DecodeError
 
 from ...pipeline.dictionary import Dictionary, dictionary
@@ -367,6 +367,21 @@ class Decoder:
         if len(self._series.get("name", ())) != len(names):
             self._series["name"] = pl.Series(names, dtype=pl.String)
         return self._series["name"]
+
+
+def warm() -> None:
+    """Have the kernels compiled, by one message that goes through all of them: at the first start that takes some ten seconds."""
+    note = Notification(timestamp=1, delete=[Path(elem=[PathElem(name="x")])])
+    for name, value in (
+        ("in-octets", TypedValue(uint_val=1)),
+        ("y", TypedValue(string_val="z")),
+        ("", TypedValue(json_val=b'{"x":[{"y":1}]}')),
+    ):
+        steps = ("interfaces", "interface", "state", "counters", name)
+        note.update.add(path=Path(elem=[PathElem(name=step) for step in steps]), val=value)
+    decoder = Decoder()
+    stream = np.array([decoder.stream("warm")], np.int32)
+    decoder.decode(Messages([SubscribeResponse(update=note).SerializeToString()], stream, np.ones(1, np.int64)))
 
 
 def _update_columns(room: int) -> tuple[np.ndarray, ...]:

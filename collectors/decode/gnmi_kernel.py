@@ -359,7 +359,8 @@ def walk(buffer, offsets, lengths, streams, first, table, notifications, updates
     stack = (_lent(places[0]), _lent(places[1]))
     table = (_lent(table[0]), _lent(table[1]), _lent(table[2]), _lent(table[3]), _lent(table[4]))
     notifications = (_lent(notifications[0]), _lent(notifications[1]), _lent(notifications[2]))
-    updates = (_lent(updates[0]), _lent(updates[1]), _lent(updates[2]), _lent(updates[3]), _lent(updates[4]), _lent(updates[5]))
+    notes, nodes, kinds, numbers, begins, sizes = updates
+    updates = (_lent(notes), _lent(nodes), _lent(kinds), _lent(numbers), _lent(begins), _lent(sizes))
     made, done = np.int64(filled[0]), np.int64(filled[1])
     before = np.empty_like(counts)
     for message in range(first, offsets.shape[0]):

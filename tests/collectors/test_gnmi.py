@@ -1,7 +1,12 @@
 """The gNMI collector against servers on this machine: the lab's switch, and devices that misbehave in every way."""
 
 import logging
+import os
+import shutil
+import socket
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import grpc
 import polars as pl
@@ -135,7 +140,7 @@ def test_certificates_are_verified(tmp_path, script, caplog):
             if mend:
                 collecting.until(lambda: collecting.rows("event", kind="target_down"))
                 assert mend in caplog.text
-            collecting.until(lambda: mend or collecting.rows("port"))
+            collecting.until(lambda mend=mend: mend or collecting.rows("port"))
         server.stop()
         assert bool(collecting.rows("port")) == (not mend)
 
@@ -207,7 +212,7 @@ def test_what_a_device_lacks_costs_nothing_else(caplog):
 
 
 def test_a_hostile_target_does_not_stop_the_others():
-    """Beside a target that floods, one that sends rubbish and one whose messages are too large, a good one is heard, and what waits is bounded."""
+    """Beside one that floods, one that sends rubbish and one of too large messages, a good target is heard; what waits is bounded."""
 
     def flood(_wanted, _context):
         message = octets("flood", 1).SerializeToString() * 2000
@@ -312,3 +317,33 @@ def test_paths_are_parsed():
     for wrong in ("a", "/a//b", "/a[b]", "/a[b=1"):
         with pytest.raises(ValueError, match="no path"):
             parse(wrong)
+
+
+# OpenConfig's own server in Go: `go install github.com/openconfig/gnmi/testing/fake/gnmi/cmd/fake_server@latest`.
+FAKE = os.environ.get("WEFT_TEST_GNMI_FAKE") or shutil.which("fake_server") or shutil.which("fake_server", path=Path.home() / "go/bin")
+
+
+@pytest.mark.skipif(not FAKE, reason="OpenConfig's fake_server is not installed")
+def test_a_server_in_go_is_heard(tmp_path):
+    """OpenConfig's own test server, over TLS, is subscribed to, and what it sends becomes rows."""
+    cert, key = Authority(tmp_path).issue("server")
+    names = "".join(f'elem {{ name: "{name}" }}' for name in ("state", "counters", "in-octets"))
+    prefix = 'prefix { elem { name: "interfaces" } elem { name: "interface" key { key: "name" value: "eth1" } } }'
+    update = (
+        f"update {{ timestamp: 1700000000000000000 {prefix} update {{ path {{ {names} }} val {{ uint_val: 18446744073709551615 }} }} }}"
+    )
+    script = tmp_path / "fake.txt"
+    script.write_text(f'target: "t" client_type: GRPC_GNMI fixed {{ responses {{ {update} }} responses {{ sync_response: true }} }}')
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [str(FAKE), "-config", str(script), "-text", "-port", str(port), "-server_crt", str(cert), "-server_key", str(key)]
+    command += ["-allow_no_client_auth", "-log_dir", str(tmp_path)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as server:
+        try:
+            with Collecting(config(port, "openconfig", insecure=False, ca_file=str(tmp_path / "ca.crt"))) as collecting:
+                collecting.until(lambda: collecting.rows("port") and collecting.count("synced"))
+        finally:
+            server.kill()
+    (row, *_) = collecting.rows("port")
+    assert (row["ts"], row["port"], row["rx_bytes"]) == (1_700_000_000_000_000_000, "eth1", 2**64 - 1)
