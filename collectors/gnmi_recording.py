@@ -33,7 +33,7 @@ class GnmiRecording:
         self._path, self._options = path, options
 
     def batches(self) -> Iterator[Batch]:
-        """Yield rows in the order of the file, sorted by time within 4 MiB of it.
+        """Yield rows in the order of the file, sorted by time within 2 MiB of it.
 
         Raises ``InputError`` where the file is cut, or at its end when messages in it are no SubscribeResponses, in both cases
         after everything good.

@@ -29,7 +29,7 @@ def _metrics() -> str:
     lines = [
         "# Metrics: the views and their columns",
         "",
-        "Generated from `analytics/views.py`. Views with resolutions exist as "
+        "Generated from `analytics/views/`. Views with resolutions exist as "
         + ", ".join(f"`_{name}`" for name in RESOLUTIONS_NS)
         + " with the same columns; times are UTC, ratios 0..1, sizes bytes.",
     ]

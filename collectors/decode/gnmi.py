@@ -29,7 +29,7 @@ from .paths_kernel import TARGET, NodeTable
 SOURCE = "gnmi"
 
 # Bytes of messages in one pass: enough to spread its fixed cost, small enough for the processor's caches.
-PASS_BYTES = 4 * 1024 * 1024
+PASS_BYTES = 2 * 1024 * 1024
 
 _COUNTED = ("malformed", "errors", "duplicates", "no_value", "json", "json_large", "extensions")
 _REFUSED = ("not_a_number", "path", "ports_full")

@@ -352,8 +352,8 @@ def walk(buffer, offsets, lengths, streams, first, table, notifications, updates
         leaves_max: leaves of one JSON value.
 
     Returns:
-        The message at which it stopped (n at the end), why (``DONE``, ``OUT_FULL``, ``NOTES_FULL``, ``NODES_FULL``, ``ARENA_FULL``), and the two
-        counts of ``filled``. Call again from there with more room.
+        The message at which it stopped (n at the end), why (``DONE``, ``OUT_FULL``, ``NOTES_FULL``, ``NODES_FULL``,
+        ``ARENA_FULL``), and the two counts of ``filled``. Call again from there with more room.
     """
     buffer, places = _lent(buffer), np.empty((2, DEPTH_MAX + 1), np.int64)
     stack = (_lent(places[0]), _lent(places[1]))
