@@ -1,6 +1,7 @@
 """The collectors, one line each."""
 
 from .base import Collector
+from .gnmi_config import GNMI
 from .hft import HFT
 from .host import HOST
 from .inventory import INVENTORY
@@ -20,4 +21,5 @@ COLLECTORS: dict[str, Collector] = {
     MILLISAMPLER.name: MILLISAMPLER,
     INVENTORY.name: INVENTORY,
     RECORDING.name: RECORDING,
+    GNMI.name: GNMI,
 }

@@ -14,6 +14,7 @@ import numpy as np
 from ..pipeline.bus import Bus, BusConfig, open_bus
 from ..pipeline.clock import NS_PER_S, SystemClock
 from .bench_counters import counters
+from .bench_gnmi import gnmi
 from .bench_services import Services, memory
 from .bench_sflow import sflow
 from .measure import Line, best_rate
@@ -140,6 +141,7 @@ PARTS: dict[str, Callable[[int], Iterator[Line]]] = {
     "packets": _packets,
     "counters": counters,
     "sflow": sflow,
+    "gnmi": gnmi,
 }
 
 
