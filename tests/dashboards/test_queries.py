@@ -175,7 +175,7 @@ def test_congestion_is_that_of_the_counters(seed, reader):
     marked, packets = (sum(queue[name] for queue in moved.values()) for name in ("ecn_marked_packets", "packets"))
     assert total["ecn_mark_ratio"] == pytest.approx(marked / packets)
     queues = {row["port"]: row for row in reader.frame(queries_congestion.worst_queues(span, queries_congestion.Place())).to_dicts()}
-    assert list(queues)[0] == "Ethernet8", "the one that is paused most comes first"
+    assert next(iter(queues)) == "Ethernet8", "the one that is paused most comes first"
     assert {port: row["drops"] for port, row in queues.items()} == {port: queue["dropped_packets"] for port, queue in moved.items()}
     heat = reader.frame(queries_congestion.heat(span, "paused", queries_congestion.Place()))
     # Each interval counts in the second in which it ends: the first second has three of them, the others four.
