@@ -169,6 +169,117 @@ class ScriptState:
             return self._total(*(self._queue(column) if side == "queue" else self._group(column)))
         if name in ("oper_up", "carrier_changes"):
             return self._link(name)
+        if name == "fec_corrected":
+            return self.fec_bins[:, :, 1:].sum(axis=2)
+        if name in ("corrected_bits", "symbol_errors"):
+            # One wrong bit in a symbol, as is usual: as many bits as symbols.
+            return (self.fec_bins * np.arange(FEC_BINS)).sum(axis=2)
+        if name in ("fec_uncorrectable", "rx_errors", "fcs_errors"):
+            return np.where(self._script.fec_shift == 2, self._codewords >> 32, 0)
+        raise KeyError(name)
+
+    def queue(self, name: str) -> Array:
+        """A column of family ``queue``: egress queues, or priorities for PFC; shape (t, ports, 8)."""
+        ...
+
+    def group(self, name: str) -> Array:
+        """A column of family ``queue`` for ingress priority groups; shape (t, ports, 8)."""
+        ...
+
+    def pool(self, name: str) -> Array:
+        """A column of family ``queue`` for the shared buffer; shape (t,)."""
+        ...
+
+
+class Source(Protocol):
+    """Who drives an exporter: a switch and its state at any instants."""
+
+    @property
+    def switch(self) -> Switch: ...
+
+    def at(self, ts: Sequence[int] | Array) -> State: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Size and rhythm of a scripted switch. Counters start anew at each of ``boots_ns``; nothing is counted before the first."""
+
+    device: str = "lab-leaf-1"
+    ports: int = 32
+    speed_bps: int = 400_000_000_000
+    seed: int = 1
+    boots_ns: tuple[int, ...] = (START_NS,)
+    period_ns: int = 100_000_000
+    on_ns: int = 30_000_000
+    flap_ns: int = 10_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """The queues that carry something, one element each."""
+
+    port: Array
+    priority: Array
+    offset: Array
+    on: Array
+    arrive: Array
+    serve: Array
+    size: Array
+    buffer: Array
+    mark: Array
+    xoff: Array
+    held: Array  # thousandths of the time that the receiver pauses this queue
+    sources: Array
+
+
+@dataclass(frozen=True, slots=True)
+class _Inputs:
+    """The ingress priority groups that carry something: which queue each feeds, as the ``index``-th of its sources."""
+
+    port: Array
+    queue: Array
+    index: Array
+
+
+class Script:
+    """A ``Source`` that is a pure function of its shape and of time."""
+
+    def __init__(self, shape: Shape | None = None) -> None:
+        self.shape = shape = shape or Shape()
+        if shape.ports % 4 or shape.ports <= SPARE:
+            raise ValueError("ports come in groups of four, and the last group carries nothing")
+        ports = tuple(f"Ethernet{8 * n}" for n in range(shape.ports))
+        peers = tuple((f"gpu-{n // 8:02d}", f"mlx5_{n % 8}") for n in range(shape.ports))
+        self.switch = Switch(shape.device, ports, shape.speed_bps, peers)
+        self.plan, self.inputs = _plan(shape)
+        draws = _draws(shape.seed, 2, shape.ports)
+        # One port in eight has a bad cable: each bin of symbol errors holds a quarter of the one before.
+        self.fec_shift = np.where(np.arange(shape.ports) % 8 == 1, 2, 5 + draws % 6)
+
+    def at(self, ts: Sequence[int] | Array) -> "ScriptState":
+        """Return what the switch counts at the instants ``ts`` (ns UTC); columns are computed when they are asked for."""
+        return ScriptState(self, np.asarray(ts, np.int64))
+
+
+class ScriptState:
+    """A ``State``, every column a closed form."""
+
+    def __init__(self, script: Script, ts: Array) -> None:
+        self._script, self._shape, self._plan = script, script.shape, script.plan
+        self.ts = ts
+        boots = np.asarray(script.shape.boots_ns, np.int64)
+        self.boot_ts = boots[np.maximum(np.searchsorted(boots, ts, "right") - 1, 0)]
+        self.elapsed = np.maximum(ts - self.boot_ts, 0)
+        self._queues: dict[str, Array] = {}
+
+    def port(self, name: str) -> Array:
+        if name in _PORT_CONSTANT:
+            return np.full((len(self.ts), self._shape.ports), _PORT_CONSTANT[name](self._shape), np.int64)
+        if name in _PORT_SUMS:
+            side, column = _PORT_SUMS[name]
+            return self._total(*(self._queue(column) if side == "queue" else self._group(column)))
+        if name in ("oper_up", "carrier_changes"):
+            return self._link(name)
         bins, number = self.fec_bins[:, :, 1:], np.arange(1, FEC_BINS)
         sick = self._script.fec_shift == 2
         lost = np.where(sick, self._codewords >> 32, 0)
