@@ -1,4 +1,4 @@
-"""What the lab's tests share: tshark as a decoder that is not ours, captures of made datagrams, certificates of an authority of their own."""
+"""What the lab's tests share: tshark as a decoder that is not ours, captures of made datagrams, an authority's certificates."""
 
 import os
 import shutil

@@ -84,7 +84,7 @@ def test_a_queue_is_what_its_packets_make_it(script):
             standing -= sent
             dropped += max(0.0, standing - plan.buffer[queue])
             standing = min(standing, float(plan.buffer[queue]))
-        state = script.at(START_NS + int(plan.offset[queue]) + ts[::look // step])
+        state = script.at(START_NS + int(plan.offset[queue]) + ts[:: look // step])
         size, port = int(plan.size[queue]), int(plan.port[queue])
         expected = np.array(seen)
         actual = [state.queue(name)[:, port, LOSSLESS] for name in ("occupancy_bytes", "dropped_packets", "ecn_marked_packets")]
