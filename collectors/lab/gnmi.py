@@ -157,7 +157,8 @@ class _Servicer(gnmi_pb2_grpc.gNMIServicer):
     def _admit(self, context: grpc.ServicerContext) -> None:
         given = {key: str(value) for key, value in context.invocation_metadata()}
         users = self._config.users
-        if users and users.get(given.get("username", "")) != given.get("password"):
+        # A name that is unknown has no password, which must not be the one that nobody sent.
+        if users and users.get(given.get("username", "")) != given.get("password", ""):
             _refuse(context, grpc.StatusCode.UNAUTHENTICATED, "wrong user name or password")
 
     def _check_encoding(self, encoding: int, context: grpc.ServicerContext) -> None:
