@@ -2,6 +2,7 @@
 
 import json
 import re
+import socket
 import struct
 from collections.abc import Iterator
 
@@ -10,6 +11,8 @@ import pytest
 
 from weft.collectors.lab import hft, sai
 from weft.collectors.lab.script import LOSSLESS, START_NS, Script, Shape
+from weft.collectors.lab.wire import Tcp, contents
+from weft.pipeline.errors import ServiceError
 
 IPFIX_PORT = 4739
 TS = START_NS + 1_234_500_000 + np.arange(10) * 100_000
@@ -205,3 +208,28 @@ def test_messages_share_a_write(script):
     whole = b"".join(made)
     assert [len(list(hft.stream(made, each))) for each in (1, 3, 0)] == [20, 7, 1]
     assert all(b"".join(hft.stream(made, each)) == whole for each in (1, 3, 0))
+
+
+@pytest.mark.parametrize("piece_bytes", [0, 7, 1000])
+def test_a_connection_carries_the_same_bytes(script, piece_bytes):
+    """Over TCP all messages arrive in order, whatever the pieces in which they are written."""
+    made = hft.Exporter(script, sessions(script)).data(TS)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(10)
+        sender = Tcp(*listener.getsockname())
+        sender.start()
+        connection, _ = listener.accept()
+        with connection:
+            connection.settimeout(10)
+            sender.send(made, piece_bytes)
+            sender.stop()
+            received = b"".join(iter(lambda: connection.recv(65_536), b""))
+    assert received == contents(made) == b"".join(made)
+
+
+def test_nobody_to_connect_to_is_said():
+    """Where nobody listens, connecting fails in one sentence with the mend."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = listener.getsockname()
+    with pytest.raises(ServiceError, match="start the collector first"):
+        Tcp(*address).start()
