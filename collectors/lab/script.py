@@ -64,7 +64,7 @@ class State(Protocol):
         ...
 
     def port(self, name: str) -> Array:
-        """A column of family ``port``; shape (t, ports)."""
+        """A column of family ``port``, or ``in_occupancy_bytes`` and ``out_occupancy_bytes``; shape (t, ports)."""
         ...
 
     def queue(self, name: str) -> Array:
@@ -170,10 +170,10 @@ class ScriptState:
         if name in ("oper_up", "carrier_changes"):
             return self._link(name)
         if name == "fec_corrected":
-            return self.fec_bins[:, :, 1:].sum(axis=2)
+            return self._over_bins(np.ones(FEC_BINS, np.int64))
         if name in ("corrected_bits", "symbol_errors"):
             # One wrong bit in a symbol, as is usual: as many bits as symbols.
-            return (self.fec_bins * np.arange(FEC_BINS)).sum(axis=2)
+            return self._over_bins(np.arange(FEC_BINS))
         if name in ("fec_uncorrectable", "rx_errors", "fcs_errors"):
             return np.where(self._script.fec_shift == 2, self._codewords >> 32, 0)
         raise KeyError(name)
@@ -228,8 +228,14 @@ class ScriptState:
 
     @cached_property
     def _bins(self) -> Array:
-        bins = np.arange(FEC_BINS) * self._script.fec_shift[:, None]
-        return self._codewords[:, :, None] >> np.minimum(bins, 62)
+        return self._codewords[:, :, None] >> np.minimum(np.arange(FEC_BINS) * self._script.fec_shift[:, None], 62)
+
+    def _over_bins(self, weights: Array) -> Array:
+        """Return the weighted sum of all bins but that without errors; bin by bin, since they are the short axis."""
+        total = np.zeros_like(self._codewords)
+        for number in range(1, FEC_BINS):
+            total += weights[number] * (self._codewords >> np.minimum(number * self._script.fec_shift, 62))
+        return total
 
     @cached_property
     def _codewords(self) -> Array:
@@ -368,6 +374,8 @@ _PORT_SUMS = {
     **{f"tx_{what}": ("queue", column) for what, column in (("bytes", "bytes"), ("packets", "packets"), ("unicast_packets", "packets"))},
     "tx_discards": ("queue", "dropped_packets"),
     "ecn_marked_packets": ("queue", "ecn_marked_packets"),
+    "in_occupancy_bytes": ("group", "occupancy_bytes"),
+    "out_occupancy_bytes": ("queue", "occupancy_bytes"),
 }
 _PORT_CONSTANT = {
     "speed_bps": lambda shape: shape.speed_bps,
