@@ -36,7 +36,7 @@ def lab_process(tmp_path: Path) -> Iterator[Callable[..., tuple[subprocess.Popen
         started.append(process)
         assert process.stdout is not None
         printed, deadline = "", monotonic() + LIMIT_S
-        while printed.count("enabled = true") < sections or not printed.endswith("\n\n"):
+        while printed.count("[collect.") < sections or not printed.endswith("\n\n"):
             assert select.select([process.stdout], [], [], max(0, deadline - monotonic()))[0], printed
             some = os.read(process.stdout.fileno(), 65_536).decode()
             assert some, process.communicate()
@@ -105,9 +105,8 @@ def test_certificates_make_it_safe(lab_process, certificates: Path):
     """With a folder of certificates a client that shows one of the authority is answered."""
     _, printed = lab_process("--only", "gnmi", "--port", "gnmi=0", "--certificates", str(certificates), sections=1)
     (target,) = tomllib.loads(printed)["collect"]["gnmi"]["targets"]
-    read = [Path(target[name]).read_bytes() for name in ("ca", "key", "certificate")]
-    address = target["address"].replace("127.0.0.1", "localhost")
-    with grpc.secure_channel(address, grpc.ssl_channel_credentials(*read)) as channel:
+    read = [Path(target[name]).read_bytes() for name in ("ca_file", "key_file", "cert_file")]
+    with grpc.secure_channel(target["address"], grpc.ssl_channel_credentials(*read)) as channel:
         assert gnmi_pb2_grpc.gNMIStub(channel).Capabilities(gnmi_pb2.CapabilityRequest(), timeout=LIMIT_S).gNMI_version
 
 
