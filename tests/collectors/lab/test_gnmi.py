@@ -223,6 +223,8 @@ def test_a_wrong_password_is_refused(serve):
         ("qos/interfaces/interface[interface-id=Ethernet0]/.../transmit-octets", 8),
         ("interfaces/interface[name=Ethernet9]", 0),
         ("nothing", 0),
+        ("/".join(["..."] * 12) + "/in-octets", PORTS),
+        ("/".join(["..."] * 5000), 0),
     ],
 )
 def test_paths_mean_what_their_wildcards_say(stub, asked, leaves):
@@ -252,6 +254,21 @@ def test_values_have_the_encoding_asked_for(script, stub, encoding):
         gnmi_pb2.JSON_IETF: lambda: int(json.loads(value.json_ietf_val)) if value.json_ietf_val.startswith(b'"') else None,
     }[encoding]()
     assert actual == expected
+
+
+@pytest.mark.parametrize("encoding", [gnmi_pb2.JSON, gnmi_pb2.JSON_IETF])
+def test_a_device_may_send_trees(script, serve, encoding):
+    """With trees a subscription in JSON gets each object's leaves as one value, below the prefix that names the object."""
+    with grpc.insecure_channel(f"127.0.0.1:{serve(trees=True).port}") as channel:
+        notes = once(gnmi_pb2_grpc.gNMIStub(channel), request(Sub(path=path("interfaces/interface/state/counters")), encoding=encoding))
+    assert [text(note.prefix) for note in notes] == [f"interfaces/interface[name={name}]/state/counters" for name in script.switch.ports]
+    head = "openconfig-interfaces:" if encoding == gnmi_pb2.JSON_IETF else ""
+    for index, note in enumerate(notes):
+        value = note.update[0].val
+        tree = json.loads(value.json_ietf_val or value.json_val)
+        assert len(note.update) == 1 and not note.update[0].path.elem and len(tree) == 12
+        # A leaf at the top of a tree has its module's name in RFC 7951.
+        assert int(tree[f"{head}in-octets"]) == script.at([note.timestamp]).port("rx_bytes")[0, index]
 
 
 SONIC = {
