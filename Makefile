@@ -11,7 +11,7 @@ LOCK := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 -
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run install dev test check lint needs bench lock docs clean
+.PHONY: help run install dev test check lint needs bench fuzz lock docs clean
 
 help: ## print this list
 	@echo 'Weft: telemetry and analytics for the back-end fabric of GPU clusters'
@@ -41,6 +41,9 @@ lint: $(VENV)/.developed ## the static half of check
 
 bench: $(VENV)/.installed ## print the benchmark tables
 	@exec $(BIN)/weft bench $(ARGS)
+
+fuzz: $(VENV)/.developed ## fuzz every decoder, ten minutes each (ARGS="--seconds 60 roce" for one and less)
+	@exec $(BIN)/python tests/fuzz/fuzzing.py $(ARGS)
 
 lock: $(VENV)/.developed ## take the newest allowed dependencies into both locks
 	$(LOCK) --upgrade --group build --output-file requirements.lock

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import __version__
-from .commands import bench, check, lab, query, recordings, services, up
+from .commands import bench, check, counters, lab, query, recordings, services, up
 from .pipeline.errors import WeftError
 from .pipeline.supervise import follow_supervisor
 
@@ -71,6 +71,18 @@ COMMANDS: dict[str, Command] = {
         lab.options,
         lab.lab,
         ("weft lab serve", "weft lab serve --seconds 60 --only gnmi,sflow"),
+    ),
+    "counters": Command(
+        "explain a counter: what it counts, where Weft keeps it, what each vendor calls it",
+        counters.options,
+        counters.counters,
+        (
+            "weft counters PFC_3_RX",
+            "weft counters rx_packets",
+            "weft counters out_of_sequence --source ionic",
+            "weft counters --source efa",
+            "weft counters --format json",
+        ),
     ),
     "check": Command(
         "validate the configuration and the surroundings, each finding with its mend",

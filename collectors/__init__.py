@@ -2,13 +2,18 @@
 
 from .base import Collector
 from .host import HOST
+from .inventory import INVENTORY
 from .millisampler import MILLISAMPLER
 from .packets import PACKETS
 from .recording import RECORDING
+from .sflow import SFLOW
 
 COLLECTORS: dict[str, Collector] = {
     HOST.name: HOST,
+    # Before packets, which takes any capture that nobody else knows.
+    SFLOW.name: SFLOW,
     PACKETS.name: PACKETS,
     MILLISAMPLER.name: MILLISAMPLER,
+    INVENTORY.name: INVENTORY,
     RECORDING.name: RECORDING,
 }

@@ -4,9 +4,6 @@ A rate alone says more about a machine than about code, so every line has a rati
 same data, to scapy over the same packets, to the goal in memory.
 """
 
-import os
-import subprocess
-import sys
 import tempfile
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator
@@ -16,7 +13,10 @@ import numpy as np
 
 from ..pipeline.bus import Bus, BusConfig, open_bus
 from ..pipeline.clock import NS_PER_S, SystemClock
+from .bench_counters import counters
 from .bench_lab import lab
+from .bench_services import Services, memory
+from .bench_sflow import sflow
 from .measure import Line, best_rate
 
 DEVICES, PORTS = 40, 50
@@ -65,12 +65,12 @@ def _bursts(seconds: int) -> Iterator[Line]:
         bus = open_bus(BusConfig(), data)
         size, samples = _fill(bus, seconds)
         yield Line("on the bus, lz4", f"{size / samples:.2f} B/sample", "8 B plain, 4 B as 32 bits")
-        with _Services(data, ("process", "--member", "process-0"), ("analyze",)) as services:
+        with Services(data, ("process", "--member", "process-0"), ("analyze",)) as services:
             rate = services.drain(bus, samples)
             yield Line(
                 "bus to store, two cores", f"{rate / 1e6:.1f} M samples/s", f"{rate / kernel / 2:.2f} of two kernels", ">= 60 M/s, >= 0.25"
             )
-            yield Line("peak memory, draining a backlog", _memory(services.peak_bytes()))
+            yield Line("peak memory, draining a backlog", memory(services.peak_bytes()))
         bus.close()
 
 
@@ -80,14 +80,14 @@ def _live(seconds: int) -> Iterator[Line]:
     with tempfile.TemporaryDirectory(prefix="weft-bench-") as folder:
         data = Path(folder)
         bus = open_bus(BusConfig(), data)
-        with _Services(data, ("process", "--member", "process-0"), ("analyze",)) as services:
+        with Services(data, ("process", "--member", "process-0"), ("analyze",)) as services:
             began = clock.monotonic_ns()
             _fill(bus, seconds, pace=clock)
             spent = services.cpu_seconds() / ((clock.monotonic_ns() - began) / NS_PER_S)
             peak = services.peak_bytes()
             yield Line(
                 f"live, {DEVICES * PORTS:,} ports x 1 ms, peak memory",
-                _memory(peak),
+                memory(peak),
                 f"{sum(peak.values()) / MEMORY_GOAL_BYTES:.2f} of the goal",
                 "< 600 MB",
             )
@@ -135,7 +135,14 @@ def _made_packets() -> list[bytes]:
     return frames
 
 
-PARTS: dict[str, Callable[[int], Iterator[Line]]] = {"bursts": _bursts, "live": _live, "packets": _packets, "lab": lab}
+PARTS: dict[str, Callable[[int], Iterator[Line]]] = {
+    "bursts": _bursts,
+    "live": _live,
+    "packets": _packets,
+    "counters": counters,
+    "sflow": sflow,
+    "lab": lab,
+}
 
 
 def _fill(bus: Bus, seconds: int, pace: SystemClock | None = None) -> tuple[int, int]:
@@ -159,58 +166,3 @@ def _fill(bus: Bus, seconds: int, pace: SystemClock | None = None) -> tuple[int,
     feed.publish([Batch("burst_sample", FAMILIES["burst_sample"].empty(), tuple(f"leaf-{n:03d}" for n in range(DEVICES)))])
     producer.close()
     return size, DEVICES * PORTS * seconds * 1000
-
-
-class _Services:
-    """Services in processes of their own, as ``weft up`` runs them."""
-
-    def __init__(self, data: Path, *arguments: tuple[str, ...]) -> None:
-        self._data = data
-        self._arguments = arguments
-        self._running: list[subprocess.Popen[bytes]] = []
-
-    def __enter__(self) -> "_Services":
-        for arguments in self._arguments:
-            command = [sys.executable, "-m", "weft", *arguments, "--data", str(self._data), "--log-level", "error"]
-            self._running.append(subprocess.Popen(command, stdin=subprocess.DEVNULL))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for process in self._running:
-            process.terminate()
-        for process in self._running:
-            process.wait()
-
-    def drain(self, bus: Bus, samples: int) -> float:
-        """Return samples/s from the first transaction seen to the last row stored, so that starting up does not count."""
-        from ..analytics.lag import stored_lag
-        from ..pipeline.process import GROUP, ProcessService
-        from ..pipeline.report import lag
-
-        clock, topics = SystemClock(), list(ProcessService.topics)
-        total = left = lag(bus, GROUP, topics)
-        while (left := lag(bus, GROUP, topics)) == total:
-            clock.wait(0.02)
-        began, first = clock.monotonic_ns(), left
-        while lag(bus, GROUP, topics) or stored_lag(bus):
-            clock.wait(0.02)
-        return samples * first / total / (clock.monotonic_ns() - began) * NS_PER_S
-
-    def peak_bytes(self) -> dict[str, int]:
-        """Return the most memory that each service has held so far."""
-        peaks = {}
-        for arguments, process in zip(self._arguments, self._running, strict=True):
-            status = Path(f"/proc/{process.pid}/status").read_text()
-            peaks[arguments[0]] = 1024 * int(status.split("VmHWM:")[1].split()[0])
-        return peaks
-
-    def cpu_seconds(self) -> float:
-        """Return the processor time that all services have used."""
-        ticks = 0
-        for process in self._running:
-            ticks += sum(map(int, Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()[11:13]))
-        return ticks / os.sysconf("SC_CLK_TCK")
-
-
-def _memory(peaks: dict[str, int]) -> str:
-    return " + ".join(f"{peak / 1e6:.0f}" for peak in peaks.values()) + " MB"

@@ -74,7 +74,7 @@ def worst_ports(span: Span, limit: int = 50, where: str = "true") -> str:
   sample_interval_ns / 1e6 AS sample_ms,
   max(speed_bps) / 1e9 AS speed_gbps,
   sample_interval_ns, max(speed_bps) AS speed_bps
-FROM ports_{r} WHERE {span.inside(r)} AND {where}
+FROM ports_{r} WHERE {span.inside(r)} AND samples > 0 AND {where}
 GROUP BY device, port, direction, sample_interval_ns
 QUALIFY row_number() OVER (PARTITION BY device, port, direction ORDER BY sum(samples) * sample_interval_ns DESC) = 1
 ORDER BY {WORST_ORDER} LIMIT {limit}"""
@@ -86,7 +86,7 @@ def summary(span: Span) -> str:
     r = last.resolution()
     return f"""SELECT
   (SELECT count(DISTINCT device) FROM devices WHERE last_ts >= {instant(span.to_ns)} - INTERVAL 2 MINUTE) AS devices_heard,
-  (SELECT count(DISTINCT device) FROM devices) AS devices,
+  (SELECT count(DISTINCT device) FROM devices WHERE last_ts IS NOT NULL) AS devices,
   count(DISTINCT (device, port)) AS ports,
   coalesce(sum(burst_count), 0)::BIGINT AS bursts,
   max(burst_time_ratio) AS burst_time_ratio
@@ -132,7 +132,7 @@ def freshness(span: Span) -> str:
   avg(coverage_ratio) AS coverage_ratio, coalesce(sum(late), 0)::BIGINT AS late,
   coalesce(sum(duplicates), 0)::BIGINT AS duplicates, coalesce(sum(implausible), 0)::BIGINT AS implausible
 FROM devices d LEFT JOIN (SELECT * FROM quality_{r} WHERE {span.inside(r)}) q USING (device)
-GROUP BY device ORDER BY device LIMIT 500"""
+WHERE d.last_ts IS NOT NULL GROUP BY device ORDER BY device LIMIT 500"""
 
 
 def alerts() -> str:
@@ -231,7 +231,7 @@ def burst_metrics(span: Span, entity: Entity) -> str:
     """The burst metrics of a whole span in one row: statistics of its windows are merged, then the views' own formulas are applied."""
     r = span.resolution(100)
     table = STATES["port_samples"]
-    kept = [column for column in PORTS.columns if column.name not in _SKIPPED and "hist" not in column.sql]
+    kept = [column for column in PORTS.columns if column.sql and column.name not in _SKIPPED and "hist" not in column.sql]
     used = " ".join(column.sql for column in kept)
     merges = {"sum": "sum", "min": "min", "max": "max"}
     folded = [

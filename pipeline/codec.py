@@ -7,6 +7,7 @@ that a kernel reads half the bytes. Everything else is cast to the table's types
 
 import io
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 import polars as pl
@@ -22,6 +23,9 @@ MESSAGE_BYTES_MAX = 512 * 1024
 
 # A hostile message must not make a reader allocate what it likes.
 DECODED_BYTES_MAX = 256 * 1024 * 1024
+
+# Schemas of messages that have been compared with their table's; each takes some 10 KB.
+SCHEMAS_MAX = 128
 
 _NARROW = (pl.UInt8, pl.UInt16, pl.UInt32)
 _TOP = {pl.UInt8: 2**8 - 1, pl.UInt16: 2**16 - 1, pl.UInt32: 2**32 - 1}
@@ -92,20 +96,35 @@ def decode(value: bytes, table: Table, *, widen: bool = True) -> pl.DataFrame:
     try:
         ipc.check(value, DECODED_BYTES_MAX)
         frame = pl.read_ipc_stream(io.BytesIO(value))
+        if _is_of(value[: ipc.schema_bytes(value)], table.state, table.name, widen):
+            return _bounded(frame)
         columns = []
         for name, dtype in table.polars.items():
             if name not in frame.columns:
                 columns.append(_nulls(name, dtype, frame.height))
                 continue
             column = frame[name]
-            keep = column.dtype == dtype or (not widen and _is_unsigned_list(column.dtype) and _is_unsigned_list(dtype))
-            columns.append(column if keep else column.cast(dtype))
+            columns.append(column if _fits(column.dtype, dtype, widen) else column.cast(dtype))
     except (pl.exceptions.PolarsError, OSError, ValueError, pl.exceptions.PanicException) as error:
         raise CodecError(str(error).splitlines()[0] if str(error) else type(error).__name__) from None
-    result = pl.DataFrame(columns)
-    if result.estimated_size() > DECODED_BYTES_MAX:
+    return _bounded(pl.DataFrame(columns))
+
+
+def _bounded(frame: pl.DataFrame) -> pl.DataFrame:
+    if frame.estimated_size() > DECODED_BYTES_MAX:
         raise CodecError(f"more than {DECODED_BYTES_MAX} bytes when unpacked")
-    return result
+    return frame
+
+
+@lru_cache(maxsize=SCHEMAS_MAX)
+def _is_of(schema: bytes, state: bool, name: str, widen: bool) -> bool:
+    """Return whether frames of a schema are of the table as they stand: what this Weft has published always is."""
+    found, wanted = pl.read_ipc_stream(io.BytesIO(schema)).schema, (STATES if state else FAMILIES)[name].polars
+    return found.names() == [*wanted] and all(_fits(found[name], dtype, widen) for name, dtype in wanted.items())
+
+
+def _fits(found: pl.DataType, wanted: pl.DataType | type[pl.DataType], widen: bool) -> bool:
+    return found == wanted or (not widen and _is_unsigned_list(found) and _is_unsigned_list(wanted))
 
 
 def _is_unsigned_list(dtype: pl.DataType | type[pl.DataType]) -> bool:

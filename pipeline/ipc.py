@@ -7,6 +7,8 @@ own tables (FlatBuffers; Arrow format, Message.fbs), which costs some ten micros
 
 import struct
 
+import numpy as np
+
 # A schema of all columns that exist takes 12 KB; nesting without end would need more.
 SCHEMA_BYTES_MAX = 64 * 1024
 
@@ -24,6 +26,11 @@ def check(value: bytes, bytes_max: int) -> None:
         _walk(value, bytes_max)
     except struct.error:
         raise ValueError("its tables point outside of it") from None
+
+
+def schema_bytes(value: bytes) -> int:
+    """Return how many bytes of a stream that has been checked are its schema."""
+    return 8 + _read("<II", value, 0)[1]
 
 
 def _walk(value: bytes, bytes_max: int) -> None:
@@ -55,18 +62,18 @@ def _unpacked(value: bytes, batch: int, body: int, length: int, values_max: int)
     if min(lengths) < 0 or max(lengths) > values_max:
         raise ValueError(f"it claims to hold more than {values_max} values")
     compressed = _field(value, batch, 3) != 0
-    total = 0
-    for offset, size in _structs(value, batch, 2):
-        if offset < 0 or size < 0 or offset + size > length:
-            raise ValueError("a buffer lies outside of it")
-        if compressed and size:
-            claimed = _read("<q", value, body + offset)[0] if size >= 8 else -2
-            if claimed < -1:
-                raise ValueError("a buffer has no length")
-            total += size - 8 if claimed == -1 else claimed  # -1: this one is not compressed
-        else:
-            total += size
-    return total
+    offset, size = np.array(_structs(value, batch, 2), np.int64).reshape(-1, 2).T
+    if (offset < 0).any() or (size < 0).any() or (size > length).any() or (offset > length - size).any():
+        raise ValueError("a buffer lies outside of it")
+    if not compressed:
+        return sum(size.tolist())
+    offset, size = offset[size > 0], size[size > 0]
+    if (size < 8).any():
+        raise ValueError("a buffer has no length")
+    claimed = np.frombuffer(value, np.uint8)[(body + offset)[:, None] + np.arange(8)].view("<i8").ravel()
+    if (claimed < -1).any():
+        raise ValueError("a buffer has no length")
+    return sum(np.where(claimed == -1, size - 8, claimed).tolist())  # -1: this one is not compressed
 
 
 def _read(form: str, value: bytes, at: int) -> tuple[int, ...]:

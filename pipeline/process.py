@@ -14,9 +14,10 @@ import polars as pl
 from .bus import Bus, Message, TopicPartition, Transaction
 from .clock import Clock
 from .codec import headers, messages
-from .metrics import METRICS
+from .metrics import METRICS, MetricConfig
 from .metrics.base import Closing
 from .metrics.bursts import BurstConfig
+from .metrics.counters import CounterConfig
 from .report import Report, lag
 from .schema import FAMILIES, STATES, Table
 from .warm import warm
@@ -29,10 +30,11 @@ LAG_EVERY_NS = 2_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class ProcessConfig:
-    """Windows and thresholds; see ``WindowConfig`` and ``BurstConfig``."""
+    """Windows and thresholds; see ``WindowConfig``, ``BurstConfig`` and ``CounterConfig``."""
 
     windows: WindowConfig = field(default_factory=WindowConfig)
     bursts: BurstConfig = field(default_factory=BurstConfig)
+    counters: CounterConfig = field(default_factory=CounterConfig)
     poll_bytes_max: int = 8 * 1024 * 1024
 
 
@@ -48,7 +50,8 @@ class ProcessService:
         self._report = report
         self._member = member
         self._family = {FAMILIES[family].topic: family for family in METRICS}
-        self._metrics = {FAMILIES[family].topic: make(config.bursts) for family, make in METRICS.items()}
+        metrics = MetricConfig(config.bursts, config.counters)
+        self._metrics = {FAMILIES[family].topic: make(metrics) for family, make in METRICS.items()}
         self._partitions: dict[TopicPartition, PartitionWindows] = {}
         self._closed: set[TopicPartition] = set()
         self._unsure = False

@@ -26,16 +26,23 @@ HISTOGRAM = pl.List(pl.Struct({"i": pl.Int16, "c": pl.UInt32}))
 # Block sizes of the dyadic ladder, in samples. Variances over them give IDC(m) and the Hurst exponent.
 LADDER = tuple(2**level for level in range(1, 11))
 
+# RS(544,514) tells codewords with 0 to 15 symbol errors, which it corrects, and those with more.
+FEC_BINS = 17
+
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One column: name, Polars type, unit, one sentence; ``role`` says how two rows of a key merge."""
+    """One column: name, Polars type, unit, one sentence; ``role`` says how two rows of a key merge.
+
+    A ``cumulative`` one is a counter of the device's: what counts of it is the difference of two readings.
+    """
 
     name: str
     dtype: pl.DataType | type[pl.DataType]
     unit: str
     doc: str
     role: Role = "attribute"
+    cumulative: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +86,18 @@ SIGNAL = Field(
 )
 INTERVAL = Field("interval_ns", pl.Int64, "ns", "time that one sample covers")
 SPEED = Field("speed_bps", pl.UInt64, "bit/s", "line rate of the port; null where unknown")
+SOURCE = Field("source", pl.String, "", "the collector that made this row")
+DIRECTION = Field(
+    "direction",
+    pl.String,
+    "",
+    "tx: egress queue or priority; rx: ingress priority group; pool: shared buffer, whose port is empty",
+)
 
 _COMMON = (
     TS,
     Field("recv_ts", pl.Int64, "ns", "time at which the collector had it, by the collector's clock"),
-    Field("source", pl.String, "", "the collector that made this row"),
+    SOURCE,
     DEVICE,
     Field("epoch", pl.Int64, "", "changes when the device's counters start anew; deltas are taken only inside one epoch"),
 )
@@ -93,7 +107,7 @@ def _counters(*names: str, unit: str = "") -> tuple[Field, ...]:
     def unit_of(name: str) -> str:
         return unit or ("bytes" if "bytes" in name else "ns" if name.endswith("_ns") else "")
 
-    return tuple(Field(name, pl.UInt64, unit_of(name), f"cumulative {name.replace('_', ' ')}") for name in names)
+    return tuple(Field(name, pl.UInt64, unit_of(name), f"cumulative {name.replace('_', ' ')}", cumulative=True) for name in names)
 
 
 _FAMILY_LIST = (
@@ -126,12 +140,7 @@ _FAMILY_LIST = (
             *_COMMON,
             PORT,
             QUEUE,
-            Field(
-                "direction",
-                pl.String,
-                "",
-                "tx: egress queue or priority; rx: ingress priority group; pool: shared buffer, whose port is empty",
-            ),
+            DIRECTION,
             SPEED,
             *_counters("packets", "bytes", "dropped_packets", "dropped_bytes", "ecn_marked_packets", "ecn_marked_bytes"),
             *_counters("wred_dropped_packets", "wred_dropped_bytes", "trimmed_packets"),
@@ -225,13 +234,16 @@ _FAMILY_LIST = (
         "what exists: a device, port, link or job; the last row of a key wins",
         (
             *_COMMON,
-            Field("kind", pl.String, "", "device, port, link or job"),
-            Field("key", pl.String, "", "its name"),
+            Field("kind", pl.String, "", "device, port, link or job; naming: how names tell a place; publication: a whole of rows"),
+            Field("key", pl.String, "", "its name; of a link, the port of its device, empty where that is not told"),
             *(
                 Field(name, pl.String, "", name.replace("_", " "))
                 for name in ("rack", "rail", "plane", "tier", "role", "peer_device", "peer_port", "job")
             ),
             SPEED,
+            Field("alias", pl.String, "", "of a port, the other name by which its neighbours may know it"),
+            Field("pattern", pl.String, "", "of a naming, what the whole name has to match; rack to role then say what to make of it"),
+            Field("rows", pl.UInt64, "", "of a publication, how many rows of the same source, epoch and ts it has besides this one"),
         ),
     ),
     Table(
@@ -258,11 +270,27 @@ _FAMILY_LIST = (
     ),
 )
 
+FAMILIES: dict[str, Table] = {table.name: table for table in _FAMILY_LIST}
+
 _SAMPLES_KEY = _keys(TS, DEVICE, PORT, QUEUE, SIGNAL, INTERVAL, SPEED)
 
 
+def counters_of(family: str) -> tuple[str, ...]:
+    """Return the columns of ``family`` that are cumulative counters, in their order."""
+    return tuple(field.name for field in FAMILIES[family].fields if field.cumulative)
+
+
+def _moved(family: str) -> tuple[Field, ...]:
+    """Return a sum of deltas for each counter of ``family``; null where no interval of it counts."""
+    fields = {field.name: field for field in FAMILIES[family].fields}
+    return tuple(
+        replace(fields[name], doc=f"what {name} moved in all intervals that count; null where none does", role="sum", cumulative=False)
+        for name in counters_of(family)
+    )
+
+
 def _sums(dtype: type[pl.DataType] | pl.DataType, unit: str, *pairs: tuple[str, str]) -> tuple[Field, ...]:
-    return tuple(Field(name, dtype, unit, doc, "sum") for name, doc in pairs)
+    return tuple(Field(name, dtype, "ns" if name.endswith("_ns") else unit, doc, "sum") for name, doc in pairs)
 
 
 _STATE_LIST = (
@@ -398,7 +426,63 @@ _STATE_LIST = (
                 ("late", "samples or packets that came after their window had closed"),
                 ("duplicates", "samples that had been there already"),
                 ("implausible", "samples that cannot be: above 1 MiB a nanosecond, ahead of time, or not fitting the grid"),
+                ("resets", "readings in which counters had started anew"),
+                ("wraps", "readings in which a counter had wrapped; these count"),
+                ("gaps", "readings that come much later than usual after the one before; these count"),
             ),
+        ),
+        state=True,
+    ),
+    Table(
+        "port_counters",
+        "what the counters of one port moved in one window, as one source tells it",
+        (
+            *_keys(TS, DEVICE, PORT, SOURCE),
+            *_sums(
+                pl.UInt64,
+                "",
+                ("readings", "readings in the window"),
+                ("covered_ns", "time that the counters speak of: of the intervals between readings that end here"),
+                ("rx_covered_ns", "the same of rx_bytes"),
+                ("tx_covered_ns", "the same of tx_bytes"),
+                ("fec_covered_ns", "the same of the counters of forward error correction"),
+                *((f"fec_bin_{k}", f"codewords with {k} symbol errors") for k in range(FEC_BINS)),
+                ("flaps", "changes of the link's state, either way"),
+                ("up_ns", "time between readings that began with the link up"),
+                ("down_ns", "time between readings that began with the link down"),
+            ),
+            Field("speed_bps", pl.UInt64, "bit/s", "line rate of the port; null where unknown", "max"),
+            *_moved("port"),
+        ),
+        state=True,
+    ),
+    Table(
+        "queue_counters",
+        "what the counters of one queue, priority or buffer moved in one window, as one source tells it",
+        (
+            *_keys(TS, DEVICE, PORT, QUEUE, DIRECTION, SOURCE),
+            *_sums(
+                pl.UInt64,
+                "",
+                ("readings", "readings in the window"),
+                ("covered_ns", "time that the counters speak of: of the intervals between readings that end here"),
+                ("pause_rx_covered_ns", "the same of the pauses received"),
+                ("pause_tx_covered_ns", "the same of the pauses sent"),
+                ("storm_ns", "time in storms of pauses, those that lasted long enough to be one"),
+                ("occupancy_count", "readings of the occupancy"),
+                ("occupancy_total", "sum of them, in bytes"),
+            ),
+            *(
+                Field(name, pl.UInt64, unit, f"largest {doc}", "max")
+                for name, unit, doc in (
+                    ("occupancy_high", "bytes", "occupancy read"),
+                    ("watermark_high", "bytes", "watermark of the occupancy"),
+                    ("headroom_high", "bytes", "watermark of the headroom"),
+                    ("delay_high_ns", "ns", "watermark of the delay"),
+                    ("speed_bps", "bit/s", "line rate of the port; null where unknown"),
+                )
+            ),
+            *_moved("queue"),
         ),
         state=True,
     ),
@@ -424,12 +508,18 @@ _STATE_LIST = (
     ),
 )
 
-FAMILIES: dict[str, Table] = {table.name: table for table in _FAMILY_LIST}
 STATES: dict[str, Table] = {table.name: table for table in _STATE_LIST}
 
 
 def merge(table: Table, by: Iterable[str]) -> list[pl.Expr]:
-    """Return the Polars aggregations that merge rows of ``table`` (histograms excepted) under the keys ``by``."""
+    """Return the Polars aggregations that merge rows of ``table`` (histograms excepted) under the keys ``by``.
+
+    What is null in every row stays null: what nobody counted is not zero.
+    """
     keys = set(by)
-    how = {"sum": pl.Expr.sum, "min": pl.Expr.min, "max": pl.Expr.max}
+    how = {"sum": _sum, "min": pl.Expr.min, "max": pl.Expr.max}
     return [how[field.role](pl.col(field.name)) for field in table.fields if field.role in how and field.name not in keys]
+
+
+def _sum(column: pl.Expr) -> pl.Expr:
+    return pl.when(column.count() > 0).then(column.sum())

@@ -6,9 +6,8 @@ joins its group all the same, since a member that compiles for ten seconds is ta
 
 import polars as pl
 
-from .metrics import METRICS
+from .metrics import METRICS, MetricConfig
 from .metrics.base import Closing
-from .metrics.bursts import BurstConfig
 from .schema import FAMILIES, WINDOW_NS
 
 _WIDTHS = (pl.UInt8, pl.UInt16, pl.UInt32, pl.UInt64)
@@ -39,8 +38,18 @@ def warm() -> None:
         "sampling_rate": [1],
     }
     frames = {"burst_sample": runs, "packet": [pl.DataFrame(packet, schema=FAMILIES["packet"].polars)]}
+    frames |= {family: [_readings(family)] for family in ("port", "queue")}
     for family, make in METRICS.items():
-        make(BurstConfig()).close(Closing("warm", 0, WINDOW_NS, frames[family], ended=True))
+        make(MetricConfig()).close(Closing("warm", 0, WINDOW_NS, frames[family], ended=True))
+
+
+def _readings(family: str) -> pl.DataFrame:
+    """Return two readings in which every counter and gauge has a value, and a third, out of order, in which none has."""
+    table = FAMILIES[family].polars
+    texts = {name: ["warm"] * 3 for name, dtype in table.items() if dtype == pl.String}
+    numbers = {name: [1, 2, None] for name, dtype in table.items() if dtype == pl.UInt64}
+    times = {"ts": [2, 3, 1], "recv_ts": [1] * 3, "epoch": [0] * 3}
+    return pl.DataFrame({name: (texts | numbers | times).get(name, [None] * 3) for name in table}, schema=table)
 
 
 if __name__ == "__main__":

@@ -220,6 +220,7 @@ class PartitionWindows:
             pl.Series("late", late),
             pl.lit(0).alias("duplicates"),
             pl.Series("implausible", implausible),
+            *(pl.lit(0).alias(name) for name in ("resets", "wraps", "gaps")),
         ).filter(pl.col("late") + pl.col("implausible") > 0)
         rows = rows.group_by(table.having("key"), maintain_order=True).sum()
         self._emit("quality", rows.select(pl.col(name).cast(dtype) for name, dtype in table.polars.items()))

@@ -5,8 +5,10 @@ from pathlib import Path
 
 from weft import cli
 from weft.analytics import macros, views
+from weft.commands.counters import notes
 from weft.commands.settings import everything
 from weft.pipeline import config as configuration
+from weft.pipeline.dictionary import Counter, dictionary
 from weft.pipeline.schema import FAMILIES, RESOLUTIONS_NS, STATES, Table
 
 FOLDER = Path(__file__).parent.parent / "dashboards" / "docs"
@@ -14,7 +16,7 @@ FOLDER = Path(__file__).parent.parent / "dashboards" / "docs"
 
 def pages() -> dict[str, str]:
     """Return the text of each generated page by its file's name."""
-    return {"30-metrics.md": _metrics(), "50-reference.md": _reference(), "55-tables.md": _tables()}
+    return {"30-metrics.md": _metrics(), "35-counters.md": _counters(), "50-reference.md": _reference(), "55-tables.md": _tables()}
 
 
 def main() -> None:
@@ -27,7 +29,7 @@ def _metrics() -> str:
     lines = [
         "# Metrics: the views and their columns",
         "",
-        "Generated from `analytics/views.py`. Views with resolutions exist as "
+        "Generated from `analytics/views/`. Views with resolutions exist as "
         + ", ".join(f"`_{name}`" for name in RESOLUTIONS_NS)
         + " with the same columns; times are UTC, ratios 0..1, sizes bytes.",
     ]
@@ -44,6 +46,47 @@ def _metrics() -> str:
     lines += ["", "## Macros", "", "| macro | gives |", "|---|---|"]
     lines += [f"| `{head}` | {_cell(doc)} |" for head, (_, doc) in macros.MACROS.items()]
     return "\n".join(lines) + "\n"
+
+
+def _counters() -> str:
+    known = dictionary()
+    lines = [
+        "# Counters: who calls what how",
+        "",
+        "Generated from `pipeline/dictionary.toml`. `weft counters NAME` explains any of these names from either side.",
+        "",
+        "A name stands once for all its indices: `{n}` is a priority, lane or bin. What is said behind a name differs from the usual,",
+        "a counter of 64 bits that wraps. Traps that the dictionary knows of:",
+        "",
+        "* A counter of 32 bits wraps: 4 KiB packets at 400 Gbit/s take it round in under six minutes.",
+        "* InfiniBand's error counters have 4 to 16 bits and stop at their maximum until they are reset: a full one says *at least*.",
+        "* InfiniBand counts data in words of 4 bytes; AWS counts bytes under the same kind of name.",
+        "* A watermark is the most since somebody last cleared it, and reading may clear it: two readers steal from each other.",
+        "* All ones in a 32-bit field of sFlow mean that the device does not count this. It is no count of 4,294,967,295.",
+        "* Pause in quanta is pause in 512 bit times of the port, so its length depends on the line rate.",
+        "",
+        "Counters of a family in the schema are its columns; the others are rows of `reading` under their name.",
+        "",
+        "| source | what |",
+        "|---|---|",
+        *(f"| `{source.name}` | {_cell(source.doc)} |" for source in known.sources.values()),
+    ]
+    for family in dict.fromkeys(counter.family for counter in known.counters.values()):
+        lines += ["", f"## {family}", "", "| counter | unit | kind | meaning | names |", "|---|---|---|---|---|"]
+        for counter in known.counters.values():
+            if counter.family == family:
+                lines.append(f"| `{counter.name}` | {counter.unit} | {counter.kind} | {_cell(counter.doc)} | {_names(counter)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _names(counter: Counter) -> str:
+    """Return what the sources call it, each name with what is special about it."""
+    said: dict[str, list[str]] = {}
+    for alias in dictionary().of(counter.key):
+        special = [f"{alias.width} bits"] if alias.width < 64 else []
+        special += [note for note in notes(alias).split(", ") if note and not note.startswith(("id ", "field ", "all ones"))]
+        said.setdefault(alias.source, []).append(f"`{alias.name}`" + (f" ({', '.join(special)})" if special else ""))
+    return "; ".join(f"{source}: {', '.join(names)}" for source, names in said.items())
 
 
 def _reference() -> str:

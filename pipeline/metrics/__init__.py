@@ -1,12 +1,25 @@
 """The window metrics, one line per family that has one."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from .base import WindowMetric
 from .bursts import BurstConfig, BurstMetric
+from .counters import CounterConfig, CounterMetric
 from .packets import PacketMetric
 
-METRICS: dict[str, Callable[[BurstConfig], WindowMetric]] = {
-    "burst_sample": BurstMetric,
+
+@dataclass(frozen=True, slots=True)
+class MetricConfig:
+    """What the metrics are told; see ``BurstConfig`` and ``CounterConfig``."""
+
+    bursts: BurstConfig = field(default_factory=BurstConfig)
+    counters: CounterConfig = field(default_factory=CounterConfig)
+
+
+METRICS: dict[str, Callable[[MetricConfig], WindowMetric]] = {
+    "burst_sample": lambda config: BurstMetric(config.bursts),
     "packet": lambda _config: PacketMetric(),
+    "port": lambda config: CounterMetric("port", config.counters),
+    "queue": lambda config: CounterMetric("queue", config.counters),
 }

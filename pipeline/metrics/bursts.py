@@ -218,7 +218,9 @@ class _Keys:
         ts = pl.Series("ts", self.window_ns[window])
         counts = [pl.Series(name, refused[entity, window, k]) for k, name in enumerate(("duplicates", "implausible"))]
         rows = pl.DataFrame([ts, *self._entity_columns(entity), *counts])
-        return rows.group_by("ts", "device", "port", "signal").agg(pl.lit(0).alias("late"), pl.col("duplicates", "implausible").sum())
+        return rows.group_by("ts", "device", "port", "signal").agg(
+            *(pl.lit(0).alias(name) for name in ("late", "resets", "wraps", "gaps")), pl.col("duplicates", "implausible").sum()
+        )
 
     def bursts(self, bursts: np.ndarray) -> pl.DataFrame:
         entity, start, end, total, peak, contention, ecn, retransmit = np.ascontiguousarray(bursts.T)

@@ -95,7 +95,7 @@ class Cluster:
                 for row in decode(message.value, table).iter_rows():
                     counts = out.setdefault(table.name, Counter())
                     if table.name == "quality":
-                        counts.update({(*row[:4], name): n for name, n in zip("ldi", row[4:], strict=True)})
+                        counts.update({(*row[:4], name): n for name, n in zip("ldirwg", row[4:], strict=True)})
                     else:
                         counts[repr(row)] += 1
         consumer.close()

@@ -1,0 +1,38 @@
+"""The views that users query: metrics as expressions over stored statistics, one line a column.
+
+``VIEWS`` is the one place where a metric's formula stands; the views at every resolution, the docs page and the
+labels of the dashboard derive from it. A new ratio over kept statistics is a new line here and no migration.
+"""
+
+from ...pipeline.schema import RESOLUTIONS_NS
+from .base import Column, View
+from .fabric import GROUPS, LATENCY, ROCE
+from .inventory import DEVICES, INVENTORY, LINKS
+from .kept import BURSTS, EVENTS, GAPS, PIPELINE, QUALITY, SAMPLES
+from .ports import BLOCKS, HURST_SCALES, PORTS, UNIT_BYTES
+from .queues import DROPS, QUEUES
+
+__all__ = ["BLOCKS", "HURST_SCALES", "PORTS", "UNIT_BYTES", "VIEWS", "Column", "View", "statements"]
+
+VIEWS: tuple[View, ...] = (
+    PORTS,
+    QUEUES,
+    DROPS,
+    LATENCY,
+    ROCE,
+    GROUPS,
+    QUALITY,
+    BURSTS,
+    SAMPLES,
+    INVENTORY,
+    DEVICES,
+    LINKS,
+    GAPS,
+    EVENTS,
+    PIPELINE,
+)
+
+
+def statements() -> list[str]:
+    """Return the statements that create every view at every resolution."""
+    return [view.sql(resolution) for view in VIEWS for resolution in (RESOLUTIONS_NS if view.resolutions else ("",))]

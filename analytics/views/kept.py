@@ -1,0 +1,127 @@
+"""The views of what is kept as it came, and of how complete it is."""
+
+from .base import Column, View
+
+_LACKS = ("late", "duplicates", "implausible", "resets", "wraps", "gaps")
+
+# Rows of all that say something are laid below each other and grouped, which is cheaper than a join, and lets a condition on the
+# key reach every table.
+_QUALITY_SOURCE = f"""(
+  SELECT ts, device, port, signal, coalesce(sum(samples), 0) AS samples,
+    coalesce(sum(sampled_ns) / {{ns}}, weft_share(max(covered_ns), {{ns}})) AS coverage_ratio,
+    {", ".join(f"coalesce(sum({name}), 0)::UBIGINT AS {name}" for name in _LACKS)}
+  FROM (
+    SELECT ts, device, port, signal, samples, samples * interval_ns AS sampled_ns FROM state.port_samples_{{r}}
+    UNION ALL BY NAME SELECT ts, device, port, 'port' AS signal, readings AS samples, covered_ns FROM state.port_counters_{{r}}
+    UNION ALL BY NAME SELECT ts, device, port, 'queue' AS signal, readings AS samples, covered_ns FROM state.queue_counters_{{r}}
+    UNION ALL BY NAME SELECT ts, device, port, signal, {", ".join(_LACKS)} FROM state.quality_{{r}}
+  ) GROUP BY ts, device, port, signal)"""
+
+QUALITY = View(
+    "quality",
+    "what the data of one entity lack in one window",
+    _QUALITY_SOURCE,
+    (
+        Column("ts", "ts", "", "start of the window, UTC"),
+        Column("device", "device", "", "switch or host"),
+        Column("port", "port", "", "interface"),
+        Column("signal", "signal", "", "what is sampled; port or queue where counters are read"),
+        Column("samples", "samples", "", "samples that count, or readings"),
+        Column("coverage_ratio", "coverage_ratio", "", "share of the window that was sampled, or that the counters speak of"),
+        Column("late", "late", "", "samples or readings that came after their window had closed; not counted"),
+        Column("duplicates", "duplicates", "", "samples that had been there already; not counted"),
+        Column(
+            "implausible",
+            "implausible",
+            "",
+            "samples that cannot be, readings in which a counter moved more than its line can carry; not counted",
+        ),
+        Column("resets", "resets", "", "readings in which counters had started anew; what they moved is not known and not counted"),
+        Column("wraps", "wraps", "", "readings in which a counter had wrapped; counted"),
+        Column("gaps", "gaps", "", "readings that come much later than usual after the one before; counted"),
+    ),
+)
+
+BURSTS = View(
+    "bursts",
+    "one row per burst",
+    "state.bursts",
+    (
+        Column("device", "device", "", "switch or host"),
+        Column("port", "port", "", "interface"),
+        Column("signal", "signal", "", "rx_bytes or tx_bytes"),
+        Column("direction", "left(signal, 2)", "", "rx or tx"),
+        Column("start_ts", "start_ts", "", "start of its first sample, UTC"),
+        Column("duration_ns", "duration_ns", "ns", "its samples times their interval"),
+        Column("bytes", "bytes", "bytes", "sum of its samples"),
+        Column("peak_utilization_ratio", "peak / (speed_bps * interval_ns / 8e9)", "", "its largest sample against the line rate"),
+        Column("mean_utilization_ratio", "bytes / (speed_bps * duration_ns / 8e9)", "", "all of it against the line rate"),
+        Column("interval_ns", "interval_ns", "ns", "time that one sample covers"),
+        Column("speed_bps", "speed_bps", "bit/s", "line rate"),
+        Column("contention_max", "contention_max", "", "most ports of the device hot in one of its samples, itself included"),
+        Column("ecn_bytes", "ecn_bytes", "bytes", "congestion-marked bytes in it; NULL where not sampled"),
+        Column("retransmit_bytes", "retransmit_bytes", "bytes", "retransmitted bytes in it; NULL where not sampled"),
+    ),
+    resolutions=False,
+)
+
+SAMPLES = View(
+    "samples",
+    "the raw runs: what was sampled, for as long as the ring holds it",
+    "state.samples",
+    (
+        Column("ts", "ts", "", "start of the first sample, UTC"),
+        Column("device", "device", "", "switch or host"),
+        Column("port", "port", "", "interface"),
+        Column("queue", "queue", "", "queue, empty for the port itself"),
+        Column("signal", "signal", "", "what is sampled"),
+        Column("interval_ns", "interval_ns", "ns", "time that one sample covers"),
+        Column("speed_bps", "speed_bps", "bit/s", "line rate"),
+        Column("values", '"values"', "bytes", "the samples in time order"),
+    ),
+    resolutions=False,
+)
+
+
+def _kept(name: str, table: str, doc: str, *columns: tuple[str, str]) -> View:
+    return View(
+        name, doc, f"state.{table}", tuple(Column(column, f'"{column}"', "", meaning) for column, meaning in columns), resolutions=False
+    )
+
+
+GAPS = _kept(
+    "gaps",
+    "gap",
+    "admissions of loss",
+    ("ts", "when, UTC"),
+    ("source", "who admits it"),
+    ("device", "switch or host"),
+    ("what", "packets, samples, messages or rows"),
+    ("from_sequence", "first missing number"),
+    ("to_sequence", "last missing number"),
+    ("missed", "how many"),
+    ("reason", "why"),
+)
+EVENTS = _kept(
+    "events",
+    "event",
+    "what happened",
+    ("ts", "when, UTC"),
+    ("source", "who tells it"),
+    ("device", "switch or host"),
+    ("port", "interface"),
+    ("kind", "what"),
+    ("reason", "why"),
+    ("detail", "more"),
+)
+PIPELINE = _kept(
+    "pipeline",
+    "self_metric",
+    "readings of Weft's own counters and gauges",
+    ("ts", "when, UTC"),
+    ("source", "service"),
+    ("device", "host that it runs on"),
+    ("name", "weft_<room>_<what>_<unit>"),
+    ("label", "of what"),
+    ("value", "the reading"),
+)

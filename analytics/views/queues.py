@@ -1,0 +1,113 @@
+"""The views of queues, priorities and buffers, and of what was dropped and why."""
+
+from .base import Column, View
+
+# One source per queue and window: figures of two would be of different intervals. The line rate of a queue is its port's.
+_QUEUES_SOURCE = """(
+  SELECT q.* EXCLUDE (speed_bps), coalesce(q.speed_bps, p.speed_bps) AS speed_bps,
+    coalesce(q.dropped_packets, q.wred_dropped_packets) AS drops,
+    coalesce(q.pfc_rx_pause_us * 1000.0, q.pfc_rx_pause_quanta * 512e9 / coalesce(q.speed_bps, p.speed_bps)) AS pause_rx_ns,
+    coalesce(q.pfc_tx_pause_us * 1000.0, q.pfc_tx_pause_quanta * 512e9 / coalesce(q.speed_bps, p.speed_bps)) AS pause_tx_ns
+  FROM (
+    SELECT * FROM state.queue_counters_{r}
+    QUALIFY row_number() OVER (PARTITION BY ts, device, port, queue, direction ORDER BY readings DESC, source) = 1
+  ) q
+  LEFT JOIN (SELECT ts, device, port, max(speed_bps) AS speed_bps FROM state.port_counters_{r} GROUP BY ALL) p
+    ON q.ts = p.ts AND q.device = p.device AND q.port = p.port)"""
+
+# An XOFF frame stops its priority for at most 65535 quanta of 512 bit times.
+_XOFF_NS = "(65535 * 512e9 / speed_bps)"
+
+
+def _bounded(frames: str, covered: str) -> str:
+    return f"weft_share({frames} * {_XOFF_NS}, {covered})"
+
+
+def _paused(side: str) -> str:
+    """Return the share of the time in pause by duration, or by the bound where only frames are counted."""
+    measured = f"weft_share(pause_{side}_ns, pause_{side}_covered_ns)"
+    return f"coalesce({measured}, {_bounded(f'pfc_{side}_frames', 'covered_ns')})"
+
+
+QUEUES = View(
+    "queues",
+    "one queue, priority or buffer in one window, from its counters",
+    _QUEUES_SOURCE,
+    (
+        Column("ts", "ts", "", "start of the window, UTC"),
+        Column("device", "device", "", "switch or host"),
+        Column("port", "port", "", "interface; empty for a shared buffer"),
+        Column("queue", "queue", "", "queue, priority or buffer"),
+        Column("direction", "direction", "", "tx: egress queue or priority; rx: ingress priority group; pool: shared buffer"),
+        Column("source", "source", "", "the collector whose readings these are: of several the one with most readings"),
+        Column("speed_bps", "speed_bps", "bit/s", "line rate of the port"),
+        Column("readings", "readings", "", "readings in the window"),
+        Column("covered_ratio", "covered_ns / {ns}", "", "time that the counters speak of over the window; above 1 where read less often"),
+        Column(
+            "quality",
+            "CASE WHEN covered_ns < 0.9 * {ns} THEN 'partial' WHEN covered_ns > 2 * {ns} THEN 'coarse' ELSE 'ok' END",
+            "",
+            "ok; partial where the counters speak of less than 90 % of the window; coarse where their intervals are longer than it",
+        ),
+        Column("packets", "packets", "", "packets sent from it"),
+        Column("bytes", "bytes", "bytes", "bytes sent from it"),
+        Column("utilization", "bytes * 8e9 / speed_bps / nullif(covered_ns, 0)", "", "share of the line that it used"),
+        Column("ecn_marked_packets", "ecn_marked_packets", "", "packets marked congestion experienced"),
+        Column("ecn_mark_ratio", "weft_ratio(ecn_marked_packets, packets)", "", "marked share of the packets"),
+        Column(
+            "pause_rx_ratio",
+            _paused("rx"),
+            "",
+            "share of the time in which pauses received stopped it; by the bound where durations are not counted, see pause_by",
+        ),
+        Column("pause_tx_ratio", _paused("tx"), "", "share of the time in which it paused its peer; likewise"),
+        Column(
+            "pause_rx_bound_ratio",
+            _bounded("pfc_rx_frames", "covered_ns"),
+            "",
+            "the most that the pause frames received can have stopped it: 65535 quanta of 512 bit times each",
+        ),
+        Column("pause_tx_bound_ratio", _bounded("pfc_tx_frames", "covered_ns"), "", "the same of the frames sent"),
+        Column(
+            "pause_by",
+            """CASE WHEN pause_rx_ns IS NOT NULL OR pause_tx_ns IS NOT NULL THEN 'duration'
+      WHEN pfc_rx_frames IS NOT NULL OR pfc_tx_frames IS NOT NULL THEN 'frames' END""",
+            "",
+            "duration: measured; frames: no more than this; NULL where nothing counts pauses",
+        ),
+        Column("pause_mean_ns", "weft_ratio(pause_rx_ns, pfc_on2off)", "ns", "mean length of a pause received"),
+        Column("pause_rx_frames", "pfc_rx_frames", "", "pause frames received"),
+        Column("pause_tx_frames", "pfc_tx_frames", "", "pause frames sent"),
+        Column("storm_ratio", "weft_share(storm_ns, covered_ns)", "", "share of the time in a storm of pauses"),
+        Column(
+            "pfc_before_ecn",
+            "CASE WHEN ecn_marked_packets IS NOT NULL THEN greatest(coalesce(pfc_rx_frames, 0), coalesce(pfc_tx_frames, 0)) > 0 AND ecn_marked_packets = 0 END",
+            "",
+            "paused although no packet was marked: thresholds in which marking begins too late",
+        ),
+        Column("occupancy_mean_bytes", "weft_ratio(occupancy_total, occupancy_count)", "bytes", "mean of the occupancies read"),
+        Column("occupancy_max_bytes", "occupancy_high", "bytes", "largest occupancy read"),
+        Column("watermark_max_bytes", "watermark_high", "bytes", "largest watermark of the occupancy"),
+        Column("headroom_max_bytes", "headroom_high", "bytes", "largest watermark of the headroom"),
+        Column("delay_max_ns", "delay_high_ns", "ns", "largest watermark of the delay"),
+        Column("drops", "drops", "", "packets dropped"),
+        Column("drop_ratio", "weft_ratio(drops, drops + packets)", "", "share of the packets that were dropped"),
+        Column("wred_drops", "wred_dropped_packets", "", "of them by random early detection"),
+        Column("trimmed", "trimmed_packets", "", "packets cut to their header since it was full"),
+    ),
+)
+
+DROPS = View(
+    "drops",
+    "drops that were told one by one, by their reason",
+    "(SELECT make_timestamp_ns(epoch_ns(ts) // {ns} * {ns}) AS bucket, * FROM state.event WHERE kind = 'drop')",
+    (
+        Column("ts", "bucket", "", "start of the window, UTC"),
+        Column("device", "device", "", "switch or host"),
+        Column("port", "port", "", "interface"),
+        Column("reason", "reason", "", "why, in the source's own words"),
+        Column("source", "source", "", "who tells it"),
+        Column("drops", "count(*)", "", "drops told"),
+    ),
+    where="true GROUP BY bucket, device, port, reason, source",
+)

@@ -1,0 +1,101 @@
+"""What is known of the objects whose counters are read: kept by device between windows, and as bytes between processes."""
+
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from .counters_columns import Columns, Plan
+from .counters_kernel import LAST_TS, MARKS, NOTHING, SEEN_COLUMNS, TS
+
+
+@dataclass(slots=True)
+class Known:
+    """Objects with what is known of them. ``keys`` has a row for each; of the arrays, the axis named ``objects`` is theirs.
+
+    ``marks`` is (objects, MARKS), ``seen`` (counters, objects, SEEN_COLUMNS), both int64; see ``counters_kernel``.
+    """
+
+    keys: pl.DataFrame
+    marks: np.ndarray
+    seen: np.ndarray
+
+    def pick(self, which: np.ndarray) -> "Known":
+        """Return these objects alone."""
+        return Known(self.keys[which], self.marks[which], self.seen[:, which])
+
+
+class Remembered:
+    """What is known of the objects of every device; of ``objects_max`` of each at most."""
+
+    def __init__(self, plan: Plan, objects_max: int) -> None:
+        self._plan = plan
+        self._objects_max = objects_max
+        self._devices: dict[str, Known] = {}
+        self.dropped = 0
+
+    def take(self, devices: Iterable[str], columns: Columns) -> tuple[Known, np.ndarray]:
+        """Return what is known of all objects of these devices and of those in the rows; and of which object each row is."""
+        old = [self._devices[device] for device in devices if device in self._devices]
+        keys = columns.keys()
+        known = pl.concat([keys.clear(), *(one.keys for one in old)])
+        fresh = keys.unique(maintain_order=True).join(known, on=keys.columns, how="anti", maintain_order="left")
+        known = pl.concat([known, fresh])
+        code = keys.join(known.with_row_index("code"), on=keys.columns, how="left", maintain_order="left")["code"]
+        marks = np.concatenate([*(one.marks for one in old), np.tile(NOTHING, (fresh.height, 1))])
+        blank = np.full((len(self._plan.counters), fresh.height, SEEN_COLUMNS), -1, np.int64)
+        return Known(known, marks, np.concatenate([*(one.seen for one in old), blank], axis=1)), code.cast(pl.Int64).to_numpy(writable=True)
+
+    def overflows(self, known: Known) -> bool:
+        """Return whether a device has more objects than are remembered of it."""
+        most = known.keys["device"].value_counts()["count"].max()
+        return isinstance(most, int) and most > self._objects_max
+
+    def keep(self, known: Known) -> None:
+        """Remember these objects; of a device with too many, the longest silent are forgotten."""
+        place = known.keys.select(pl.col("device").rank("dense")).to_series().to_numpy().astype(np.int64)
+        order = np.argsort(place, kind="stable")
+        for which in np.split(order, np.flatnonzero(np.diff(place[order])) + 1):
+            if len(which):
+                mine = known.pick(which)
+                if len(which) > self._objects_max:
+                    mine = mine.pick(self._newest(mine))
+                self._devices[mine.keys["device"][0]] = mine
+
+    def forget(self, device: str) -> Known | None:
+        """Return what is known of the objects of ``device``, for the last time."""
+        return self._devices.pop(device, None)
+
+    def carry(self, device: str) -> bytes:
+        """Return the objects of ``device`` as an Arrow stream: a row for each, with a column for each counter that was ever read."""
+        known = self._devices.get(device)
+        if known is None:
+            return b""
+        read = np.flatnonzero((known.seen[:, :, TS] >= 0).any(axis=1))
+        columns = [pl.Series(self._plan.counters[k], np.ascontiguousarray(known.seen[k])) for k in read]
+        buffer = io.BytesIO()
+        known.keys.hstack([pl.Series("marks", known.marks), *columns]).write_ipc_stream(buffer, compression="lz4")
+        return buffer.getvalue()
+
+    def restore(self, device: str, carry: bytes) -> None:
+        """Take over a carry; counters that this Weft does not know are left out."""
+        self._devices.pop(device, None)
+        if not carry:
+            return
+        frame = pl.read_ipc_stream(io.BytesIO(carry))
+        seen = np.full((len(self._plan.counters), frame.height, SEEN_COLUMNS), -1, np.int64)
+        for k, name in enumerate(self._plan.counters):
+            if name in frame.columns:
+                seen[k] = frame[name].to_numpy()
+        marks = frame["marks"].to_numpy().reshape(frame.height, MARKS).copy()
+        self._devices[device] = Known(frame.select("device", *self._plan.keys), marks, seen)
+
+    def _newest(self, known: Known) -> np.ndarray:
+        # By their keys where they were last heard at one time, so that the order of arrival does not decide.
+        surplus = len(known.marks) - self._objects_max
+        order = known.keys.with_columns(pl.Series("last", known.marks[:, LAST_TS]), row=pl.int_range(pl.len()))
+        kept = order.sort("last", *self._plan.keys, descending=[True] + [False] * len(self._plan.keys))["row"][: self._objects_max]
+        self.dropped += surplus
+        return np.sort(kept.to_numpy())
