@@ -66,12 +66,6 @@ COMMANDS: dict[str, Command] = {
         query.sql,
         ('weft sql "SELECT * FROM bursts ORDER BY bytes DESC LIMIT 10"', 'weft sql --format csv "FROM ports_1m"'),
     ),
-    "lab": Command(
-        "be a switch: serve and send every protocol on this machine",
-        lab.options,
-        lab.lab,
-        ("weft lab serve", "weft lab serve --seconds 60 --only gnmi,sflow"),
-    ),
     "counters": Command(
         "explain a counter: what it counts, where Weft keeps it, what each vendor calls it",
         counters.options,
