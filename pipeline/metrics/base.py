@@ -74,6 +74,7 @@ class Stateless(ABC):
 
     def restore(self, device: str, carry: bytes) -> None:
         """Take over nothing."""
+        del device, carry
 
     def counters(self) -> dict[str, float]:
         """Return nothing: what is refused is in the rows of ``quality``."""
