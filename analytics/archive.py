@@ -3,6 +3,8 @@
 A table is cut when it holds more than ``hot_rows_max`` rows or rows of an hour that closed long enough ago that
 nothing late can reach it. The file is written first under a temporary name; its manifest row and the deletion of the
 hot rows are one transaction, so after a crash a file that no manifest knows is garbage and is removed.
+
+The inventory is no history: it is never cut and never too old, and loses only what newer rows have replaced.
 """
 
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from ..pipeline.report import Report
 from ..pipeline.schema import FAMILIES, RESOLUTIONS_NS
 from .publish import GRACE_S, refresh
 from .store import Store, base_tables, literal
+from .views.inventory import SUPERSEDED
 
 HOUR_NS = 3600 * NS_PER_S
 
@@ -41,6 +44,7 @@ class Archive:
         self._clock = clock
         self._report = report
         self._doomed: list[tuple[int, str]] = []
+        self._inventory_rows: object = 0
 
     def start(self) -> None:
         """Remove files that no manifest row knows."""
@@ -52,6 +56,9 @@ class Archive:
     def run(self) -> None:
         """Cut what is due and drop what is too old. Raises ``StoreError`` on a full disk."""
         for name in base_tables():
+            if name == "inventory":
+                self._keep_last()
+                continue
             self._cut(name)
             self._expire(name)
         now = self._clock.monotonic_ns()
@@ -73,6 +80,15 @@ class Archive:
         if not rows or border <= low:
             return
         self._move(name, ts, low, border)
+
+    def _keep_last(self) -> None:
+        """Delete what newer rows of the inventory have replaced; where none came since the last time, there is nothing to do."""
+        rows = self._store.query("SELECT count(*) AS rows FROM base.inventory")[0]["rows"]
+        if rows == self._inventory_rows:
+            return
+        with self._store.transaction():
+            self._store.execute(f"DELETE FROM base.inventory WHERE {SUPERSEDED}")
+        self._inventory_rows = self._store.query("SELECT count(*) AS rows FROM base.inventory")[0]["rows"]
 
     def _move(self, name: str, ts: str, low: int, border: int) -> None:
         path = f"segments/{name}/{low:020d}-{border:020d}-{self._clock.now_ns():020d}.parquet"

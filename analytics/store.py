@@ -74,10 +74,15 @@ def duckdb_type(dtype: object) -> str:
     return _TYPES[dtype if isinstance(dtype, type) else type(dtype)]
 
 
+def definitions(table: Table) -> dict[str, str]:
+    """Return the type of each column of ``table``: times are TIMESTAMP_NS, and quantiles stand beside each histogram."""
+    plain = {f.name: "TIMESTAMP_NS" if f.name in _TIMES else duckdb_type(f.dtype) for f in table.fields}
+    return plain | {f"{name}_{label}": "DOUBLE" for name in table.having("hist") for label in QUANTILES}
+
+
 def columns(table: Table) -> str:
-    """Return the column definitions of ``table``: times are TIMESTAMP_NS, and quantiles stand beside each histogram."""
-    plain = [f"{f.name} {'TIMESTAMP_NS' if f.name in _TIMES else duckdb_type(f.dtype)}" for f in table.fields]
-    return ", ".join(plain + [f"{name}_{label} DOUBLE" for name in table.having("hist") for label in QUANTILES])
+    """Return the column definitions of ``table``."""
+    return ", ".join(f"{name} {kind}" for name, kind in definitions(table).items())
 
 
 def literal(text: object) -> str:
@@ -266,6 +271,7 @@ class Store:
             self.execute(f"INSERT INTO base.version VALUES ({TABLES_VERSION})")
             for name, table in base_tables().items():
                 self.execute(f"CREATE TABLE IF NOT EXISTS base.{name} ({columns(table)})")
+                self._widen(name, table)
             self.execute("CREATE TABLE IF NOT EXISTS base.positions (topic VARCHAR, part INTEGER, next_offset BIGINT)")
             self.execute(
                 """CREATE TABLE IF NOT EXISTS base.segments
@@ -275,6 +281,14 @@ class Store:
                 """CREATE TABLE IF NOT EXISTS base.ring
                 (path VARCHAR, from_ts TIMESTAMP_NS, to_ts TIMESTAMP_NS, written TIMESTAMP_NS, bytes BIGINT)"""
             )
+
+    def _widen(self, name: str, table: Table) -> None:
+        """Add the columns that a table has gained since this store was made."""
+        rows = self.query("SELECT column_name AS name FROM duckdb_columns() WHERE schema_name = 'base' AND table_name = ?", [name])
+        there = {str(row["name"]) for row in rows}
+        for column, kind in definitions(table).items():
+            if column not in there:
+                self.execute(f"ALTER TABLE base.{name} ADD COLUMN {column} {kind}")
 
 
 class Reader:
@@ -360,7 +374,8 @@ def _explain(error: duckdb.Error, folder: Path) -> StoreError:
     lower = text.lower()
     if ("lock" in lower and "conflict" in lower) or "could not set lock" in lower:
         return StoreError(f"another process writes {folder}", "stop it, or choose another folder with --data")
-    if "no space left" in lower or ("disk" in lower and "full" in lower):
+    # A full disk is met while writing, and while spilling to it.
+    if "no space left" in lower or "failed to offload" in lower or ("disk" in lower and "full" in lower):
         return StoreError(
             f"the disk under {folder} is full", "free space; nothing that was stored is lost, and what is on the bus will be stored then"
         )

@@ -70,7 +70,11 @@ def read(path: Path, content: bytes, types: Types, needed: Sequence[str]) -> tup
     line, fault = _first_fault(path, content, types, needed)
     if fault is not None:
         good = b"".join(content.splitlines(keepends=True)[: line - 1])
-        return _parsed(good, types), fault
+        try:
+            return _parsed(good, types), fault
+        except pl.exceptions.PolarsError:
+            # Both parsers refuse the file, at different places: where good rows end is not known.
+            return pl.DataFrame(schema=types), fault
     if frame is not None:
         # Quotes or blank lines had spoilt the sum only.
         return frame.drop_nulls(list(needed)), None
@@ -110,6 +114,8 @@ def _row_problem(row: list[str], names: Sequence[str], types: Types, needed: Seq
     if len(row) > len(names):
         return f"has {len(row)} values for {len(names)} columns"
     for name, text in zip(names, row, strict=True):
+        if not text.isascii() and not _is_utf8(text):
+            return f"column {name!r} is not UTF-8 text"
         if not text:
             if name in needed:
                 return f"column {name!r} is empty"
@@ -118,6 +124,15 @@ def _row_problem(row: list[str], names: Sequence[str], types: Types, needed: Seq
         if what:
             return f"column {name!r} holds {text[:40]!r}, which is not {what}"
     return None
+
+
+def _is_utf8(text: str) -> bool:
+    """Return whether bytes that were read as Latin-1, which never fails, are UTF-8."""
+    try:
+        text.encode("latin-1").decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _wanted(text: str, dtype: object) -> str | None:

@@ -14,7 +14,10 @@ import numpy as np
 from ..pipeline.bus import Bus, BusConfig, open_bus
 from ..pipeline.clock import NS_PER_S, SystemClock
 from .bench_counters import counters
+from .bench_gnmi import gnmi
+from .bench_lab import lab
 from .bench_services import Services, memory
+from .bench_sflow import sflow
 from .measure import Line, best_rate
 
 DEVICES, PORTS = 40, 50
@@ -133,7 +136,15 @@ def _made_packets() -> list[bytes]:
     return frames
 
 
-PARTS: dict[str, Callable[[int], Iterator[Line]]] = {"bursts": _bursts, "live": _live, "packets": _packets, "counters": counters}
+PARTS: dict[str, Callable[[int], Iterator[Line]]] = {
+    "bursts": _bursts,
+    "live": _live,
+    "packets": _packets,
+    "counters": counters,
+    "sflow": sflow,
+    "gnmi": gnmi,
+    "lab": lab,
+}
 
 
 def _fill(bus: Bus, seconds: int, pace: SystemClock | None = None) -> tuple[int, int]:

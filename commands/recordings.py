@@ -19,8 +19,10 @@ WAIT_S_MAX = 600.0
 
 
 def _recording_options(parser: ArgumentParser) -> None:
-    parser.add_argument("path", type=Path, help="capture, Millisampler file or folder, counter CSV or Parquet, or what 'weft record' wrote")
-    parser.add_argument("--kind", help="what it is, where the file does not tell: packets, millisampler, recording")
+    parser.add_argument(
+        "path", type=Path, help="capture, Millisampler file or folder, topology, counter CSV or Parquet, or what 'weft record' wrote"
+    )
+    parser.add_argument("--kind", help="what it is, where the file does not tell: packets, millisampler, inventory, recording")
     parser.add_argument("--line-rate", type=float, metavar="BPS", help="line rate of the recorded ports in bit/s, such as 12.5e9")
     parser.add_argument("--device", help="name of the device that recorded it, where the file does not tell")
     parser.add_argument("--check-icrc", action="store_true", help="check the invariant CRC of every RoCEv2 packet")
@@ -161,7 +163,8 @@ def _summary(chosen: Namespace, note: dict, seconds: float, restarts: dict[str, 
         (SELECT coalesce(sum(samples), 0) FROM state.latency_1h)::BIGINT AS latency_samples,
         (SELECT coalesce(sum(late), 0) FROM quality_1h)::BIGINT AS late,
         (SELECT coalesce(sum(duplicates), 0) FROM quality_1h)::BIGINT AS duplicates,
-        (SELECT coalesce(sum(missed), 0) FROM gaps)::BIGINT AS admitted_missing"""
+        (SELECT coalesce(sum(missed), 0) FROM gaps)::BIGINT AS admitted_missing,
+        (SELECT count(*) FROM inventory)::BIGINT AS inventory_rows"""
     ).row(0, named=True)
     reader.close()
     result = {

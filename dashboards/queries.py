@@ -86,7 +86,7 @@ def summary(span: Span) -> str:
     r = last.resolution()
     return f"""SELECT
   (SELECT count(DISTINCT device) FROM devices WHERE last_ts >= {instant(span.to_ns)} - INTERVAL 2 MINUTE) AS devices_heard,
-  (SELECT count(DISTINCT device) FROM devices) AS devices,
+  (SELECT count(DISTINCT device) FROM devices WHERE last_ts IS NOT NULL) AS devices,
   count(DISTINCT (device, port)) AS ports,
   coalesce(sum(burst_count), 0)::BIGINT AS bursts,
   max(burst_time_ratio) AS burst_time_ratio
@@ -132,7 +132,7 @@ def freshness(span: Span) -> str:
   avg(coverage_ratio) AS coverage_ratio, coalesce(sum(late), 0)::BIGINT AS late,
   coalesce(sum(duplicates), 0)::BIGINT AS duplicates, coalesce(sum(implausible), 0)::BIGINT AS implausible
 FROM devices d LEFT JOIN (SELECT * FROM quality_{r} WHERE {span.inside(r)}) q USING (device)
-GROUP BY device ORDER BY device LIMIT 500"""
+WHERE d.last_ts IS NOT NULL GROUP BY device ORDER BY device LIMIT 500"""
 
 
 def alerts() -> str:

@@ -101,7 +101,7 @@ WHERE {f"device = {text(device)}" if device else "true"} GROUP BY what, reason O
 
 def devices() -> str:
     """Every device."""
-    return "SELECT device FROM devices ORDER BY device LIMIT 5000"
+    return "SELECT device FROM devices WHERE last_ts IS NOT NULL ORDER BY device LIMIT 5000"
 
 
 def quality(span: Span, device: str) -> str:

@@ -234,13 +234,16 @@ _FAMILY_LIST = (
         "what exists: a device, port, link or job; the last row of a key wins",
         (
             *_COMMON,
-            Field("kind", pl.String, "", "device, port, link or job"),
-            Field("key", pl.String, "", "its name"),
+            Field("kind", pl.String, "", "device, port, link or job; naming: how names tell a place; publication: a whole of rows"),
+            Field("key", pl.String, "", "its name; of a link, the port of its device, empty where that is not told"),
             *(
                 Field(name, pl.String, "", name.replace("_", " "))
                 for name in ("rack", "rail", "plane", "tier", "role", "peer_device", "peer_port", "job")
             ),
             SPEED,
+            Field("alias", pl.String, "", "of a port, the other name by which its neighbours may know it"),
+            Field("pattern", pl.String, "", "of a naming, what the whole name has to match; rack to role then say what to make of it"),
+            Field("rows", pl.UInt64, "", "of a publication, how many rows of the same source, epoch and ts it has besides this one"),
         ),
     ),
     Table(

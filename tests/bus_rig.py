@@ -93,13 +93,15 @@ def read_out(bus: Bus, consumer: Consumer, topics: Sequence[str]) -> list[Messag
     return messages
 
 
-def until(condition: Callable[[], bool], *consumers: Consumer, limit_s: float = LIMIT_S) -> None:
-    """Poll the consumers until the condition holds."""
+def until(condition: Callable[[], bool], *consumers: Consumer, limit_s: float = LIMIT_S) -> list[Message]:
+    """Poll the consumers until the condition holds; return what they read meanwhile."""
+    messages: list[Message] = []
     deadline = time.monotonic() + limit_s
     while not condition():
         for consumer in consumers:
-            consumer.poll(0.05)
+            messages.extend(consumer.poll(0.05))
         assert time.monotonic() < deadline
+    return messages
 
 
 def line(child: "subprocess.Popen[str]") -> str:

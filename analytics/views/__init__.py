@@ -7,7 +7,8 @@ labels of the dashboard derive from it. A new ratio over kept statistics is a ne
 from ...pipeline.schema import RESOLUTIONS_NS
 from .base import Column, View
 from .fabric import GROUPS, LATENCY, ROCE
-from .kept import BURSTS, DEVICES, EVENTS, GAPS, PIPELINE, QUALITY, SAMPLES
+from .inventory import DEVICES, INVENTORY, LINKS
+from .kept import BURSTS, EVENTS, GAPS, PIPELINE, QUALITY, SAMPLES
 from .ports import BLOCKS, HURST_SCALES, PORTS, UNIT_BYTES
 from .queues import DROPS, QUEUES
 
@@ -23,7 +24,9 @@ VIEWS: tuple[View, ...] = (
     QUALITY,
     BURSTS,
     SAMPLES,
+    INVENTORY,
     DEVICES,
+    LINKS,
     GAPS,
     EVENTS,
     PIPELINE,

@@ -82,25 +82,6 @@ SAMPLES = View(
     resolutions=False,
 )
 
-_DEVICES = " UNION ALL BY NAME ".join(
-    f"SELECT device, count(DISTINCT port) AS ports, min(ts) AS first_ts, max(ts) AS last_ts FROM state.{name}_1m GROUP BY device"
-    for name in ("port_samples", "port_counters")
-)
-
-DEVICES = View(
-    "devices",
-    "every device that has been heard of",
-    f"({_DEVICES} UNION ALL BY NAME SELECT device, 0 AS ports, min(ts) AS first_ts, max(ts) AS last_ts FROM state.roce_1m GROUP BY device)",
-    (
-        Column("device", "device", "", "switch or host"),
-        Column("ports", "max(ports)", "", "ports with samples or counters"),
-        Column("first_ts", "min(first_ts)", "", "first minute with data, UTC"),
-        Column("last_ts", "max(last_ts)", "", "last minute with data, UTC"),
-    ),
-    resolutions=False,
-    where="true GROUP BY device",
-)
-
 
 def _kept(name: str, table: str, doc: str, *columns: tuple[str, str]) -> View:
     return View(

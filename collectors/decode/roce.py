@@ -39,6 +39,7 @@ from .headers import (
     SLL2,
 )
 from .icrc import icrc_matches
+from .octets import u16, u24, u32, u64
 
 REASONS = ("other", "fragment", "cut", "malformed", "icrc")
 _OTHER, _FRAGMENT, _CUT, _MALFORMED, _ICRC = -1, -2, -3, -4, -5
@@ -112,7 +113,7 @@ def decode(
 
 
 def _to_frame(rows: np.ndarray) -> pl.DataFrame:
-    src, dst = _addresses(rows)
+    src, dst = addresses(rows)
     ts, words, port, octets, missing = _split(rows)
     qp, psn, dma_bytes, length, payload_bytes = words
     opcode, syndrome, credit, ecn, dscp = octets
@@ -164,7 +165,8 @@ def _split(rows):
     return ts, words, port, octets, missing
 
 
-def _addresses(rows: np.ndarray) -> tuple[pl.Series, pl.Series]:
+def addresses(rows: np.ndarray) -> tuple[pl.Series, pl.Series]:
+    """Return source and destination as text, of rows with the fields ``src_high`` to ``dst_low`` and ``version``; empty where that is 0."""
     src, dst, first = _codes(rows, _MULTIPLIERS)
     texts = [_text(row, side) for row, side in zip(rows[first >> 1], first & 1, strict=True)]
     texts = pl.Series(texts, dtype=pl.String)
@@ -173,6 +175,8 @@ def _addresses(rows: np.ndarray) -> tuple[pl.Series, pl.Series]:
 
 def _text(row: np.void, side: int) -> str:
     high, low = (int(row["dst_high"]), int(row["dst_low"])) if side else (int(row["src_high"]), int(row["src_low"]))
+    if row["version"] == 0:
+        return ""
     if row["version"] == 4:
         return socket.inet_ntop(socket.AF_INET, low.to_bytes(4))
     return socket.inet_ntop(socket.AF_INET6, high.to_bytes(8) + low.to_bytes(8))
@@ -214,26 +218,6 @@ def _address(row, side):
     return row.src_high, row.src_low
 
 
-@numba.njit(inline="always")
-def _u16(buffer, at):
-    return np.int64(buffer[at]) << 8 | np.int64(buffer[at + 1])
-
-
-@numba.njit(inline="always")
-def _u24(buffer, at):
-    return np.int64(buffer[at]) << 16 | _u16(buffer, at + 1)
-
-
-@numba.njit(inline="always")
-def _u32(buffer, at):
-    return _u16(buffer, at) << 16 | _u16(buffer, at + 2)
-
-
-@numba.njit(inline="always")
-def _u64(buffer, at):
-    return np.uint64(_u32(buffer, at)) << np.uint64(32) | np.uint64(_u32(buffer, at + 4))
-
-
 @numba.njit(cache=True, nogil=True)
 def _decode(buffer, offsets, lengths, wire, ts, links, hidden, check_icrc):
     rows = np.empty(len(offsets), _PACKET)
@@ -265,7 +249,7 @@ def _touch(buffer, offsets, lengths, first):
 
 @numba.njit(nogil=True)
 def _packet(buffer, at, end, wire_end, link, check_icrc, row):
-    ip_at, kind = _link(buffer, at, end, link)
+    ip_at, kind = network_layer(buffer, at, end, link)
     if ip_at < 0:
         return ip_at
     if kind == 0x0800:
@@ -287,20 +271,20 @@ def _packet(buffer, at, end, wire_end, link, check_icrc, row):
 
 
 @numba.njit(nogil=True)
-def _link(buffer, at, end, link):
+def network_layer(buffer, at, end, link):
     """Return where IP starts and its EtherType; a negative reason and 0 where there is no IP."""
     if link in (ETHERNET, SLL, SLL2):
         kind_at = at + (12 if link == ETHERNET else 14 if link == SLL else 0)
         ip_at = at + (14 if link == ETHERNET else 16 if link == SLL else 20)
         if ip_at > end:
             return _CUT, 0
-        kind = _u16(buffer, kind_at)
+        kind = u16(buffer, kind_at)
         for _ in range(VLAN_TAGS_MAX):
             if kind not in (0x8100, 0x88A8, 0x9100):
                 break
             if ip_at + 4 > end:
                 return _CUT, 0
-            kind, ip_at = _u16(buffer, ip_at + 2), ip_at + 4
+            kind, ip_at = u16(buffer, ip_at + 2), ip_at + 4
         return (ip_at, kind) if kind in (0x0800, 0x86DD) else (_OTHER, 0)
     if link in (NULL, LOOP):
         at += 4
@@ -317,19 +301,19 @@ def _ipv4(buffer, at, end, wire_end, row):
     """Return where UDP starts and the IP packet ends; a negative reason and 0 where there is none."""
     if at + 20 > end:
         return _CUT, 0
-    header, total = np.int64(buffer[at] & 0x0F) * 4, _u16(buffer, at + 2)
+    header, total = np.int64(buffer[at] & 0x0F) * 4, u16(buffer, at + 2)
     if buffer[at] >> 4 != 4 or header < 20:
         return _MALFORMED, 0
     if buffer[at + 9] != 17:
         return _OTHER, 0
-    if _u16(buffer, at + 6) & 0x3FFF:
+    if u16(buffer, at + 6) & 0x3FFF:
         return _FRAGMENT, 0
     if total < header + 8 or at + total > wire_end:
         return _MALFORMED, 0
     row.version = 4
     row.ecn, row.dscp = buffer[at + 1] & 3, buffer[at + 1] >> 2
     row.src_high, row.dst_high = 0, 0
-    row.src_low, row.dst_low = np.uint64(_u32(buffer, at + 12)), np.uint64(_u32(buffer, at + 16))
+    row.src_low, row.dst_low = np.uint64(u32(buffer, at + 12)), np.uint64(u32(buffer, at + 16))
     return at + header, at + total
 
 
@@ -340,7 +324,7 @@ def _ipv6(buffer, at, end, wire_end, row):
         return _CUT, 0
     if buffer[at] >> 4 != 6:
         return _MALFORMED, 0
-    ip_end = at + 40 + _u16(buffer, at + 4)
+    ip_end = at + 40 + u16(buffer, at + 4)
     following, udp_at = buffer[at + 6], at + 40
     extensions = 0
     # Hop-by-hop options, routing, destination options; 44 is a fragment.
@@ -358,10 +342,10 @@ def _ipv6(buffer, at, end, wire_end, row):
     if udp_at + 8 > ip_end or ip_end > wire_end:
         return _MALFORMED, 0
     row.version = 6
-    traffic = (_u16(buffer, at) >> 4) & 0xFF
+    traffic = (u16(buffer, at) >> 4) & 0xFF
     row.ecn, row.dscp = traffic & 3, traffic >> 2
-    row.src_high, row.src_low = _u64(buffer, at + 8), _u64(buffer, at + 16)
-    row.dst_high, row.dst_low = _u64(buffer, at + 24), _u64(buffer, at + 32)
+    row.src_high, row.src_low = u64(buffer, at + 8), u64(buffer, at + 16)
+    row.dst_high, row.dst_low = u64(buffer, at + 24), u64(buffer, at + 32)
     return udp_at, ip_end
 
 
@@ -370,9 +354,9 @@ def _transport(buffer, at, end, ip_end, row):
     """Return where the UDP datagram at ``at`` ends, a negative reason where it is no RoCEv2 packet."""
     if at + 8 > end:
         return _CUT
-    if _u16(buffer, at + 2) != ROCE_PORT:
+    if u16(buffer, at + 2) != ROCE_PORT:
         return _OTHER
-    udp_end, bth = at + _u16(buffer, at + 4), at + 8
+    udp_end, bth = at + u16(buffer, at + 4), at + 8
     if udp_end > ip_end or udp_end < bth + BTH_BYTES + ICRC_BYTES:
         return _MALFORMED
     if bth + BTH_BYTES > end:
@@ -384,9 +368,9 @@ def _transport(buffer, at, end, ip_end, row):
     aeth, reth = AETH_AT[opcode], RETH_AT[opcode]
     if (aeth and bth + aeth + 4 > end) or (reth and bth + reth + 16 > end):
         return _CUT
-    row.src_port, row.opcode, row.payload_bytes = _u16(buffer, at), opcode, payload
-    row.qp, row.psn = _u24(buffer, bth + 5), _u24(buffer, bth + 9)
+    row.src_port, row.opcode, row.payload_bytes = u16(buffer, at), opcode, payload
+    row.qp, row.psn = u24(buffer, bth + 5), u24(buffer, bth + 9)
     row.flags = (_AETH if aeth else 0) | (_RETH if reth else 0)
     row.syndrome = buffer[bth + aeth] if aeth else 0
-    row.dma_bytes = _u32(buffer, bth + reth + 12) if reth else 0
+    row.dma_bytes = u32(buffer, bth + reth + 12) if reth else 0
     return udp_end

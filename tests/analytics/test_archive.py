@@ -168,9 +168,10 @@ def test_an_older_snapshot_still_finds_its_files(rig: Rig) -> None:
 
 
 def test_every_table_can_be_cut(rig: Rig) -> None:
-    """Any table, what is kept as it comes among them, gives its old rows to a segment of the same columns."""
-    stamps = {name: "start_ts" if "start_ts" in table.polars else "ts" for name, table in base_tables().items()}
-    for name, table in base_tables().items():
+    """Any table that is a history, what is kept as it comes among them, gives its old rows to a segment of the same columns."""
+    tables = {name: table for name, table in base_tables().items() if name != "inventory"}
+    stamps = {name: "start_ts" if "start_ts" in table.polars else "ts" for name, table in tables.items()}
+    for name, table in tables.items():
         frame = pl.DataFrame({column: [None, None] for column in table.polars}, schema=table.polars)
         frame = frame.with_columns(pl.Series(stamps[name], [T0, T0 + 5 * HOUR_S * NS_PER_S]))
         frame = frame.with_columns(recv_ts=pl.lit(rig.clock.now_ns())) if "recv_ts" in table.polars else frame

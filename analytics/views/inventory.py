@@ -1,0 +1,195 @@
+"""The views of what exists: devices and their places, links and whether their ends agree.
+
+The table holds what was ever said; ``inventory`` is what holds now. Rows of source ``inventory`` come as publications, and
+the newest one of an origin (``epoch``) that is whole counts, all of it and nothing older. Of rows that a device tells one by
+one (its LLDP neighbours) the last one of a key counts. Places that nobody states are made of names: rows of kind ``naming``
+carry patterns, and ``\\1`` to ``\\9`` for what becomes of their groups.
+"""
+
+from .base import Column, View
+
+PLACE = ("rack", "rail", "plane", "tier", "role")
+
+# Who says what should be, in difference to who sees what is.
+_STATED = "source IN ('inventory', 'recording')"
+
+# The newest publication of each origin that is whole; one and the same row may have come several times.
+_WHOLE = """(
+    SELECT epoch, max(ts) AS ts FROM (
+      SELECT epoch, ts, count(DISTINCT (kind, device, key)) AS found, max("rows") AS said
+      FROM {table} WHERE source = 'inventory' GROUP BY epoch, ts)
+    WHERE found > said GROUP BY epoch)"""
+
+_INVENTORY = f"""(
+  SELECT i.* FROM state.inventory i LEFT JOIN {_WHOLE.format(table="state.inventory")} w ON i.source = 'inventory' AND i.epoch = w.epoch
+  WHERE (i.source IS DISTINCT FROM 'inventory' OR i.ts = w.ts) AND i.kind <> 'publication'
+  QUALIFY row_number() OVER (PARTITION BY i.source, i.kind, i.device, i.key, CASE WHEN i.source = 'inventory' THEN i.epoch END
+    ORDER BY i.ts DESC, i.recv_ts DESC) = 1)"""
+
+# Rows of the hot table that can never be in the view again: an older publication's, and all but the last row of a key.
+SUPERSEDED = f"""rowid NOT IN (
+  SELECT i.rowid FROM base.inventory i LEFT JOIN {_WHOLE.format(table="base.inventory")} w ON i.source = 'inventory' AND i.epoch = w.epoch
+  WHERE i.source IS DISTINCT FROM 'inventory' OR w.ts IS NULL OR i.ts >= w.ts
+  QUALIFY row_number() OVER (PARTITION BY i.source, i.kind, i.device, i.key,
+    CASE WHEN i.source = 'inventory' THEN {{epoch: i.epoch, ts: i.ts}} END ORDER BY i.ts DESC, i.recv_ts DESC) = 1)"""
+
+
+def _named(names: str, text: str, keys: str, what: str) -> str:
+    """Return the SELECT that makes places of names: ``text`` of ``names`` where a pattern of ``what`` matches, the first pattern's word first."""
+    made = [f"nullif(TRY(regexp_replace({text}, '^(?:' || pattern || ')$', {column})), '')" for column in PLACE]
+    columns = ", ".join(f"arg_min({sql}, key) AS {column}" for sql, column in zip(made, PLACE, strict=True))
+    return f"""SELECT {keys}, {columns} FROM {names} n
+    JOIN (SELECT key, pattern, {", ".join(f"{column} AS {column}" for column in PLACE)} FROM said WHERE kind = 'naming' AND key LIKE '{what} %') p
+      ON TRY(regexp_full_match({text}, pattern)) GROUP BY ALL"""
+
+
+def _last(*columns: str) -> str:
+    return ", ".join(f"arg_max({column}, ts) AS {column}" for column in columns)
+
+
+# Links with the name of their other end as the inventory has it: LLDP may tell a host with its domain.
+_TOLD = """
+    listed AS (SELECT DISTINCT device FROM said WHERE kind IN ('device', 'port', 'link')),
+    told AS (
+      SELECT l.*, CASE WHEN w.device IS NULL AND s.device IS NOT NULL THEN s.device ELSE l.peer_device END AS peer
+      FROM said l LEFT JOIN listed w ON w.device = l.peer_device LEFT JOIN listed s ON s.device = split_part(l.peer_device, '.', 1)
+      WHERE l.kind = 'link' AND l.peer_device <> '')"""
+
+# All names, and where each device is: as stated, else as its name tells.
+_PLACES = f"""
+    stated AS (SELECT device, {_last(*PLACE)} FROM said WHERE kind = 'device' GROUP BY device),
+    named AS ({_named("names", "n.device", "n.device", "device")}),
+    places AS (
+      SELECT n.device, {", ".join(f"coalesce(s.{column}, m.{column}) AS {column}" for column in PLACE)}
+      FROM names n LEFT JOIN stated s ON s.device = n.device LEFT JOIN named m ON m.device = n.device)"""
+
+# What tells that a device is alive.
+_HEARD = " UNION ALL BY NAME ".join(
+    f"SELECT device, {ports} AS ports, min(ts) AS first_ts, max(ts) AS last_ts FROM state.{table}_1m GROUP BY device"
+    for table, ports in (("port_samples", "count(DISTINCT port)"), ("port_counters", "count(DISTINCT port)"), ("roce", "0"))
+)
+
+_DEVICES = f"""(
+  WITH said AS MATERIALIZED (SELECT * FROM main.inventory),{_TOLD},
+    heard AS (
+      SELECT device, max(ports) AS ports, min(first_ts) AS first_ts, max(last_ts) AS last_ts FROM ({_HEARD}) GROUP BY device),
+    known AS (
+      SELECT device, count(DISTINCT nullif(port, '')) AS known_ports FROM (
+        SELECT device, CASE WHEN kind <> 'device' THEN key END AS port FROM said WHERE kind IN ('device', 'port', 'link')
+        UNION ALL SELECT peer, peer_port FROM told)
+      GROUP BY device),
+    names AS (SELECT device FROM heard UNION SELECT device FROM known),{_PLACES}
+  SELECT p.*, coalesce(h.ports, 0) AS ports, h.first_ts, h.last_ts, coalesce(k.known_ports, 0) AS known_ports, k.device IS NOT NULL AS known
+  FROM places p LEFT JOIN heard h ON h.device = p.device LEFT JOIN known k ON k.device = p.device)"""
+
+_LINKS = f"""(
+  WITH said AS MATERIALIZED (SELECT * FROM main.inventory),{_TOLD},
+    interfaces AS (SELECT device, key AS port, {_last("speed_bps", "rail", "plane", "alias")} FROM said WHERE kind = 'port' GROUP BY device, key),
+    aliases AS (SELECT device, alias, min(port) AS port FROM interfaces WHERE alias IS NOT NULL GROUP BY ALL),
+    claims AS (
+      SELECT t.device, coalesce(m.port, t.key) AS port, t.peer AS peer_device, coalesce(o.port, nullif(t.peer_port, '')) AS peer_port,
+        {_STATED} AS is_stated, t.speed_bps, t.rail, t.plane, t.ts
+      FROM told t LEFT JOIN aliases m ON m.device = t.device AND m.alias = t.key
+        LEFT JOIN aliases o ON o.device = t.peer AND o.alias = t.peer_port
+      QUALIFY row_number() OVER (PARTITION BY t.device, coalesce(m.port, t.key), {_STATED} ORDER BY t.ts DESC) = 1),
+    sides AS (
+      SELECT device, port, peer_device, peer_port, is_stated, false AS is_other, speed_bps, rail, plane, ts FROM claims
+      UNION ALL SELECT peer_device, peer_port, device, nullif(port, ''), is_stated, true, speed_bps, rail, plane, ts FROM claims
+      WHERE peer_port IS NOT NULL),
+    ends AS (
+      SELECT device, port, {_last("speed_bps", "rail", "plane")},
+        arg_max({{device: peer_device, port: peer_port}}, (NOT is_other, ts)) FILTER (is_stated) AS configured,
+        arg_max({{device: peer_device, port: peer_port}}, (NOT is_other, ts)) FILTER (NOT is_stated) AS found,
+        max(ts) FILTER (NOT is_stated) AS found_ts,
+        count(DISTINCT peer_device) > 1 OR count(DISTINCT peer_port) > 1 AS torn, count(DISTINCT (is_stated, is_other)) AS witnesses
+      FROM sides GROUP BY device, port),
+    paired AS (SELECT *, coalesce(found, configured).device AS peer_device, coalesce(found, configured).port AS peer_port FROM ends),
+    names AS (SELECT device FROM paired UNION SELECT peer_device FROM paired),{_PLACES},
+    port_names AS ({_named("(SELECT device, port FROM ends)", "n.device || '/' || n.port", "n.device, n.port", "port")})
+  SELECT e.device, e.port, e.peer_device, e.peer_port,
+    coalesce(e.speed_bps, i.speed_bps, j.speed_bps) AS speed_bps, h.rack, p.rack AS peer_rack, h.tier, p.tier AS peer_tier,
+    coalesce(e.rail, i.rail, j.rail, m.rail, n.rail, h.rail, p.rail) AS rail,
+    coalesce(e.plane, i.plane, j.plane, m.plane, n.plane, h.plane, p.plane) AS plane,
+    e.configured.device AS configured_device, e.configured.port AS configured_port,
+    e.found.device AS found_device, e.found.port AS found_port, e.found_ts,
+    CASE WHEN e.torn OR o.torn THEN false WHEN e.witnesses > 1 THEN true END AS agrees
+  FROM paired e LEFT JOIN ends o ON o.device = e.peer_device AND o.port = e.peer_port
+    LEFT JOIN interfaces i ON i.device = e.device AND i.port = e.port
+    LEFT JOIN interfaces j ON j.device = e.peer_device AND j.port = e.peer_port
+    LEFT JOIN port_names m ON m.device = e.device AND m.port = e.port
+    LEFT JOIN port_names n ON n.device = e.peer_device AND n.port = e.peer_port
+    LEFT JOIN places h ON h.device = e.device LEFT JOIN places p ON p.device = e.peer_device)"""
+
+
+def _plain(name: str, doc: str, unit: str = "") -> Column:
+    return Column(name, f'"{name}"', unit, doc)
+
+
+INVENTORY = View(
+    "inventory",
+    "what is said to exist and holds now, one row for each thing and who says it",
+    _INVENTORY,
+    (
+        _plain("kind", "device, port, link, job or naming"),
+        _plain("device", "switch or host"),
+        _plain("key", "its name; of a link, the port of the device, empty where that is not told"),
+        *(_plain(name, name) for name in PLACE),
+        _plain("peer_device", "of a link, the other end"),
+        _plain("peer_port", "its port; NULL where that is not told"),
+        _plain("job", "of a job, its name"),
+        _plain("speed_bps", "line rate", "bit/s"),
+        _plain("alias", "of a port, the other name by which its neighbours may know it"),
+        _plain("pattern", "of a naming, what the whole name has to match"),
+        _plain("source", "who says it: inventory (a file), recording, or the collector that was told by the device"),
+        _plain("epoch", "of source inventory, which publication"),
+        _plain("ts", "when it was said, UTC"),
+        _plain("recv_ts", "when it was said last, UTC"),
+    ),
+    resolutions=False,
+)
+
+DEVICES = View(
+    "devices",
+    "every device that has been heard of or is in the inventory",
+    _DEVICES,
+    (
+        _plain("device", "switch or host"),
+        _plain("ports", "ports with samples or counters"),
+        _plain("first_ts", "first minute with data, UTC; NULL where nothing was heard"),
+        _plain("last_ts", "last minute with data, UTC; NULL where nothing was heard"),
+        _plain("rack", "where it stands; NULL where nobody says and its name does not tell, like the next four"),
+        _plain("rail", "rail that it serves"),
+        _plain("plane", "plane of the fabric that it is in"),
+        _plain("tier", "host, leaf, spine or core, or as its file says"),
+        _plain("role", "what it is, in the words of its file"),
+        _plain("known_ports", "ports in the inventory"),
+        _plain("known", "whether it is in the inventory"),
+    ),
+    resolutions=False,
+)
+
+LINKS = View(
+    "links",
+    "every end of every link: what is configured, what the devices see, and whether that agrees",
+    _LINKS,
+    (
+        _plain("device", "this end: switch or host"),
+        _plain("port", "its interface, empty where nobody tells"),
+        _plain("peer_device", "other end, as seen, else as configured"),
+        _plain("peer_port", "its interface; NULL where nobody tells"),
+        _plain("speed_bps", "line rate in the inventory", "bit/s"),
+        _plain("rack", "rack of this end"),
+        _plain("peer_rack", "rack of the other"),
+        _plain("rail", "rail: of the link, else of one of its ports, else of one of its devices"),
+        _plain("plane", "plane, found the same way"),
+        _plain("tier", "tier of this end"),
+        _plain("peer_tier", "tier of the other"),
+        _plain("configured_device", "other end according to files; NULL where none has it"),
+        _plain("configured_port", "its interface according to them"),
+        _plain("found_device", "other end according to LLDP; NULL where neither end sees one"),
+        _plain("found_port", "its interface according to LLDP"),
+        _plain("found_ts", "when LLDP said so last, UTC"),
+        _plain("agrees", "false where two statements about this link contradict, true where two agree, NULL where there is but one"),
+    ),
+    resolutions=False,
+)

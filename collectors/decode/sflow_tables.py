@@ -1,0 +1,206 @@
+"""The records of sFlow version 5 as tables: where which field stands, how wide it is, and which column it becomes.
+
+sFlow Version 5 (sflow.org, 2004) and its extensions for InfiniBand, optics, queue lengths, dropped packets and transit
+delay. All integers are big-endian; a field of all ones is one that the agent does not have.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+VERSION, PORT = 5, 6343
+
+# Sample formats of enterprise 0.
+FLOW, COUNTERS, FLOW_EXPANDED, COUNTERS_EXPANDED, DISCARDED = 1, 2, 3, 4, 5
+# Flow records of enterprise 0.
+HEADER, EGRESS_QUEUE, TRANSIT, QUEUE_DEPTH = 1, 1036, 1039, 1040
+# Counter records of enterprise 0.
+GENERIC, ETHERNET, INFINIBAND, SFP, PROCESSOR, QUEUE_LENGTH, PORT_NAME = 1, 2, 9, 10, 1001, 1003, 1005
+GENERIC_BYTES, ETHERNET_BYTES = 88, 52
+# Header protocols of a sampled header, and the link types of capture files that they are.
+PROTOCOL_ETHERNET, PROTOCOL_IPV4, PROTOCOL_IPV6 = 1, 11, 12
+LINK_OF_PROTOCOL = {PROTOCOL_ETHERNET: 1, PROTOCOL_IPV4: 228, PROTOCOL_IPV6: 229}
+
+# Columns of `port`: name, record, offset, bytes.
+_COUNTERS = (
+    ("speed_bps", GENERIC, 8, 8),
+    ("rx_bytes", GENERIC, 24, 8),
+    ("rx_unicast_packets", GENERIC, 32, 4),
+    ("rx_multicast_packets", GENERIC, 36, 4),
+    ("rx_broadcast_packets", GENERIC, 40, 4),
+    ("rx_discards", GENERIC, 44, 4),
+    ("rx_errors", GENERIC, 48, 4),
+    ("rx_unknown_protocols", GENERIC, 52, 4),
+    ("tx_bytes", GENERIC, 56, 8),
+    ("tx_unicast_packets", GENERIC, 64, 4),
+    ("tx_multicast_packets", GENERIC, 68, 4),
+    ("tx_broadcast_packets", GENERIC, 72, 4),
+    ("tx_discards", GENERIC, 76, 4),
+    ("tx_errors", GENERIC, 80, 4),
+    ("alignment_errors", ETHERNET, 0, 4),
+    ("fcs_errors", ETHERNET, 4, 4),
+    ("single_collisions", ETHERNET, 8, 4),
+    ("multiple_collisions", ETHERNET, 12, 4),
+    ("sqe_test_errors", ETHERNET, 16, 4),
+    ("deferred_transmissions", ETHERNET, 20, 4),
+    ("late_collisions", ETHERNET, 24, 4),
+    ("excessive_collisions", ETHERNET, 28, 4),
+    ("internal_tx_errors", ETHERNET, 32, 4),
+    ("carrier_sense_errors", ETHERNET, 36, 4),
+    ("frame_too_long_errors", ETHERNET, 40, 4),
+    ("internal_rx_errors", ETHERNET, 44, 4),
+    ("symbol_errors", ETHERNET, 48, 4),
+)
+COLUMNS = tuple(name for name, *_ in _COUNTERS)
+COLUMN_ETHERNET = np.array([record == ETHERNET for _, record, _, _ in _COUNTERS])
+COLUMN_AT = np.array([at for _, _, at, _ in _COUNTERS], np.int64)
+COLUMN_WIDE = np.array([size == 8 for *_, size in _COUNTERS])
+# What the generic record says beside its counters and no column holds; published when it changes.
+STATES = ("interface_type", "duplex", "promiscuous_mode")
+
+
+class Value(NamedTuple):
+    """One field of a record that becomes a row of ``reading``; ``scale`` is what one unit of it is worth."""
+
+    name: str
+    at: int
+    size: int = 4
+    scale: float = 1.0
+    signed: bool = False
+
+
+PLAIN = Value("", 0)
+
+
+def _words(first: int, *names: str) -> tuple[Value, ...]:
+    return tuple(Value(name, first + 4 * k) for k, name in enumerate(names))
+
+
+_INFINIBAND_ERRORS = (
+    "symbol_error_counter",
+    "link_error_recovery_counter",
+    "link_downed_counter",
+    "port_rcv_errors",
+    "port_rcv_remote_physical_errors",
+    "port_rcv_switch_relay_errors",
+    "port_xmit_discards",
+    "port_xmit_constraint_errors",
+    "port_rcv_constraint_errors",
+    "local_link_integrity_errors",
+    "excessive_buffer_overrun_errors",
+    "vl15_dropped",
+)
+# The draft has no data counters, agents in the field put them before the packets: the length tells. They stay readings since
+# they are wider than the columns of `port` that this source fills, and the error counters stop at their maximum.
+INFINIBAND_VALUES = {
+    64: (Value("port_xmit_pkts", 0, 8), Value("port_rcv_pkts", 8, 8), *_words(16, *_INFINIBAND_ERRORS)),
+    80: (
+        # InfiniBand counts data in words of four bytes.
+        Value("port_xmit_bytes", 0, 8, 4.0),
+        Value("port_rcv_bytes", 8, 8, 4.0),
+        Value("port_xmit_pkts", 16, 8),
+        Value("port_rcv_pkts", 24, 8),
+        *_words(32, *_INFINIBAND_ERRORS),
+    ),
+}
+
+SFP_BYTES, LANE_BYTES, LANES_MAX = 20, 40, 16
+SFP_LANES, LANE_INDEX = Value("lanes", 16), Value("lane", 0)
+MODULE_VALUES = (Value("supply_v", 8, 4, 1e-3), Value("temperature_c", 12, 4, 1e-3, signed=True))
+LANE_VALUES = (
+    Value("tx_bias_a", 4, 4, 1e-6),
+    Value("tx_power_w", 8, 4, 1e-6),
+    Value("tx_power_min_w", 12, 4, 1e-6),
+    Value("tx_power_max_w", 16, 4, 1e-6),
+    Value("tx_wavelength_nm", 20),
+    Value("rx_power_w", 24, 4, 1e-6),
+    Value("rx_power_min_w", 28, 4, 1e-6),
+    Value("rx_power_max_w", 32, 4, 1e-6),
+    Value("rx_wavelength_nm", 36),
+)
+
+PROCESSOR_BYTES = 28
+PROCESSOR_VALUES = (
+    # Hundredths of a per cent.
+    Value("cpu_5s_ratio", 0, 4, 1e-4),
+    Value("cpu_1m_ratio", 4, 4, 1e-4),
+    Value("cpu_5m_ratio", 8, 4, 1e-4),
+    Value("memory_total_bytes", 12, 8),
+    Value("memory_free_bytes", 20, 8),
+)
+
+# How many packets found the queue no longer than so many segments when they came, each class above the one before it.
+QUEUE_LENGTH_BYTES = 52
+QUEUE_LENGTH_VALUES = _words(
+    4,
+    "segment_bytes",
+    "segments",
+    *(f"packets_at_length_{name}" for name in ("0", "1", "2", "4", "8", "32", "128", "1024", "more")),
+)
+QUEUE_INDEX, QUEUE_DROPPED = Value("queue", 0), Value("dropped_packets", 48)
+
+REASONS = {
+    **dict(
+        enumerate(
+            (
+                "net_unreachable",
+                "host_unreachable",
+                "protocol_unreachable",
+                "port_unreachable",
+                "frag_needed",
+                "src_route_failed",
+                "dst_net_unknown",
+                "dst_host_unknown",
+                "src_host_isolated",
+                "dst_net_prohibited",
+                "dst_host_prohibited",
+                "dst_net_tos_unreachable",
+                "dst_host_tos_unreachable",
+                "comm_admin_prohibited",
+                "host_precedence_violation",
+                "precedence_cutoff",
+            )
+        )
+    ),
+    **dict(
+        enumerate(
+            (
+                "unknown",
+                "ttl_exceeded",
+                "acl",
+                "no_buffer_space",
+                "red",
+                "traffic_shaping",
+                "pkt_too_big",
+                "src_mac_is_multicast",
+                "vlan_tag_mismatch",
+                "ingress_vlan_filter",
+                "ingress_spanning_tree_filter",
+                "port_list_is_empty",
+                "port_loopback_filter",
+                "blackhole_route",
+                "non_ip",
+                "uc_dip_over_mc_dmac",
+                "dip_is_loopback_address",
+                "sip_is_mc",
+                "sip_is_loopback_address",
+                "ip_header_corrupted",
+                "ipv4_sip_is_limited_bc",
+                "ipv6_mc_dip_reserved_scope",
+                "ipv6_mc_dip_interface_local_scope",
+                "unresolved_neigh",
+                "mc_reverse_path_forwarding",
+                "non_routable_packet",
+                "decap_error",
+                "overlay_smac_is_mc",
+                "unknown_l2",
+                "unknown_l3",
+                "unknown_l3_exception",
+                "unknown_buffer",
+                "unknown_tunnel",
+                "unknown_l4",
+            ),
+            start=256,
+        )
+    ),
+}
