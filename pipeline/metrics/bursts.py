@@ -373,7 +373,7 @@ def _samples(values: pl.Series) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         offsets = array.offsets.to_numpy()
         flat = array.values
         if flat.null_count:
-            flat = flat.cast(pa.int64()).fill_null(-1)
+            flat = flat.cast(pa.int64(), safe=False).fill_null(-1)
         yield offsets, flat.to_numpy()
 
 
