@@ -370,7 +370,7 @@ class Decoder:
 
 
 def warm() -> None:
-    """Have the kernels compiled, by one message that goes through all of them: at the first start that takes some ten seconds."""
+    """Have the kernels compiled, by one message that goes through all of them: at the first start that takes half a minute."""
     note = Notification(timestamp=1, delete=[Path(elem=[PathElem(name="x")])])
     for name, value in (
         ("in-octets", TypedValue(uint_val=1)),

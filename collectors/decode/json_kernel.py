@@ -15,7 +15,7 @@ from .paths_kernel import ENTRY, MEMBER, PLACE, node_of
 
 # Kinds of a value. TEXT, BYTES, LIST (a ScalarArray) and JSON are bytes of the buffer, ESCAPED a JSON string as it stands
 # between its quotes, RAW a JSON list. DELETE and REPLACE are no values: what a notification deletes, or replaces as a whole.
-NONE, UINT, INT, DOUBLE, BOOL, TEXT, ESCAPED, BYTES, LIST, RAW, JSON, DELETE, REPLACE = range(13)
+NONE, UINT, INT, DOUBLE, BOOL, TEXT, ESCAPED, BYTES, LIST, RAW, JSON, DELETE, REPLACE = np.arange(13)
 
 DEPTH_MAX = 16
 

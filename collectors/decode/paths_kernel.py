@@ -13,7 +13,8 @@ import numpy as np
 
 # Kinds of a node: the bytes of a prefix (without its target), a target, a path, a member of a JSON object, an entry of
 # a JSON list by its key leaf (name, then value), and by its place.
-PREFIX, TARGET, PATH, MEMBER, ENTRY, PLACE = range(6)
+# NumPy's integers, since of Python's the compiler would make a kernel of its own for each.
+PREFIX, TARGET, PATH, MEMBER, ENTRY, PLACE = np.arange(6)
 
 # Columns of ``nodes``.
 HASH, PARENT, KIND, OFFSET, FIRST_BYTES, SECOND_BYTES, STREAM = range(7)
