@@ -57,12 +57,10 @@ class _Held:
 
 @dataclass(slots=True)
 class _Call:
-    """The sets of one call, and the records of each message, -1 where they cannot be told."""
+    """What was walked in one call, and the records of each message, -1 where they cannot be told."""
 
     buffer: np.ndarray
-    sets: np.ndarray
-    keys: np.ndarray
-    exported: np.ndarray
+    walked: kernel.Walked
     records: np.ndarray
     now_ns: int
     blocks: list[Block] = field(default_factory=list)
@@ -151,31 +149,27 @@ class Decoder:
         templates_only: bool = False,
     ) -> tuple[list[Block], np.ndarray, np.ndarray]:
         self.expire(now_ns)
-        messages, sets, counts, used = kernel.walk(buffer, offsets, lengths, stream)
-        for reason, number in zip(kernel.REASONS, counts.tolist(), strict=True):
+        walked = kernel.walk(buffer, offsets, lengths, exporters.astype(np.int64, copy=False), stream)
+        for reason, number in zip(kernel.REASONS, walked.counts.tolist(), strict=True):
             self._count(f"bad_{reason}", number)
-        if templates_only:
-            sets = sets[sets[:, 1] < _DATA]
-        else:
-            self._count("messages", len(messages))
-        domains = (exporters.astype(np.int64)[messages[:, 0]] << 32) | messages[:, 1]
-        keys = (domains[sets[:, 0]] << 16) | sets[:, 1]
-        call = _Call(buffer, sets, keys, messages[sets[:, 0], 3], np.zeros(len(messages), np.int64), now_ns)
+        call = _Call(buffer, walked, np.zeros(len(walked.domain), np.int64), now_ns)
+        kinds = walked.key & 0xFFFF
         done = 0
-        for place in np.flatnonzero(sets[:, 1] < _DATA).tolist():
-            content = buffer[sets[place, 2] : sets[place, 2] + sets[place, 3]].tobytes()
-            domain = int(domains[sets[place, 0]])
-            kind = int(sets[place, 1])
+        for place in np.flatnonzero(kinds < _DATA).tolist():
+            at, domain, kind = int(walked.at[place]), int(walked.key[place]) >> 16, int(kinds[place])
+            content = buffer[at : at + walked.size[place]].tobytes()
             if hash((kind, content)) in self._repeats.get(domain, ()):
                 continue
-            self._data(call, done, place)
+            if not templates_only:
+                self._data(call, kinds, done, place)
             done = place
             self._learn(call, domain, kind, content)
-        self._data(call, done, len(sets))
         if not templates_only:
-            self._follow(domains, messages[:, 2], call.records)
+            self._data(call, kinds, done, len(kinds))
+            self._count("messages", len(walked.domain))
+            self._follow(walked.domain, walked.sequence, call.records)
         self.expire(now_ns)
-        return call.blocks, used, counts
+        return call.blocks, walked.consumed, walked.counts
 
     def _learn(self, call: _Call, domain: int, kind: int, content: bytes) -> None:
         """Take in a set of templates or options templates; data that waited for one of them is decoded now."""
@@ -221,31 +215,28 @@ class Decoder:
             starts = np.cumsum(one.lengths) - one.lengths
             self._decode(call, one.content, key, starts, one.lengths, one.exported)
 
-    def _data(self, call: _Call, first: int, last: int) -> None:
+    def _data(self, call: _Call, kinds: np.ndarray, first: int, last: int) -> None:
         """Decode the data sets of the call from ``first`` up to ``last``, template by template."""
-        kinds = call.sets[first:last, 1]
-        places = np.flatnonzero(kinds >= _DATA) + first
-        if not len(places):
+        keys = call.walked.key[first:last]
+        if len(keys) and kinds[first] >= _DATA and (keys == keys[0]).all():
+            self._group(call, int(keys[0]), slice(first, last))
             return
-        keys = call.keys[places]
-        if (keys == keys[0]).all():
-            self._group(call, int(keys[0]), places)
-            return
-        names, group = np.unique(keys, return_inverse=True)
+        places = np.flatnonzero(kinds[first:last] >= _DATA) + first
+        names, group = np.unique(call.walked.key[places], return_inverse=True)
         order = np.argsort(group, kind="stable")
         edges = np.searchsorted(group[order], np.arange(len(names) + 1))
         for number, key in enumerate(names.tolist()):
             self._group(call, key, places[order[edges[number] : edges[number + 1]]])
 
-    def _group(self, call: _Call, key: int, places: np.ndarray) -> None:
-        starts, lengths, messages = call.sets[places, 2], call.sets[places, 3], call.sets[places, 0]
+    def _group(self, call: _Call, key: int, places: np.ndarray | slice) -> None:
+        walked = call.walked
+        starts, lengths, messages = walked.at[places], walked.size[places], walked.message[places]
+        exported = walked.exported[messages]
         if key not in self._templates:
-            self._hold(call, key, starts, lengths, call.exported[places])
+            self._hold(call, key, starts, lengths, exported)
             call.records[messages] = -1
             return
-        counts = self._decode(call, call.buffer, key, starts, lengths, call.exported[places])
-        known = call.records[messages] >= 0
-        np.add.at(call.records, messages[known], counts[known])
+        kernel.tally(call.records, messages, self._decode(call, call.buffer, key, starts, lengths, exported))
 
     def _decode(
         self, call: _Call, buffer: np.ndarray, key: int, starts: np.ndarray, lengths: np.ndarray, exported: np.ndarray
