@@ -61,7 +61,7 @@ class HftConfig(Sources):
     state: str = ""
     buffer_bytes_max: int = 64 * 2**20
     receive_buffer_bytes: int = 8 * 2**20
-    connections_max: int = 64
+    connections_max: int = 32
     connection_bytes_max: int = 8 * 2**20
     # Data that waits for its template: so much, so long.
     held_bytes_max: int = 16 * 2**20
@@ -111,6 +111,7 @@ class Hft:
         self._connections: dict[int, tuple[int, bytes]] = {}
         self._free = list(range(config.exporters_max - 1, -1, -1))
         self._who: dict[int, tuple[str, Names]] = {}
+        self._addresses: dict[int, str] = {}
         self._files: dict[str, _File] = {}
         self._kept = 0
         self._look_ns = 0
@@ -226,7 +227,7 @@ class Hft:
                 batches += self._streams.forget(number, now_ns)
                 self._decoder.forget(number)
                 batches += gaps(self._lost(), now_ns)
-                del self._who[number]
+                del self._who[number], self._addresses[number]
                 self._free.append(number)
         return batches
 
@@ -247,7 +248,7 @@ class Hft:
             return -1
         number = self._free.pop()
         device = self._config.devices.get(sender, sender)
-        self._who[number] = (device, self._names(sender))
+        self._who[number], self._addresses[number] = (device, self._names(sender)), sender
         return number
 
     def _path(self, sender: str) -> str | None:
@@ -280,7 +281,7 @@ class Hft:
                 self._counts["bad_session_files"] += 1
                 _log.warning("hft collector: %s", error)
         batches = []
-        for sender, number in self._senders.items() if changed else ():
+        for number, sender in self._addresses.items() if changed else ():
             if self._path(sender) in changed:
                 self._who[number] = (self._who[number][0], self._names(sender))
                 batches += self._learn_from_file(number, sender, now_ns)

@@ -106,7 +106,7 @@ class Points:
         told: Counter[str] = Counter(self._counts)
         for ledger in self._ledgers:
             told.update({"samples": ledger.samples, **dict(zip(readings_kernel.TOLD, ledger.told.tolist(), strict=True))})
-        unknown = sum(not one.known for ledger in self._ledgers for one in ledger.series)
+        unknown = sum(ledger.unknown for ledger in self._ledgers)
         return told | {"series": len(self._where), "unknown_series": unknown, "devices": len(self._ledgers)}
 
     def _located(self, request: Request) -> np.ndarray:

@@ -132,7 +132,7 @@ def test_data_waits_for_its_template():
     assert decoder.counts()["held_bytes"] == 0
 
 
-@pytest.mark.parametrize(("limits", "later_ns"), [({"held_bytes_max": 30}, 0), ({"held_ns_max": 10}, 11)])
+@pytest.mark.parametrize(("limits", "later_ns"), [({"held_bytes_max": 1000}, 0), ({"held_ns_max": 10}, 11)])
 def test_what_waits_is_bounded_and_admitted(limits, later_ns):
     """Data without a template is given up beyond so many bytes or so much time: counted, and admitted as lost."""
     decoder = Decoder(**limits)
