@@ -33,6 +33,7 @@ STATE_FILE = "hft-templates.json"
 STATE_BYTES_MAX = 64 * 2**20
 
 _LOOK_NS = NS_PER_S
+_GAUGES = ("held_bytes", "templates", "streams", "series", "unknown_series")
 
 _log = logging.getLogger(__name__)
 
@@ -185,10 +186,11 @@ class Hft:
 
     def counters(self) -> Mapping[str, float]:
         """Return messages, records, counters, samples, and what was lost or refused by reason."""
-        told: dict[str, float] = {**self._decoder.counts(), **self._streams.counters(), **self._counts}
+        told = {**self._decoder.counts(), **self._streams.counters(), **self._counts}
+        named = {what if what in _GAUGES else f"{what}_total": float(number) for what, number in told.items()}
         for prefix, listener in (("udp", self._udp), ("tcp", self._tcp)):
-            told |= {f"{prefix}_{what}": number for what, number in (listener.counters() if listener is not None else {}).items()}
-        return {f"weft_collectors_{SOURCE}_{what}": float(number) for what, number in told.items()}
+            named |= {f"{prefix}_{what}": float(number) for what, number in (listener.counters() if listener is not None else {}).items()}
+        return {f"weft_collectors_{SOURCE}_{what}": number for what, number in named.items()}
 
     def _datagrams(self, came: Datagrams, now_ns: int) -> list[Batch]:
         if not len(came.offsets):
