@@ -81,7 +81,7 @@ class Ledger:
     def look(self, times: np.ndarray) -> None:
         """Find the interval of the first track out, from more readings than will be fed at once."""
         if self.interval_ns == 0:
-            self._state.tracks[0, kernel.INTERVAL] = kernel.detect(times, 0, len(times))
+            kernel.settle(self._state.tracks[0], kernel.detect(times, 0, len(times)))
 
     def adopt(self, other: "Ledger", times: np.ndarray) -> bool:
         """Go on where ``other`` stands, of the series that both have in their first track; return whether that was possible.

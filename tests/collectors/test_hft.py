@@ -401,8 +401,8 @@ def sessions(tmp_path):
 
 
 def started(**settings) -> Hft:
-    """Return a collector that listens on free ports."""
-    live = Hft(HftConfig(enabled=True, port=0, **settings), SystemClock())
+    """Return a collector that listens on free ports; it is told the interval, since a drain may bring one record alone."""
+    live = Hft(HftConfig(enabled=True, port=0, **{"interval_us": STEP / 1000} | settings), SystemClock())
     live.start()
     return live
 

@@ -111,7 +111,8 @@ def test_gauges_of_a_switch_become_counters_again(version, form, shape):
     values = np.cumsum(np.random.default_rng(1).integers(0, 10**6, n)).tolist()
     name, extra = names(1, 0, "SAI_PORT_STAT_IF_IN_OCTETS")[version]
     points = [(name, {"object_name": "Ethernet8", **extra}, first + k * STEP, form(value)) for k, value in enumerate(values)]
-    batches, counters = rows_of([request(points[:170], shape=shape), request(points[170:], shape=shape)], devices={"127.0.0.1": "leaf1"})
+    requests = [request(points[:170], shape=shape), request(points[170:], shape=shape)]
+    batches, counters = rows_of(requests, devices={"127.0.0.1": "leaf1"}, interval_us=STEP / 1000)
     samples = joined(batches, "burst_sample").sort("ts")
     assert samples["values"].explode().to_list() == np.diff(values).tolist()
     head = samples.select("device", "port", "queue", "signal", "interval_ns", "source").unique().rows()
@@ -134,7 +135,7 @@ def test_many_objects_in_one_request():
         for o, (kind, stat, name) in enumerate(objects)
     ]
     cuts = [points[at : at + 777] for at in range(0, len(points), 777)]
-    batches, _ = rows_of([request(cut) for cut in cuts])
+    batches, _ = rows_of([request(cut) for cut in cuts], interval_us=STEP / 1000)
     samples = joined(batches, "burst_sample").sort("ts")
     for o, (_, _, name) in enumerate(objects[:-1]):
         port, queue = name.split("|")
@@ -152,8 +153,8 @@ def test_counters_above_the_signed_range_come_whole():
         ("sai_counter_type_1_stat_9", {"object_name": "Ethernet0"}, first + k * STEP, value - 2**64 if value >= 2**63 else value)
         for k, value in enumerate(values)
     ]
-    batches, _ = rows_of([request(points)])
-    assert joined(batches, "burst_sample")["values"].explode().to_list() == [10, 10, 5, 1]
+    batches, _ = rows_of([request(points)], interval_us=STEP / 1000)
+    assert joined(batches, "burst_sample").sort("ts")["values"].explode().to_list() == [10, 10, 5, 1]
     assert joined(batches, "port").sort("ts")["tx_bytes"].to_list()[-1] == values[-1]
 
 
@@ -245,6 +246,18 @@ def test_a_full_queue_refuses_and_takes_again_later():
     assert joined(batches, "reading").height == 40
     assert live.counters()["weft_collectors_otlp_refused_queue_full_requests_total"] == 1
     assert live.counters()["weft_collectors_otlp_queued_bytes"] == 0
+
+
+def test_compressed_requests_are_taken():
+    """A request in gzip, which many exporters send, is the request."""
+    live = started()
+    try:
+        with grpc.insecure_channel(f"127.0.0.1:{live.port}", compression=grpc.Compression.Gzip) as channel:
+            content = request([("some.metric", {"k": "v" * 1000}, start_ns(), 1.0)]).SerializeToString()
+            channel.unary_unary(METHOD)(content, timeout=LIMIT_S)
+        assert joined(live.drain(), "reading").height == 1
+    finally:
+        live.stop()
 
 
 def test_what_is_no_request_is_refused():

@@ -106,6 +106,14 @@ def test_the_interval_is_found(interval, jitter, found):
     assert abs(int(kernel.detect(times, 0, 200)) - found) <= (20 if found == 333_333 else 0)
 
 
+@pytest.mark.parametrize("cut", range(8))
+def test_the_interval_is_found_after_a_few_readings_alone(cut):
+    """A first call with too few readings to tell the interval costs the samples between them, and no others."""
+    times, values = T0 + np.arange(60) * STEP, np.arange(60)[:, None] * 7
+    lost = cut - 1 if 1 <= cut <= 4 else 0
+    assert list(samples(run([OCTETS], times, values, [cut], interval_ns=0), "rx_bytes").values()) == [7] * (59 - lost)
+
+
 def test_an_interval_that_changes_is_found_again():
     """When a poll changes its pace, what is between is admitted and samples go on at the new interval."""
     times = np.concatenate((T0 + np.arange(50) * STEP, T0 + 50 * STEP + np.arange(200) * 10 * STEP))
