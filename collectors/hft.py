@@ -33,6 +33,7 @@ STATE_FILE = "hft-templates.json"
 STATE_BYTES_MAX = 64 * 2**20
 
 _LOOK_NS = NS_PER_S
+_GAUGES = ("held_bytes", "templates", "streams", "series", "unknown_series")
 
 _log = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ class HftConfig(Sources):
     state: str = ""
     buffer_bytes_max: int = 64 * 2**20
     receive_buffer_bytes: int = 8 * 2**20
-    connections_max: int = 64
+    connections_max: int = 32
     connection_bytes_max: int = 8 * 2**20
     # Data that waits for its template: so much, so long.
     held_bytes_max: int = 16 * 2**20
@@ -111,6 +112,7 @@ class Hft:
         self._connections: dict[int, tuple[int, bytes]] = {}
         self._free = list(range(config.exporters_max - 1, -1, -1))
         self._who: dict[int, tuple[str, Names]] = {}
+        self._addresses: dict[int, str] = {}
         self._files: dict[str, _File] = {}
         self._kept = 0
         self._look_ns = 0
@@ -184,10 +186,11 @@ class Hft:
 
     def counters(self) -> Mapping[str, float]:
         """Return messages, records, counters, samples, and what was lost or refused by reason."""
-        told: dict[str, float] = {**self._decoder.counts(), **self._streams.counters(), **self._counts}
+        told = {**self._decoder.counts(), **self._streams.counters(), **self._counts}
+        named = {what if what in _GAUGES else f"{what}_total": float(number) for what, number in told.items()}
         for prefix, listener in (("udp", self._udp), ("tcp", self._tcp)):
-            told |= {f"{prefix}_{what}": number for what, number in (listener.counters() if listener is not None else {}).items()}
-        return {f"weft_collectors_{SOURCE}_{what}": float(number) for what, number in told.items()}
+            named |= {f"{prefix}_{what}": float(number) for what, number in (listener.counters() if listener is not None else {}).items()}
+        return {f"weft_collectors_{SOURCE}_{what}": number for what, number in named.items()}
 
     def _datagrams(self, came: Datagrams, now_ns: int) -> list[Batch]:
         if not len(came.offsets):
@@ -226,7 +229,7 @@ class Hft:
                 batches += self._streams.forget(number, now_ns)
                 self._decoder.forget(number)
                 batches += gaps(self._lost(), now_ns)
-                del self._who[number]
+                del self._who[number], self._addresses[number]
                 self._free.append(number)
         return batches
 
@@ -247,7 +250,7 @@ class Hft:
             return -1
         number = self._free.pop()
         device = self._config.devices.get(sender, sender)
-        self._who[number] = (device, self._names(sender))
+        self._who[number], self._addresses[number] = (device, self._names(sender)), sender
         return number
 
     def _path(self, sender: str) -> str | None:
@@ -280,7 +283,7 @@ class Hft:
                 self._counts["bad_session_files"] += 1
                 _log.warning("hft collector: %s", error)
         batches = []
-        for sender, number in self._senders.items() if changed else ():
+        for number, sender in self._addresses.items() if changed else ():
             if self._path(sender) in changed:
                 self._who[number] = (self._who[number][0], self._names(sender))
                 batches += self._learn_from_file(number, sender, now_ns)

@@ -26,6 +26,8 @@ PORT = 4739
 # All rows of a device that are published together lie this close, so that none is late behind another.
 SLICE_NS = 250 * NS_PER_MS
 _SLICES_MAX = 64
+# Streams that a fresh one looks at for its counters, the newest first.
+_NEAR_MAX = 64
 # A record further ahead of the collector's clock has no time that can be.
 _AHEAD_NS_MAX = 60 * NS_PER_S
 _BACK_NS = NS_PER_S
@@ -64,11 +66,13 @@ class Streams:
         pieces, refused = [], []
         newest = 0
         for block in blocks:
+            device, names = who[block.exporter]
             times, values = self._ordered(block, now_ns)
+            if len(times) < len(block.times):
+                refused.append((device, Loss(block.exporter, "records", len(block.times) - len(times), "timeless")))
             if not len(times):
                 continue
             newest = max(newest, int(times[-1]))
-            device, names = who[block.exporter]
             stream = self._stream(block, device, names)
             if stream is None:
                 self._counts["refused_counters"] += values.size
@@ -110,7 +114,7 @@ class Streams:
         for ledger in ledgers:
             told.update(_told(ledger))
         known = {"streams": len(ledgers), "series": sum(len(one.series) for one in ledgers)}
-        return told | known | {"unknown_series": sum(not one.known for ledger in ledgers for one in ledger.series)}
+        return told | known | {"unknown_series": sum(ledger.unknown for ledger in ledgers)}
 
     def _ordered(self, block: Block, now_ns: int | None) -> tuple[np.ndarray, np.ndarray]:
         """Return a block's records in order of time, without those that have none."""
@@ -150,7 +154,7 @@ class Streams:
         key = next(key for key, one in self._streams.items() if one is stream)
         near = [one.ledger for other, one in reversed(self._streams.items()) if other[:2] == key[:2] and one is not stream]
         before, stream.before = stream.before, None
-        if any(stream.ledger.adopt(ledger, times) for ledger in ([before] if before is not None else []) + near):
+        if any(stream.ledger.adopt(ledger, times) for ledger in ([before] if before is not None else []) + near[:_NEAR_MAX]):
             self._counts["streams_continued"] += 1
         if before is None:
             return []

@@ -31,6 +31,7 @@ _SERVICE, _METHOD = "opentelemetry.proto.collector.metrics.v1.MetricsService", "
 _THREADS = 4
 _STOP_S = 2.0
 _RETRY_S = 1
+_GAUGES = ("queued_bytes", "series", "unknown_series", "devices")
 
 
 @dataclass(frozen=True)
@@ -133,8 +134,9 @@ class Otlp:
     def counters(self) -> Mapping[str, float]:
         """Return requests, points and samples, and what was refused by reason."""
         with self._lock:
-            told: dict[str, float] = {**self._counts, "queued_bytes": self._queued_bytes}
-        return {f"weft_collectors_{SOURCE}_{what}": float(number) for what, number in (told | dict(self._points.counters())).items()}
+            told = {**self._counts, "queued_bytes": self._queued_bytes}
+        told |= self._points.counters()
+        return {f"weft_collectors_{SOURCE}_{what}{'' if what in _GAUGES else '_total'}": float(number) for what, number in told.items()}
 
     def _export(self, content: bytes, context: Any) -> bytes:
         """Answer one request; an empty answer says that all of it was taken."""

@@ -106,15 +106,18 @@ class Points:
         told: Counter[str] = Counter(self._counts)
         for ledger in self._ledgers:
             told.update({"samples": ledger.samples, **dict(zip(readings_kernel.TOLD, ledger.told.tolist(), strict=True))})
-        unknown = sum(not one.known for ledger in self._ledgers for one in ledger.series)
+        unknown = sum(ledger.unknown for ledger in self._ledgers)
         return told | {"series": len(self._where), "unknown_series": unknown, "devices": len(self._ledgers)}
 
     def _located(self, request: Request) -> np.ndarray:
         """Return (device, track or -1 - reading, time, value, form) of each point of a request that has a place."""
         rows = request.rows
-        hashes, first, which = np.unique(rows[:, kernel.SERIES], return_index=True, return_inverse=True)
-        places = [self._place(request, value, rows[at]) for value, at in zip(hashes.tolist(), first.tolist(), strict=True)]
-        numbers = np.array(places, np.int64)[which]
+        # Points of one series mostly follow one another: only the first of each stretch is looked up.
+        series = rows[:, kernel.SERIES]
+        heads = np.flatnonzero(np.concatenate(([True], series[1:] != series[:-1]))) if len(rows) else np.zeros(0, np.int64)
+        hashes, first, which = np.unique(series[heads], return_index=True, return_inverse=True)
+        places = [self._place(request, value, rows[at]) for value, at in zip(hashes.tolist(), heads[first].tolist(), strict=True)]
+        numbers = np.repeat(np.array(places, np.int64)[which], np.diff(np.append(heads, len(rows))))
         known = numbers >= 0
         refused = int((~known).sum())
         self._counts["points"] += len(rows)
@@ -164,9 +167,10 @@ class Points:
         batches: list[Batch] = []
         for chosen in _slices(points):
             part, numbers = points[chosen], values[chosen]
-            order = np.lexsort((part[:, 2], part[:, 1], part[:, 0]))
+            order = _by_series(part)
             part, numbers = part[order], numbers[order]
-            edges = np.flatnonzero(np.concatenate(([True], (np.diff(part[:, :2], axis=0) != 0).any(axis=1), [True])))
+            series = _series(part)
+            edges = np.flatnonzero(np.concatenate(([True], series[1:] != series[:-1], [True])))
             devices = part[edges[:-1], 0]
             for device in np.unique(devices).tolist():
                 low, high = np.searchsorted(devices, [device, device + 1])
@@ -212,6 +216,21 @@ def _whole(raw: np.ndarray, form: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     converted = ~integer & good
     values[converted] = doubles[converted].astype(np.uint64)
     return values, good
+
+
+def _series(points: np.ndarray) -> np.ndarray:
+    """Return device and track in one number."""
+    return points[:, 0] << 32 | points[:, 1]
+
+
+def _by_series(points: np.ndarray) -> np.ndarray:
+    """Return the order by device, track and time; points mostly come so, which a stable sort makes use of."""
+    series = _series(points)
+    order = np.argsort(series, kind="stable")
+    times, series = points[order, 2], series[order]
+    if ((times[1:] < times[:-1]) & (series[1:] == series[:-1])).any():
+        return np.lexsort((points[:, 2], points[:, 1], points[:, 0]))
+    return order
 
 
 def _slices(points: np.ndarray) -> Iterator[np.ndarray]:

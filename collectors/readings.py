@@ -24,6 +24,7 @@ from .sai import Series
 # A window of the pipeline is so long; samples that cover more have none.
 INTERVAL_NS_MAX = NS_PER_S
 _FEC_BINS = "fec_bins"
+_FAMILIES = ("port", "queue", "reading")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +47,13 @@ class Ledger:
         self.series: list[Series] = []
         self.told = np.zeros(len(kernel.TOLD), np.int64)
         self.samples = 0
+        self.unknown = 0
         self._tracks = 0
         self._state = _empty_state()
         self._rows: dict[tuple[str, str, str, str], int] = {}
-        self._row = np.zeros(0, np.int64)
+        self._columns: dict[str, int] = {}
         self._described: pl.DataFrame | None = None
+        self._keys: dict[tuple[int, int, str], int] = {}
 
     @property
     def interval_ns(self) -> int:
@@ -63,6 +66,7 @@ class Ledger:
         self._state = _grown(self._state, track + 1, first + width)
         self._tracks += 1
         self.series += series
+        self.unknown += sum(not one.known for one in series)
         self._described = None
         state, mine = self._state, slice(first, first + width)
         state.tracks[track] = 0
@@ -77,7 +81,7 @@ class Ledger:
     def look(self, times: np.ndarray) -> None:
         """Find the interval of the first track out, from more readings than will be fed at once."""
         if self.interval_ns == 0:
-            self._state.tracks[0, kernel.INTERVAL] = kernel.detect(times, 0, len(times))
+            kernel.settle(self._state.tracks[0], kernel.detect(times, 0, len(times)))
 
     def adopt(self, other: "Ledger", times: np.ndarray) -> bool:
         """Go on where ``other`` stands, of the series that both have in their first track; return whether that was possible.
@@ -87,17 +91,24 @@ class Ledger:
         """
         mine, theirs = self._state, other._state
         interval = self.interval_ns or int(kernel.detect(times, 0, len(times)))
-        there = {(one.type, one.stat, one.object): index for index, one in enumerate(other.series)}
-        pairs = [(index, there.get((one.type, one.stat, one.object))) for index, one in enumerate(self.series)]
-        shared = np.array([pair for pair in pairs if pair[1] is not None], np.int64).reshape(-1, 2)
         last = int(theirs.tracks[0, kernel.LAST])
-        if not len(shared) or not len(times) or not 0 <= last < times[0] or interval != other.interval_ns:
+        if not len(times) or not 0 <= last < times[0] or interval != other.interval_ns:
+            return False
+        here, there = self._index(), other._index()
+        shared = np.array([(here[key], there[key]) for key in here.keys() & there.keys()], np.int64)
+        if not len(shared):
             return False
         columns = [kernel.LAST, kernel.SLOT, kernel.PHASE, kernel.INTERVAL]
         mine.tracks[0, columns] = theirs.tracks[0, columns]
         for name in ("last", "base", "known", "epoch"):
             getattr(mine, name)[shared[:, 0]] = getattr(theirs, name)[shared[:, 1]]
         return True
+
+    def _index(self) -> dict[tuple[int, int, str], int]:
+        """Return where each series is, by type, statistic and object."""
+        if len(self._keys) != len(self.series):
+            self._keys = {(one.type, one.stat, one.object): index for index, one in enumerate(self.series)}
+        return self._keys
 
     def feed(
         self,
@@ -131,22 +142,35 @@ class Ledger:
             return []
         ids, ts = runs[:, 0], runs[:, 1] * runs[:, 2]
         offsets = np.concatenate(([0], np.cumsum(runs[:, 4])))
-        said = self._described if self._described is not None else self._describe()
-        made = {name: said[name].gather(ids) for name in ("port", "queue", "signal", "speed_bps")}
+        said = self._describe()
+        made = {name: said[name].gather(ids) for name in ("port", "signal", "speed_bps")}
+        made["queue"] = said["sampled_queue"].gather(ids)
         made |= {"ts": pl.Series(ts), "epoch": pl.Series(runs[:, 3].copy()), "interval_ns": pl.Series(runs[:, 2].copy())}
         made["values"] = list_column("values", values, offsets)
         frame = self._frame("burst_sample", made, len(runs), recv_ts)
         return [Batch("burst_sample", frame if (np.diff(ts) >= 0).all() else frame.sort("ts", maintain_order=True))]
 
     def _describe(self) -> pl.DataFrame:
+        """Return a row for each series: what is said of it, the row of counters that it stands in, and its column's number."""
+        if self._described is not None:
+            return self._described
+        for one in self.series:
+            self._rows.setdefault((one.family, one.port, one.queue, one.direction), len(self._rows))
+            self._columns.setdefault(one.column, len(self._columns))
+        names = ("port", "queue", "direction", "sampled_queue", "signal", "object_kind", "object", "column")
         rates = self._pace.line_rates_bps
-        names = {
-            "port": [one.port for one in self.series],
-            "queue": [one.sampled_queue for one in self.series],
-            "signal": [one.signal for one in self.series],
+        numbers = {
+            "speed_bps": [rates.get(one.port, rates.get("")) for one in self.series],
+            "family": [_FAMILIES.index(one.family) for one in self.series],
+            "row": [self._rows[one.family, one.port, one.queue, one.direction] for one in self.series],
+            "number": [self._columns[one.column] for one in self.series],
+            "index": [one.index for one in self.series],
         }
-        speeds = pl.Series("speed_bps", [rates.get(one.port, rates.get("")) for one in self.series], dtype=pl.UInt64)
-        self._described = pl.DataFrame(names, schema=dict.fromkeys(names, pl.String)).with_columns(speeds)
+        texts = {name: pl.Series([getattr(one, name) for one in self.series], dtype=pl.String) for name in names}
+        types = {"speed_bps": pl.UInt64}
+        self._described = pl.DataFrame(
+            texts | {name: pl.Series(values, dtype=types.get(name, pl.Int64)) for name, values in numbers.items()}
+        )
         return self._described
 
     def _counters(self, rows: np.ndarray, values: np.ndarray, epochs: np.ndarray, recv_ts: int | None) -> list[Batch]:
@@ -157,80 +181,45 @@ class Ledger:
         lengths = state.width[tracks]
         ids = np.repeat(state.first[tracks] - rows[:, 2], lengths) + np.arange(len(values))
         ts = np.repeat(rows[:, 1], lengths)
-        self._place_rows()
-        family = self._row[ids] % 3
+        family = self._describe()["family"].to_numpy()[ids]
         batches = []
-        for number, name in enumerate(("port", "queue")):
+        for number, name in enumerate(_FAMILIES):
             mine = family == number
             if mine.any():
-                batches.append(Batch(name, self._wide(name, ids[mine], ts[mine], values[mine], epochs[mine], recv_ts)))
-        mine = family == 2
-        if mine.any():
-            batches.append(Batch("reading", self._readings(ids[mine], ts[mine], values[mine], epochs[mine], recv_ts)))
+                make = self._readings if name == "reading" else self._wide
+                batches.append(Batch(name, make(name, ids[mine], ts[mine], values[mine], epochs[mine], recv_ts)))
         return batches
-
-    def _place_rows(self) -> None:
-        """Number the rows that series stand in: port, or port, queue and direction; times three plus the number of the family."""
-        if len(self._row) == len(self.series):
-            return
-        for one in self.series[len(self._row) :]:
-            self._rows.setdefault((one.family, one.port, one.queue, one.direction), len(self._rows))
-        families = ("port", "queue", "reading")
-        numbers = [self._rows[one.family, one.port, one.queue, one.direction] * 3 + families.index(one.family) for one in self.series]
-        self._row = np.array(numbers, np.int64)
 
     def _wide(
         self, family: str, ids: np.ndarray, ts: np.ndarray, values: np.ndarray, epochs: np.ndarray, recv_ts: int | None
     ) -> pl.DataFrame:
         """Return one row per object and time, a column for each counter."""
+        said = self._describe()
         moment = np.unique(ts, return_inverse=True)[1]
-        keys, first, row = np.unique(moment * (3 * len(self._rows)) + self._row[ids], return_index=True, return_inverse=True)
-        height = len(keys)
-        heads = [self.series[index] for index in ids[first].tolist()]
+        keys = moment * len(self._rows) + said["row"].to_numpy()[ids]
+        _, first, row = np.unique(keys, return_index=True, return_inverse=True)
+        height = len(first)
         epoch = np.zeros(height, np.int64)
         np.maximum.at(epoch, row, epochs)
-        made = {
-            "ts": pl.Series(ts[first]),
-            "epoch": pl.Series(epoch),
-            "port": pl.Series([one.port for one in heads], dtype=pl.String),
-            "speed_bps": pl.Series(
-                [self._pace.line_rates_bps.get(one.port, self._pace.line_rates_bps.get("")) for one in heads], dtype=pl.UInt64
-            ),
-        }
-        if family == "queue":
-            made["queue"] = pl.Series([one.queue for one in heads], dtype=pl.String)
-            made["direction"] = pl.Series([one.direction for one in heads], dtype=pl.String)
-        names = np.array([self.series[index].column for index in ids.tolist()])
-        for name in dict.fromkeys(names.tolist()):
-            mine = names == name
-            if name == _FEC_BINS:
-                made[name] = self._bins(ids[mine], row[mine], values[mine], height)
+        made = {name: said[name].gather(ids[first]) for name in ("port", "queue", "direction", "speed_bps")}
+        made |= {"ts": pl.Series(ts[first]), "epoch": pl.Series(epoch)}
+        numbers, names = said["number"].to_numpy()[ids], list(self._columns)
+        for number in np.unique(numbers).tolist():
+            mine = numbers == number
+            if names[number] == _FEC_BINS:
+                made[_FEC_BINS] = _bins(said["index"].to_numpy()[ids[mine]], row[mine], values[mine], height)
             else:
-                made[name] = _scattered(row[mine], values[mine], height)
+                made[names[number]] = _scattered(row[mine], values[mine], height)
         return self._frame(family, made, height, recv_ts)
 
-    def _bins(self, ids: np.ndarray, row: np.ndarray, values: np.ndarray, height: int) -> pl.Series:
-        """Return lists of bins, as long as the highest that there is."""
-        bins = np.array([self.series[index].index for index in ids.tolist()])
-        length = int(bins.max()) + 1
-        flat = _scattered(row * length + bins, values, height * length)
-        lists = pa.LargeListArray.from_arrays(pa.array(np.arange(height + 1) * length), flat.to_arrow())
-        found = np.zeros(height, bool)
-        found[row] = True
-        return pl.select(pl.when(pl.Series(found)).then(pl.Series(_FEC_BINS, pl.from_arrow(lists)))).to_series()
-
-    def _readings(self, ids: np.ndarray, ts: np.ndarray, values: np.ndarray, epochs: np.ndarray, recv_ts: int | None) -> pl.DataFrame:
-        heads = [self.series[index] for index in ids.tolist()]
-        made = {
-            "ts": pl.Series(ts),
-            "epoch": pl.Series(epochs),
-            "kind": pl.Series([one.object_kind for one in heads], dtype=pl.String),
-            "object": pl.Series([one.object for one in heads], dtype=pl.String),
-            "name": pl.Series([one.column for one in heads], dtype=pl.String),
-            "value": pl.Series(values.astype(np.float64)),
-            "count": pl.Series(values),
-        }
-        return self._frame("reading", made, len(ids), recv_ts)
+    def _readings(
+        self, family: str, ids: np.ndarray, ts: np.ndarray, values: np.ndarray, epochs: np.ndarray, recv_ts: int | None
+    ) -> pl.DataFrame:
+        """Return one row per series and time."""
+        said = self._describe()
+        made = {"kind": said["object_kind"].gather(ids), "object": said["object"].gather(ids), "name": said["column"].gather(ids)}
+        made |= {"ts": pl.Series(ts), "epoch": pl.Series(epochs), "value": pl.Series(values.astype(np.float64)), "count": pl.Series(values)}
+        return self._frame(family, made, len(ids), recv_ts)
 
     def _gaps(self, missed: np.ndarray, recv_ts: int | None) -> list[Batch]:
         found = [index for index in range(len(kernel.MISSED)) if missed[index, 0]]
@@ -256,6 +245,16 @@ class Ledger:
                 for name, dtype in FAMILIES[family].polars.items()
             ]
         )
+
+
+def _bins(index: np.ndarray, row: np.ndarray, values: np.ndarray, height: int) -> pl.Series:
+    """Return a list of bins for each row that has any, as long as the highest bin that there is."""
+    length = int(index.max()) + 1
+    flat = _scattered(row * length + index, values, height * length)
+    lists = pa.LargeListArray.from_arrays(pa.array(np.arange(height + 1) * length), flat.to_arrow())
+    found = np.zeros(height, bool)
+    found[row] = True
+    return pl.select(pl.when(pl.Series(found)).then(pl.Series(_FEC_BINS, pl.from_arrow(lists)))).to_series()
 
 
 def gaps(source: str, losses: Sequence[tuple[str, str, int, str, int | None]], now_ns: int) -> list[Batch]:

@@ -124,7 +124,8 @@ def place(readings, state, interval_max, told):
         track = state.tracks[readings.ids[k]]
         readings.before[k, 0], readings.before[k, 1] = track[LAST], track[SLOT]
         if track[INTERVAL] == 0:
-            track[INTERVAL] = detect(times, edges[k], edges[k + 1])
+            settle(track, detect(times, edges[k], edges[k + 1]))
+            readings.before[k, 1] = track[SLOT]
         for i in range(edges[k], edges[k + 1]):
             told[_READINGS] += 1
             readings.verdicts[i] = _one(track, state.steps[readings.ids[k]], times, i, edges[k + 1], interval_max, told)
@@ -164,7 +165,7 @@ def _one(track, steps_seen, times, i, end, interval_max, told):
     track[STRAY] += 1
     if track[STRAY] >= _STRAY_MAX:
         found = detect(times, i, end)
-        if found > 0 and found != interval:
+        if found > 0 and (found != interval or steps <= 0):
             track[INTERVAL] = found
             _begin(track, t)
             return CHANGED
@@ -172,6 +173,14 @@ def _one(track, steps_seen, times, i, end, interval_max, told):
         return OFF_GRID
     track[SLOT] = slot
     return HOLE
+
+
+@numba.njit(cache=True, nogil=True)
+def settle(track, interval):
+    """Give a track its interval, and its last reading a slot: what was read before the interval was known is on no grid."""
+    track[INTERVAL] = interval
+    if interval > 0 and track[LAST] >= 0:
+        _begin(track, track[LAST])
 
 
 @numba.njit(cache=True, nogil=True)

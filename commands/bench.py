@@ -15,6 +15,7 @@ from ..pipeline.bus import Bus, BusConfig, open_bus
 from ..pipeline.clock import NS_PER_S, SystemClock
 from .bench_counters import counters
 from .bench_gnmi import gnmi
+from .bench_hft import hft
 from .bench_lab import lab
 from .bench_services import Services, memory
 from .bench_sflow import sflow
@@ -145,6 +146,7 @@ PARTS: dict[str, Callable[[int], Iterator[Line]]] = {
     "gnmi": gnmi,
     "lab": lab,
 }
+PARTS: dict[str, Callable[[int], Iterator[Line]]] = {"bursts": _bursts, "live": _live, "packets": _packets, "sflow": sflow, "hft": hft}
 
 
 def _fill(bus: Bus, seconds: int, pace: SystemClock | None = None) -> tuple[int, int]:

@@ -8,7 +8,7 @@ followed per observation domain, whatever they count.
 Memory: the input, the columns made of it, the templates, and what is held.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -21,6 +21,10 @@ EXPORTERS_MAX = 2**15 - 1
 DOMAINS_MAX = 4096
 _GAPS_MAX = 1000
 _REPEATS_MAX = 1024
+# Field specifiers of all templates together; a plan takes some six times as much.
+_TEMPLATES_BYTES_MAX = 32 * 2**20
+# What a held stretch and each of its sets cost beside their bytes.
+_HELD_COST_BYTES, _SET_COST_BYTES = 512, 16
 _OPTIONS, _DATA = 3, 256
 
 
@@ -54,15 +58,17 @@ class _Held:
     lengths: np.ndarray
     exported: np.ndarray
 
+    @property
+    def cost(self) -> int:
+        return len(self.content) + _SET_COST_BYTES * len(self.lengths) + _HELD_COST_BYTES
+
 
 @dataclass(slots=True)
 class _Call:
-    """The sets of one call, and the records of each message, -1 where they cannot be told."""
+    """What was walked in one call, and the records of each message, -1 where they cannot be told."""
 
     buffer: np.ndarray
-    sets: np.ndarray
-    keys: np.ndarray
-    exported: np.ndarray
+    walked: kernel.Walked
     records: np.ndarray
     now_ns: int
     blocks: list[Block] = field(default_factory=list)
@@ -73,6 +79,9 @@ class Decoder:
 
     def __init__(self, *, held_bytes_max: int = 16 * 2**20, held_ns_max: int = 60 * 10**9, templates_max: int = 1024) -> None:
         self._held_bytes_max, self._held_ns_max, self._templates_max = held_bytes_max, held_ns_max, templates_max
+        self._templates_of: Counter[int] = Counter()
+        self._templates_bytes = 0
+        self._waiting: Counter[int] = Counter()
         self._templates: dict[int, Template] = {}
         self._repeats: dict[int, set[int]] = {}
         self._held: deque[_Held] = deque()
@@ -102,9 +111,7 @@ class Decoder:
     def expire(self, now_ns: int) -> None:
         """Give up what has waited for its template for too long, and admit it."""
         while self._held and (self._held_bytes > self._held_bytes_max or now_ns - self._held[0].since_ns > self._held_ns_max):
-            old = self._held.popleft()
-            self._held_bytes -= len(old.content)
-            self._drop(old.key, len(old.lengths), len(old.content))
+            self._give_up(self._held.popleft())
 
     def end(self) -> None:
         """Give up all that waits: no template comes any more."""
@@ -130,14 +137,13 @@ class Decoder:
 
     def forget(self, exporter: int) -> None:
         """Forget an exporter that will not be heard again, and give up what waits of it."""
-        self._templates = {key: template for key, template in self._templates.items() if key >> 48 != exporter}
+        self._remove([key for key in self._templates if key >> 48 == exporter])
         self._repeats = {key: seen for key, seen in self._repeats.items() if key >> 32 != exporter}
         self._sequences = {key: state for key, state in self._sequences.items() if key >> 32 != exporter}
         mine = [one for one in self._held if one.key >> 48 == exporter]
         self._held = deque(one for one in self._held if one.key >> 48 != exporter)
         for old in mine:
-            self._held_bytes -= len(old.content)
-            self._drop(old.key, len(old.lengths), len(old.content))
+            self._give_up(old)
 
     def _feed(
         self,
@@ -151,31 +157,27 @@ class Decoder:
         templates_only: bool = False,
     ) -> tuple[list[Block], np.ndarray, np.ndarray]:
         self.expire(now_ns)
-        messages, sets, counts, used = kernel.walk(buffer, offsets, lengths, stream)
-        for reason, number in zip(kernel.REASONS, counts.tolist(), strict=True):
+        walked = kernel.walk(buffer, offsets, lengths, exporters.astype(np.int64, copy=False), stream)
+        for reason, number in zip(kernel.REASONS, walked.counts.tolist(), strict=True):
             self._count(f"bad_{reason}", number)
-        if templates_only:
-            sets = sets[sets[:, 1] < _DATA]
-        else:
-            self._count("messages", len(messages))
-        domains = (exporters.astype(np.int64)[messages[:, 0]] << 32) | messages[:, 1]
-        keys = (domains[sets[:, 0]] << 16) | sets[:, 1]
-        call = _Call(buffer, sets, keys, messages[sets[:, 0], 3], np.zeros(len(messages), np.int64), now_ns)
+        call = _Call(buffer, walked, np.zeros(len(walked.domain), np.int64), now_ns)
+        kinds = walked.key & 0xFFFF
         done = 0
-        for place in np.flatnonzero(sets[:, 1] < _DATA).tolist():
-            content = buffer[sets[place, 2] : sets[place, 2] + sets[place, 3]].tobytes()
-            domain = int(domains[sets[place, 0]])
-            kind = int(sets[place, 1])
+        for place in np.flatnonzero(kinds < _DATA).tolist():
+            at, domain, kind = int(walked.at[place]), int(walked.key[place]) >> 16, int(kinds[place])
+            content = buffer[at : at + walked.size[place]].tobytes()
             if hash((kind, content)) in self._repeats.get(domain, ()):
                 continue
-            self._data(call, done, place)
+            if not templates_only:
+                self._data(call, kinds, done, place)
             done = place
             self._learn(call, domain, kind, content)
-        self._data(call, done, len(sets))
         if not templates_only:
-            self._follow(domains, messages[:, 2], call.records)
+            self._data(call, kinds, done, len(kinds))
+            self._count("messages", len(walked.domain))
+            self._follow(walked.domain, walked.sequence, call.records)
         self.expire(now_ns)
-        return call.blocks, used, counts
+        return call.blocks, walked.consumed, walked.counts
 
     def _learn(self, call: _Call, domain: int, kind: int, content: bytes) -> None:
         """Take in a set of templates or options templates; data that waited for one of them is decoded now."""
@@ -189,10 +191,14 @@ class Decoder:
             if not fields:
                 self._withdraw(domain, kind, name)
             elif (known := self._templates.get(key)) is None or known.content != fields:
-                if known is None and sum(other >> 48 == key >> 48 for other in self._templates) >= self._templates_max:
+                size = len(fields) - (len(known.content) if known is not None else 0)
+                full = self._templates_bytes + size > _TEMPLATES_BYTES_MAX
+                if full or (known is None and self._templates_of[key >> 48] >= self._templates_max):
                     self._count("templates_refused", 1)
                     continue
                 self._templates[key] = compile_template(name, fields, options)
+                self._templates_of[key >> 48] += known is None
+                self._templates_bytes += size
                 self._count("templates_changed" if known is not None else "templates_new", 1)
                 self.changes += 1
                 self._release(call, key)
@@ -206,46 +212,49 @@ class Decoder:
     def _withdraw(self, domain: int, kind: int, name: int) -> None:
         # The id of the kind of set itself stands for all of them.
         gone = [key for key in self._templates if key >> 16 == domain and name in (kind, key & 0xFFFF)]
-        for key in gone:
-            del self._templates[key]
+        self._remove(gone)
         self._count("templates_withdrawn", len(gone))
         self.changes += len(gone)
 
+    def _remove(self, keys: list[int]) -> None:
+        for key in keys:
+            self._templates_bytes -= len(self._templates.pop(key).content)
+            self._templates_of[key >> 48] -= 1
+
     def _release(self, call: _Call, key: int) -> None:
-        if not any(one.key == key for one in self._held):
+        """Decode what has waited for a template."""
+        if not self._waiting[key]:
             return
         waiting = [one for one in self._held if one.key == key]
         self._held = deque(one for one in self._held if one.key != key)
+        del self._waiting[key]
         for one in waiting:
-            self._held_bytes -= len(one.content)
+            self._held_bytes -= one.cost
             starts = np.cumsum(one.lengths) - one.lengths
             self._decode(call, one.content, key, starts, one.lengths, one.exported)
 
-    def _data(self, call: _Call, first: int, last: int) -> None:
+    def _data(self, call: _Call, kinds: np.ndarray, first: int, last: int) -> None:
         """Decode the data sets of the call from ``first`` up to ``last``, template by template."""
-        kinds = call.sets[first:last, 1]
-        places = np.flatnonzero(kinds >= _DATA) + first
-        if not len(places):
+        keys = call.walked.key[first:last]
+        if len(keys) and kinds[first] >= _DATA and (keys == keys[0]).all():
+            self._group(call, int(keys[0]), slice(first, last))
             return
-        keys = call.keys[places]
-        if (keys == keys[0]).all():
-            self._group(call, int(keys[0]), places)
-            return
-        names, group = np.unique(keys, return_inverse=True)
+        places = np.flatnonzero(kinds[first:last] >= _DATA) + first
+        names, group = np.unique(call.walked.key[places], return_inverse=True)
         order = np.argsort(group, kind="stable")
         edges = np.searchsorted(group[order], np.arange(len(names) + 1))
         for number, key in enumerate(names.tolist()):
             self._group(call, key, places[order[edges[number] : edges[number + 1]]])
 
-    def _group(self, call: _Call, key: int, places: np.ndarray) -> None:
-        starts, lengths, messages = call.sets[places, 2], call.sets[places, 3], call.sets[places, 0]
+    def _group(self, call: _Call, key: int, places: np.ndarray | slice) -> None:
+        walked = call.walked
+        starts, lengths, messages = walked.at[places], walked.size[places], walked.message[places]
+        exported = walked.exported[messages]
         if key not in self._templates:
-            self._hold(call, key, starts, lengths, call.exported[places])
+            self._hold(call, key, starts, lengths, exported)
             call.records[messages] = -1
             return
-        counts = self._decode(call, call.buffer, key, starts, lengths, call.exported[places])
-        known = call.records[messages] >= 0
-        np.add.at(call.records, messages[known], counts[known])
+        kernel.tally(call.records, messages, self._decode(call, call.buffer, key, starts, lengths, exported))
 
     def _decode(
         self, call: _Call, buffer: np.ndarray, key: int, starts: np.ndarray, lengths: np.ndarray, exported: np.ndarray
@@ -271,12 +280,21 @@ class Decoder:
 
     def _hold(self, call: _Call, key: int, starts: np.ndarray, lengths: np.ndarray, exported: np.ndarray) -> None:
         size = int(lengths.sum())
-        if size > self._held_bytes_max:
+        if size + _SET_COST_BYTES * len(lengths) + _HELD_COST_BYTES > self._held_bytes_max:
             self._drop(key, len(lengths), size)
             return
         self._count("held_sets", len(lengths))
-        self._held.append(_Held(key, call.now_ns, kernel.gather(call.buffer, starts, lengths), lengths, exported))
-        self._held_bytes += size
+        held = _Held(key, call.now_ns, kernel.gather(call.buffer, starts, lengths), lengths.copy(), exported)
+        self._held.append(held)
+        self._waiting[key] += 1
+        self._held_bytes += held.cost
+
+    def _give_up(self, old: _Held) -> None:
+        self._held_bytes -= old.cost
+        self._waiting[old.key] -= 1
+        if not self._waiting[old.key]:
+            del self._waiting[old.key]
+        self._drop(old.key, len(old.lengths), len(old.content))
 
     def _drop(self, key: int, sets: int, size: int) -> None:
         self._count("unknown_template_sets", sets)

@@ -8,6 +8,8 @@ Runs of counters that stand side by side and are equally wide are read as one st
 byte swap of whole words.
 """
 
+from typing import NamedTuple
+
 import numba
 import numpy as np
 
@@ -39,68 +41,92 @@ def _word(buffer, at):
     return (_half(buffer, at) << 16) | _half(buffer, at + 2)
 
 
+class Walked(NamedTuple):
+    """What a walk found, in columns. ``domain`` of a message is its exporter (bits 32 and up) and observation domain.
+
+    ``key`` of a set is the domain of its message and below it, in 16 bits, the set's id. ``at`` and ``size``: its content.
+    ``counts``: pieces or messages given up, by ``REASONS``. ``consumed``: of each piece, the bytes of its whole messages.
+    """
+
+    domain: np.ndarray
+    sequence: np.ndarray
+    exported: np.ndarray
+    key: np.ndarray
+    message: np.ndarray
+    at: np.ndarray
+    size: np.ndarray
+    counts: np.ndarray
+    consumed: np.ndarray
+
+
 @numba.njit(cache=True, nogil=True)
-def walk(buffer, offsets, lengths, stream):
+def walk(buffer, offsets, lengths, exporters, stream):
     """Walk the messages that stand one after another in each piece ``buffer[offsets[k] : offsets[k] + lengths[k]]``.
 
     With ``stream`` the pieces are stretches of a stream: a message that is cut at the end is not an error but left.
-
-    Returns ``(messages, sets, counts, consumed)``. ``messages`` (m, 5) int64: piece, observation domain, sequence, export
-    second, length. ``sets`` (s, 4) int64: message, set id, first byte of the content, its length. ``counts``: pieces or messages
-    given up, by ``REASONS``. ``consumed`` (pieces): bytes up to the end of the last whole message.
     """
     total = 0
     for k in range(len(offsets)):
         total += lengths[k]
-    messages = np.empty((total // HEADER_BYTES, 5), np.int64)
-    sets = np.empty((total // SET_HEADER_BYTES, 4), np.int64)
-    counts = np.zeros(5, np.int64)
-    consumed = np.zeros(len(offsets), np.int64)
+    room = total // HEADER_BYTES
+    domain, sequence, exported = np.empty(room, np.int64), np.empty(room, np.int64), np.empty(room, np.int64)
+    room = total // SET_HEADER_BYTES
+    key, message = np.empty(room, np.int64), np.empty(room, np.int64)
+    content_at, content_size = np.empty(room, np.int64), np.empty(room, np.int64)
+    counts, consumed = np.zeros(5, np.int64), np.zeros(len(offsets), np.int64)
     m = s = 0
     for k in range(len(offsets)):
         at, end = offsets[k], offsets[k] + lengths[k]
         while at < end:
-            if end - at < HEADER_BYTES:
-                if not stream:
-                    counts[_CUT] += 1
+            reason, length = _header(buffer, at, end)
+            if reason >= 0:
+                counts[reason] += not (stream and reason == _CUT)
                 break
-            if _half(buffer, at) != 10:
-                counts[_VERSION] += 1
-                break
-            length = _half(buffer, at + 2)
-            if length < HEADER_BYTES:
-                counts[_LENGTH] += 1
-                break
-            if length > end - at:
-                if not stream:
-                    counts[_CUT] += 1
-                break
-            messages[m, 0], messages[m, 1] = k, _word(buffer, at + 12)
-            messages[m, 2], messages[m, 3], messages[m, 4] = _word(buffer, at + 8), _word(buffer, at + 4), length
-            s = _sets(buffer, at + HEADER_BYTES, at + length, m, sets, s, counts)
+            domain[m] = (exporters[k] << 32) | _word(buffer, at + 12)
+            sequence[m], exported[m] = _word(buffer, at + 8), _word(buffer, at + 4)
+            inner, last = at + HEADER_BYTES, at + length
+            # What is shorter than a set's header at the end is padding.
+            while last - inner >= SET_HEADER_BYTES:
+                kind, size = _half(buffer, inner), _half(buffer, inner + 2)
+                if kind == 0 and size == 0:
+                    break
+                if size < SET_HEADER_BYTES or size > last - inner:
+                    counts[_SET_LENGTH] += 1
+                    break
+                if kind < 2 or 3 < kind < 256:
+                    counts[_RESERVED] += 1
+                else:
+                    key[s], message[s] = (domain[m] << 16) | kind, m
+                    content_at[s], content_size[s] = inner + SET_HEADER_BYTES, size - SET_HEADER_BYTES
+                    s += 1
+                inner += size
             m += 1
             at += length
             consumed[k] = at - offsets[k]
-    return messages[:m], sets[:s], counts, consumed
+    return Walked(domain[:m], sequence[:m], exported[:m], key[:s], message[:s], content_at[:s], content_size[:s], counts, consumed)
+
+
+@numba.njit(inline="always")
+def _header(buffer, at, end):
+    """Return why there is no whole message at ``at`` (-1: there is one), and its length."""
+    if end - at < HEADER_BYTES:
+        return _CUT, 0
+    length = _half(buffer, at + 2)
+    if _half(buffer, at) != 10:
+        return _VERSION, 0
+    if length < HEADER_BYTES:
+        return _LENGTH, 0
+    if length > end - at:
+        return _CUT, 0
+    return -1, length
 
 
 @numba.njit(cache=True, nogil=True)
-def _sets(buffer, at, end, message, sets, s, counts):
-    """Write down the sets of one message; what is shorter than a header at its end is padding."""
-    while end - at >= SET_HEADER_BYTES:
-        kind, length = _half(buffer, at), _half(buffer, at + 2)
-        if kind == 0 and length == 0:
-            break
-        if length < SET_HEADER_BYTES or length > end - at:
-            counts[_SET_LENGTH] += 1
-            break
-        if kind < 2 or 3 < kind < 256:
-            counts[_RESERVED] += 1
-        else:
-            sets[s, 0], sets[s, 1], sets[s, 2], sets[s, 3] = message, kind, at + SET_HEADER_BYTES, length - SET_HEADER_BYTES
-            s += 1
-        at += length
-    return s
+def tally(records, messages, counts):
+    """Add the records of sets to those of their messages; -1 stays, and says that nobody can tell."""
+    for k in range(len(messages)):
+        if records[messages[k]] >= 0:
+            records[messages[k]] += counts[k]
 
 
 @numba.njit(cache=True, nogil=True)

@@ -401,8 +401,8 @@ def sessions(tmp_path):
 
 
 def started(**settings) -> Hft:
-    """Return a collector that listens on free ports."""
-    live = Hft(HftConfig(enabled=True, port=0, **settings), SystemClock())
+    """Return a collector that listens on free ports; it is told the interval, since a drain may bring one record alone."""
+    live = Hft(HftConfig(enabled=True, port=0, **{"interval_us": STEP / 1000} | settings), SystemClock())
     live.start()
     return live
 
@@ -419,14 +419,23 @@ def test_live_over_udp(sessions):
                 out.sendto(one, ("127.0.0.1", live.udp_port))
         batches = until(
             live,
-            lambda _: live.counters()["weft_collectors_hft_records"] == n if "weft_collectors_hft_records" in live.counters() else False,
+            lambda _: (
+                live.counters()["weft_collectors_hft_records_total"] == n
+                if "weft_collectors_hft_records_total" in live.counters()
+                else False
+            ),
         )
     finally:
         live.stop()
     batches += live.drain()
     assert list(samples(batches, device="leaf7", port="Ethernet4", signal="rx_bytes").values()) == np.diff(values[:, 2]).tolist()
     counters = live.counters()
-    assert [counters[f"weft_collectors_hft_{what}"] for what in ("messages", "records", "counters", "samples")] == [201, 200, 800, 4 * 199]
+    assert [counters[f"weft_collectors_hft_{what}_total"] for what in ("messages", "records", "counters", "samples")] == [
+        201,
+        200,
+        800,
+        4 * 199,
+    ]
 
 
 def test_live_over_tcp_in_pieces_beside_a_hostile_connection(sessions):
@@ -442,7 +451,7 @@ def test_live_over_tcp_in_pieces_beside_a_hostile_connection(sessions):
             for at in range(0, len(content), 777):
                 good.sendall(content[at : at + 777])
                 batches += live.drain()
-            batches += until(live, lambda _: live.counters().get("weft_collectors_hft_records") == n)
+            batches += until(live, lambda _: live.counters().get("weft_collectors_hft_records_total") == n)
             until(live, lambda _: live.counters().get("weft_collectors_hft_tcp_cut_not_ipfix") == 1)
             assert bad.recv(1) == b""
             assert live.counters()["weft_collectors_hft_tcp_connections"] == 1
@@ -489,7 +498,7 @@ def test_a_sender_faster_than_its_reader_waits():
                     sent += out.send(content[sent : sent + 65536])
                 except BlockingIOError:
                     batches += live.drain()
-            batches += until(live, lambda _: live.counters().get("weft_collectors_hft_records") == n)
+            batches += until(live, lambda _: live.counters().get("weft_collectors_hft_records_total") == n)
     finally:
         live.stop()
     assert len(samples(batches, signal="rx_bytes")) == n - 1
@@ -503,12 +512,12 @@ def test_templates_outlive_a_restart(tmp_path):
         try:
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
                 out.sendto(content, ("127.0.0.1", live.udp_port))
-            until(live, lambda _, live=live: live.counters().get("weft_collectors_hft_messages") == 1)
+            until(live, lambda _, live=live: live.counters().get("weft_collectors_hft_messages_total") == 1)
             if life == 0:
                 until(live, lambda _: (tmp_path / "state" / "hft-templates.json").is_file())
         finally:
             live.stop()
-    assert live.counters()["weft_collectors_hft_counters"] == 2
+    assert live.counters()["weft_collectors_hft_counters_total"] == 2
 
 
 @pytest.mark.parametrize(

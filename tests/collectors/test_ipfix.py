@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ipfix_bytes import PAD, SECOND, T0, TIME_NS, TIME_SPLIT, counter, message, port_template, record, template
 
+from weft.collectors.decode.capture import read_capture
 from weft.collectors.decode.ipfix import Block, Decoder
+from weft.collectors.decode.udp import payloads
 
 SHARED = Path(os.environ.get("WEFT_SHARED_DATA", Path(__file__).resolve().parents[2] / "../shared/data"))
 TELEGRAF = SHARED / "ipfix/telegraf/ipfix_example"
@@ -132,7 +134,7 @@ def test_data_waits_for_its_template():
     assert decoder.counts()["held_bytes"] == 0
 
 
-@pytest.mark.parametrize(("limits", "later_ns"), [({"held_bytes_max": 30}, 0), ({"held_ns_max": 10}, 11)])
+@pytest.mark.parametrize(("limits", "later_ns"), [({"held_bytes_max": 1000}, 0), ({"held_ns_max": 10}, 11)])
 def test_what_waits_is_bounded_and_admitted(limits, later_ns):
     """Data without a template is given up beyond so many bytes or so much time: counted, and admitted as lost."""
     decoder = Decoder(**limits)
@@ -317,6 +319,19 @@ def test_real_flow_exports_are_framed_without_error():
     expected = sum(1 for line in (TELEGRAF / "expected.out").read_text().splitlines() if line.strip())
     assert (blocks, counts["messages"], counts["records"], decoder.losses()) == ([], len(files), expected, [])
     assert not [what for what in counts if what.startswith("bad_")]
+
+
+@needs_shared
+def test_a_real_capture_of_flows_is_framed_without_error():
+    """The IPFIX of scapy's own tests has two templates, one record that Wireshark shows too, and a jump of its sequence."""
+    decoder = Decoder()
+    for piece in read_capture(SHARED / "ipfix/scapy_ipfix.pcap"):
+        found = payloads(piece.buffer, piece.offsets, piece.lengths, piece.links, 9995)
+        assert decoder.feed(piece.buffer, found.offsets, found.lengths, np.zeros(len(found.offsets), np.int64), T0) == []
+    decoder.end()
+    counts = decoder.counts()
+    assert (counts["messages"], counts["templates"], counts["records"]) == (3, 2, 1)
+    assert not [what for what in counts if what.startswith(("bad_", "unknown_"))]
 
 
 @pytest.mark.skipif(shutil.which("tshark") is None, reason="tshark is not installed")

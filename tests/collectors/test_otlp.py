@@ -16,6 +16,8 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 from weft.collectors.base import Batch
 from weft.collectors.decode import otlp_kernel as kernel
 from weft.collectors.otlp import Otlp, OtlpConfig
+from weft.collectors.otlp_points import Points, Request
+from weft.collectors.readings import Pace
 from weft.pipeline.clock import SystemClock
 from weft.pipeline.errors import ConfigError, InputError, ServiceError
 from weft.pipeline.schema import FAMILIES
@@ -84,7 +86,7 @@ def rows_of(requests: list[ExportMetricsServiceRequest], **settings) -> tuple[li
     finally:
         live.stop()
     batches += live.drain()
-    return batches, {name.removeprefix("weft_collectors_otlp_"): number for name, number in live.counters().items()}
+    return batches, {name.removeprefix("weft_collectors_otlp_").removesuffix("_total"): number for name, number in live.counters().items()}
 
 
 def start_ns() -> int:
@@ -109,7 +111,8 @@ def test_gauges_of_a_switch_become_counters_again(version, form, shape):
     values = np.cumsum(np.random.default_rng(1).integers(0, 10**6, n)).tolist()
     name, extra = names(1, 0, "SAI_PORT_STAT_IF_IN_OCTETS")[version]
     points = [(name, {"object_name": "Ethernet8", **extra}, first + k * STEP, form(value)) for k, value in enumerate(values)]
-    batches, counters = rows_of([request(points[:170], shape=shape), request(points[170:], shape=shape)], devices={"127.0.0.1": "leaf1"})
+    requests = [request(points[:170], shape=shape), request(points[170:], shape=shape)]
+    batches, counters = rows_of(requests, devices={"127.0.0.1": "leaf1"}, interval_us=STEP / 1000)
     samples = joined(batches, "burst_sample").sort("ts")
     assert samples["values"].explode().to_list() == np.diff(values).tolist()
     head = samples.select("device", "port", "queue", "signal", "interval_ns", "source").unique().rows()
@@ -132,7 +135,7 @@ def test_many_objects_in_one_request():
         for o, (kind, stat, name) in enumerate(objects)
     ]
     cuts = [points[at : at + 777] for at in range(0, len(points), 777)]
-    batches, _ = rows_of([request(cut) for cut in cuts])
+    batches, _ = rows_of([request(cut) for cut in cuts], interval_us=STEP / 1000)
     samples = joined(batches, "burst_sample").sort("ts")
     for o, (_, _, name) in enumerate(objects[:-1]):
         port, queue = name.split("|")
@@ -150,9 +153,38 @@ def test_counters_above_the_signed_range_come_whole():
         ("sai_counter_type_1_stat_9", {"object_name": "Ethernet0"}, first + k * STEP, value - 2**64 if value >= 2**63 else value)
         for k, value in enumerate(values)
     ]
-    batches, _ = rows_of([request(points)])
-    assert joined(batches, "burst_sample")["values"].explode().to_list() == [10, 10, 5, 1]
+    batches, _ = rows_of([request(points)], interval_us=STEP / 1000)
+    assert joined(batches, "burst_sample").sort("ts")["values"].explode().to_list() == [10, 10, 5, 1]
     assert joined(batches, "port").sort("ts")["tx_bytes"].to_list()[-1] == values[-1]
+
+
+def test_a_slow_stream_tells_its_interval_in_five_readings():
+    """Where each request has one reading, samples begin once five readings have told the interval; told at once, at once."""
+    first, n = start_ns(), 12
+    points = [("sai_counter_type_1_stat_0", {"object_name": "Ethernet0"}, first + k * 50 * STEP, 1000 * k) for k in range(n)]
+    for interval_us, missing in ((0.0, 4), (50_000.0, 0)):
+        live = started(interval_us=interval_us)
+        try:
+            batches = []
+            for point in points:
+                send(live, request([point]))
+                batches += live.drain()
+        finally:
+            live.stop()
+        assert joined(batches, "burst_sample")["values"].explode().to_list() == [1000] * (n - 1 - missing)
+        assert joined(batches, "gap").height == 0
+
+
+def test_a_device_that_falls_silent_gives_its_last_row():
+    """The counters of a device that sends nothing more come out after some seconds, not with the next point only."""
+    points = Points(Pace(), {}, "", 10)
+    content = request([("sai_counter_type_1_stat_0", {"object_name": "Ethernet0"}, 10**18, 7)]).SerializeToString()
+    walked = kernel.walk(np.frombuffer(content, np.uint8), kernel.SEEDS)[0]
+    assert [batch.family for batch in points.take([Request("leaf", np.frombuffer(content, np.uint8), walked)], 10**18)] == []
+    assert points.quiet(10**18 + 10**9) == []
+    (batch,) = points.quiet(10**18 + 4 * 10**9)
+    assert batch.frame.select("device", "port", "rx_bytes").rows() == [("leaf", "Ethernet0", 7)]
+    assert points.quiet(10**18 + 9 * 10**9) == []
 
 
 def test_other_metrics_become_readings():
@@ -212,8 +244,20 @@ def test_a_full_queue_refuses_and_takes_again_later():
     finally:
         live.stop()
     assert joined(batches, "reading").height == 40
-    assert live.counters()["weft_collectors_otlp_refused_queue_full_requests"] == 1
+    assert live.counters()["weft_collectors_otlp_refused_queue_full_requests_total"] == 1
     assert live.counters()["weft_collectors_otlp_queued_bytes"] == 0
+
+
+def test_compressed_requests_are_taken():
+    """A request in gzip, which many exporters send, is the request."""
+    live = started()
+    try:
+        with grpc.insecure_channel(f"127.0.0.1:{live.port}", compression=grpc.Compression.Gzip) as channel:
+            content = request([("some.metric", {"k": "v" * 1000}, start_ns(), 1.0)]).SerializeToString()
+            channel.unary_unary(METHOD)(content, timeout=LIMIT_S)
+        assert joined(live.drain(), "reading").height == 1
+    finally:
+        live.stop()
 
 
 def test_what_is_no_request_is_refused():
@@ -227,7 +271,7 @@ def test_what_is_no_request_is_refused():
         live.stop()
     assert joined(batches, "reading").height == 1
     counters = live.counters()
-    assert (counters["weft_collectors_otlp_refused_broken_requests"], counters["weft_collectors_otlp_queued_bytes"]) == (1, 0)
+    assert (counters["weft_collectors_otlp_refused_broken_requests_total"], counters["weft_collectors_otlp_queued_bytes"]) == (1, 0)
 
 
 def test_a_request_that_is_too_large_is_refused():
@@ -246,7 +290,7 @@ def test_strangers_are_refused():
         assert status(live, b"").code() is grpc.StatusCode.PERMISSION_DENIED
     finally:
         live.stop()
-    assert live.counters()["weft_collectors_otlp_refused_not_allowed_requests"] == 1
+    assert live.counters()["weft_collectors_otlp_refused_not_allowed_requests_total"] == 1
 
 
 def test_a_port_in_use_says_so():
