@@ -101,7 +101,7 @@ def test_telemetry_samples_are_the_deltas_of_the_switch(tmp_path: Path, live, la
     names.write_text(json.dumps(exporter.side_channel()))
     collector = live("hft", enabled=True, port=0, udp=False, sessions={"*": str(names)})
     ts = NOW + np.arange(1500) * NS_PER_MS
-    sender = Tcp("127.0.0.1", collector.port)
+    sender = Tcp("127.0.0.1", collector.tcp_port)
     sender.start()
     sender.send(exporter.templates(), 100)
     sender.send(exporter.data(ts), 1000)
