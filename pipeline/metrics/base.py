@@ -49,3 +49,7 @@ class WindowMetric(Protocol):
     def restore(self, device: str, carry: bytes) -> None:
         """Take over what ``carry`` returned, in this process or another; empty bytes mean nothing is carried."""
         ...
+
+    def counters(self) -> dict[str, float]:
+        """Return what was dropped or not measured since the start, by the names of Weft's own counters."""
+        ...
