@@ -78,8 +78,9 @@ $(VENV)/.installed: requirements.lock pyproject.toml $(VENV)/.made
 	@echo 'installing Weft and its dependencies (about 260 MB to download, once)'
 	@$(PIP) install --quiet --require-hashes -r requirements.lock
 	@$(PIP) install --quiet --no-deps --no-build-isolation -e .
-	@echo 'compiling kernels'
+	@echo 'compiling kernels (a minute or two, once)'
 	@$(BIN)/python -m weft.pipeline.warm
+	@$(BIN)/python -m weft.collectors.warm
 	@touch $@
 
 $(VENV)/.developed: requirements-dev.lock $(VENV)/.installed

@@ -137,5 +137,5 @@ def refresh(store: Store, name: str) -> None:
 
 def _whole(name: str, paths: list[str]) -> str:
     files = ", ".join(literal(path) for path in paths)
-    union = f" UNION ALL BY NAME SELECT * FROM read_parquet([{files}])" if files else ""
+    union = f" UNION ALL BY NAME SELECT * FROM read_parquet([{files}], union_by_name = true)" if files else ""
     return f"CREATE OR REPLACE VIEW state.{name} AS SELECT * FROM base.{name}{union}"

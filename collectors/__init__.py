@@ -2,9 +2,11 @@
 
 from .base import Collector
 from .gnmi_config import GNMI
+from .hft import HFT
 from .host import HOST
 from .inventory import INVENTORY
 from .millisampler import MILLISAMPLER
+from .otlp import OTLP
 from .packets import PACKETS
 from .recording import RECORDING
 from .sflow import SFLOW
@@ -13,6 +15,8 @@ COLLECTORS: dict[str, Collector] = {
     HOST.name: HOST,
     # Before packets, which takes any capture that nobody else knows.
     SFLOW.name: SFLOW,
+    HFT.name: HFT,
+    OTLP.name: OTLP,
     PACKETS.name: PACKETS,
     MILLISAMPLER.name: MILLISAMPLER,
     INVENTORY.name: INVENTORY,

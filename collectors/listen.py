@@ -19,13 +19,15 @@ import sys
 import threading
 from collections import Counter
 from dataclasses import dataclass
-from functools import lru_cache
+from typing import TYPE_CHECKING
 
-import numba
 import numpy as np
 
 from ..pipeline.clock import NS_PER_MS, NS_PER_S, Clock
 from ..pipeline.errors import ServiceError
+
+if TYPE_CHECKING:
+    from .decode.arrivals import Store
 
 LOOPBACK = ("127.0.0.0/8", "::1/128")
 NETWORKS_MAX = 1024
@@ -36,8 +38,6 @@ _SLOTS = 128
 # So that the slots' starts do not fall into the same lines of the processor's cache.
 _SLOT_STAGGER_BYTES = 4096 + 64
 _CONTROL_BYTES, _NAME_BYTES = 128, 28
-# Memory that a datagram costs beside its bytes: its row of columns. It bounds how many short ones may wait.
-_ROW_BYTES = 128
 # How long a quiet socket is waited for, and a busy one left alone so that the next call finds many.
 _QUIET_NS, _PAUSE_S = 100 * NS_PER_MS, 0.001
 _STOP_S = 5.0
@@ -69,8 +69,8 @@ _VECTOR = np.dtype([("base", np.uintp), ("bytes", np.uintp)], align=True)
 # The layouts here and in the kernel below are those of 64 bits.
 _RECVMMSG = getattr(ctypes.CDLL(None, use_errno=True), "recvmmsg", None) if _LINUX and sys.maxsize > 2**32 else None
 
-_DATAGRAMS, _BYTES, _REFUSED, _FULL, _TRUNCATED, _DROPS = range(6)
-_MULTIPLIERS = np.frombuffer(os.urandom(16), np.uint64) | np.uint64(1)
+# What is counted of the datagrams that came: allowed ones, their bytes, those of others, and three ways to be lost.
+TALLY = ("datagrams", "bytes", "refused", "buffer_full", "truncated", "kernel_drop")
 
 
 @dataclass(frozen=True)
@@ -94,26 +94,6 @@ class Datagrams:
     recv_ts: np.ndarray
     sender: np.ndarray
     senders: tuple[str, ...]
-
-
-class _Store:
-    """Bounded memory that one kernel call after another appends datagrams to."""
-
-    def __init__(self, size_bytes: int) -> None:
-        self.buffer = np.empty(size_bytes, np.uint8)
-        self.marks = np.empty((3, size_bytes // _ROW_BYTES + 1), np.int64)
-        self.addresses = np.empty((2, size_bytes // _ROW_BYTES + 1), np.uint64)
-        # Bytes used, datagrams kept.
-        self.fill = np.zeros(2, np.int64)
-
-    def empty_out(self) -> Datagrams:
-        """Return a copy of what is here, and be empty."""
-        used, kept = self.fill.tolist()
-        self.fill[:] = 0
-        sender, first = _codes(self.addresses[:, :kept], _MULTIPLIERS)
-        senders = tuple(_text(*pair) for pair in self.addresses[:, first].T.tolist())
-        offsets, lengths, recv_ts = (column[:kept].copy() for column in self.marks)
-        return Datagrams(self.buffer[:used].copy(), offsets, lengths, recv_ts, sender, senders)
 
 
 class _Slots:
@@ -197,15 +177,17 @@ class UdpListener:
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
         self._lock = threading.Lock()
-        self._filling: _Store | None = None
-        self._idle: _Store | None = None
-        self._tally = np.zeros(6, np.int64)
+        self._filling: Store | None = None
+        self._idle: Store | None = None
+        self._tally = np.zeros(len(TALLY), np.int64)
         self._admitted: Counter[str] = Counter()
         self._received_bytes_max = 0
         self._errors = 0
 
     def start(self) -> None:
         """Bind and begin to receive. Raises ``ServiceError`` when the port or the address cannot be had."""
+        from .decode.arrivals import Store
+
         ipv6 = ":" in self._address
         try:
             self._socket = self._bound(ipv6)
@@ -213,13 +195,12 @@ class UdpListener:
             raise self._refusal(error) from None
         self.port = self._socket.getsockname()[1]
         self._slots = _Slots(self._datagram_bytes_max, ipv6)
-        self._verdicts = np.zeros((3, 1024), np.uint64)
         # One is filled while the other is taken.
-        self._filling, self._idle = _Store(self._buffer_bytes_max // 2), _Store(self._buffer_bytes_max // 2)
+        self._filling, self._idle = (Store(self._buffer_bytes_max // 2, self._networks, self._tally) for _ in range(2))
         self._tally[:] = 0
         self._admitted.clear()
         self._sift(0)
-        self._idle.empty_out()
+        self._idle.take()
         self._stopping.clear()
         self._thread = threading.Thread(target=self._run, name=f"weft-{self._name}-listener", daemon=True)
         self._thread.start()
@@ -228,7 +209,8 @@ class UdpListener:
         """Return all that came since the last call, in the order of arrival; never block."""
         with self._lock:
             self._filling, self._idle = self._idle, self._filling
-        return (self._idle or _Store(0)).empty_out()
+            taken = self._idle
+        return Datagrams(*taken.take()) if taken is not None else _nothing()
 
     def lost(self) -> dict[str, int]:
         """Return how many datagrams were lost since the last call, by reason; reasons without loss are left out.
@@ -243,9 +225,8 @@ class UdpListener:
 
     def counters(self) -> dict[str, float]:
         """Return totals since the start, and the receive buffer that the kernel gave."""
-        named = {"datagrams": _DATAGRAMS, "bytes": _BYTES, "refused": _REFUSED}
         return {
-            **{f"{name}_total": float(self._tally[place]) for name, place in named.items()},
+            **{f"{name}_total": float(number) for name, number in zip(TALLY[:3], self._tally.tolist(), strict=False)},
             **{f"lost_{reason}_total": float(number) for reason, number in self._totals().items()},
             "receive_errors_total": float(self._errors),
             "receive_buffer_bytes": float(self._received_bytes_max),
@@ -263,7 +244,7 @@ class UdpListener:
             self._socket = None
 
     def _totals(self) -> dict[str, int]:
-        return {"kernel_drop": int(self._tally[_DROPS]), "buffer_full": int(self._tally[_FULL]), "truncated": int(self._tally[_TRUNCATED])}
+        return dict(zip(TALLY[3:], self._tally[3:].tolist(), strict=True))
 
     def _bound(self, ipv6: bool) -> socket.socket:
         opened = socket.socket(socket.AF_INET6 if ipv6 else socket.AF_INET, socket.SOCK_DGRAM)
@@ -330,15 +311,10 @@ class UdpListener:
         return count
 
     def _sift(self, count: int) -> None:
-        slots = self._slots
+        slots, now_ns = self._slots, self._clock.now_ns()
         with self._lock:
-            store = self._filling
-            assert store is not None
-            _sift(
-                *(slots.messages[:count], slots.data, slots.stride, slots.names, slots.controls, slots.ipv6),
-                *(self._networks, self._verdicts, _MULTIPLIERS, self._clock.now_ns()),
-                *(store.buffer, store.marks, store.addresses, store.fill, self._tally),
-            )
+            assert self._filling is not None
+            self._filling.append(slots.messages[:count], slots.data, slots.stride, slots.names, slots.controls, slots.ipv6, now_ns)
 
     def _ask_for_drops(self) -> None:
         """Learn how many datagrams the kernel has dropped: it tells with the next one that it keeps, which may never come."""
@@ -348,9 +324,14 @@ class UdpListener:
             told = self._socket.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size)
         except OSError:
             return
-        if len(told) == _MEMINFO.size:
+        if len(told) == _MEMINFO.size and self._filling is not None:
             with self._lock:
-                self._tally[_DROPS] = _later(self._tally[_DROPS], _MEMINFO.unpack(told)[_MEMINFO_DROPS])
+                self._filling.learn_drops(_MEMINFO.unpack(told)[_MEMINFO_DROPS])
+
+
+def _nothing() -> Datagrams:
+    octets, numbers = np.empty(0, np.uint8), np.empty(0, np.int64)
+    return Datagrams(octets, numbers, numbers, numbers, np.empty(0, np.int32), ())
 
 
 def _networks(allow: tuple[str, ...]) -> np.ndarray:
@@ -369,124 +350,3 @@ def _networks(allow: tuple[str, ...]) -> np.ndarray:
         mask = (1 << 128) - (1 << 128 - prefix)
         row[:] = [start >> 64, start & (1 << 64) - 1, mask >> 64, mask & (1 << 64) - 1, network.version == 4]
     return rows
-
-
-@lru_cache(maxsize=65_536)
-def _text(high: int, low: int) -> str:
-    if high == 0 and low >> 32 == 0xFFFF:
-        return socket.inet_ntop(socket.AF_INET, (low & 0xFFFFFFFF).to_bytes(4))
-    return socket.inet_ntop(socket.AF_INET6, high.to_bytes(8) + low.to_bytes(8))
-
-
-@numba.njit(cache=True)
-def _later(known, told):
-    """Return the total that ``told``, its lower 32 bits, means, given one that was known before; never less."""
-    ahead = (told - known) & 0xFFFFFFFF
-    return known + ahead if ahead < 0x80000000 else known
-
-
-@numba.njit(cache=True, nogil=True)
-def _sift(
-    messages, data, stride, names, controls, ipv6, networks, verdicts, multipliers, now_ns, buffer, marks, addresses, fill, tally
-):  # fmt: skip
-    """Append the datagrams of ``messages`` that are whole, allowed and fit, and count the others."""
-    truncated_flag = 0x20
-    for k in range(len(messages)):
-        size = np.int64(messages[k].bytes)
-        ts, drops = _control(controls, k * 128, np.int64(messages[k].header.control_bytes))
-        if drops >= 0:
-            tally[_DROPS] = _later(tally[_DROPS], drops)
-        high, low = _sender(names, k * 28, ipv6)
-        if not _allowed(high, low, networks, verdicts, multipliers):
-            tally[_REFUSED] += 1
-            continue
-        tally[_DATAGRAMS] += 1
-        tally[_BYTES] += size
-        if messages[k].header.flags & truncated_flag:
-            tally[_TRUNCATED] += 1
-            continue
-        used, kept = fill[0], fill[1]
-        if used + size > len(buffer) or kept >= marks.shape[1]:
-            tally[_FULL] += 1
-            continue
-        buffer[used : used + size] = data[k * stride : k * stride + size]
-        marks[0, kept], marks[1, kept], marks[2, kept] = used, size, ts if ts else now_ns
-        addresses[0, kept], addresses[1, kept] = high, low
-        fill[0], fill[1] = used + size, kept + 1
-
-
-@numba.njit(nogil=True)
-def _control(controls, at, size):
-    """Return the kernel's time of arrival (0: not told) and the number that it has dropped so far (-1: not told)."""
-    words = controls.view(np.uint64)
-    ts, drops = np.int64(0), np.int64(-1)
-    end = at + min(size, 128)
-    # struct cmsghdr: size_t length, int level, int type.
-    while at + 16 <= end:
-        length = np.int64(words[at >> 3])
-        if length < 16 or at + length > end:
-            break
-        halves = words[at >> 3 : (at >> 3) + 4].view(np.uint32)
-        if halves[2] == 1 and halves[3] == 35 and length >= 32:
-            ts = np.int64(words[(at >> 3) + 2]) * 1_000_000_000 + np.int64(words[(at >> 3) + 3])
-        elif halves[2] == 1 and halves[3] == 40 and length >= 20:
-            drops = np.int64(halves[4])
-        at += (length + 7) & ~7
-    return ts, drops
-
-
-@numba.njit(nogil=True)
-def _sender(names, at, ipv6):
-    high, low = np.uint64(0), np.uint64(0)
-    if not ipv6:
-        for k in range(4, 8):
-            low = low << np.uint64(8) | np.uint64(names[at + k])
-        return high, low | np.uint64(0xFFFF00000000)
-    for k in range(8, 16):
-        high = high << np.uint64(8) | np.uint64(names[at + k])
-        low = low << np.uint64(8) | np.uint64(names[at + k + 8])
-    return high, low
-
-
-@numba.njit(inline="always")
-def _hash(high, low, multipliers):
-    mixed = (high ^ (low >> np.uint64(32))) * multipliers[0] + (low ^ (high << np.uint64(7))) * multipliers[1]
-    return np.int64((mixed ^ (mixed >> np.uint64(29))) * multipliers[1] >> np.uint64(40))
-
-
-@numba.njit(nogil=True)
-def _allowed(high, low, networks, verdicts, multipliers):
-    """Return whether a sender may send; what was found of it is kept until another sender falls into its place."""
-    place = _hash(high, low, multipliers) & (verdicts.shape[1] - 1)
-    if verdicts[2, place] and verdicts[0, place] == high and verdicts[1, place] == low:
-        return verdicts[2, place] == 2
-    ipv4 = high == 0 and low >> np.uint64(32) == 0xFFFF
-    allowed = False
-    for k in range(len(networks)):
-        network = networks[k]
-        if (network[4] == 1) == ipv4 and high & network[2] == network[0] and low & network[3] == network[1]:
-            allowed = True
-            break
-    verdicts[0, place], verdicts[1, place], verdicts[2, place] = high, low, 2 if allowed else 1
-    return allowed
-
-
-@numba.njit(cache=True, nogil=True)
-def _codes(addresses, multipliers):
-    """Return a number for each address, the same for the same, and where each number came first."""
-    count = addresses.shape[1]
-    size = 16
-    while size < 2 * count:
-        size *= 2
-    slots = np.full(size, -1, np.int32)
-    codes, first, known = np.empty(count, np.int32), np.empty(count, np.int64), 0
-    for k in range(count):
-        high, low = addresses[0, k], addresses[1, k]
-        place = _hash(high, low, multipliers) & (size - 1)
-        while slots[place] >= 0 and (addresses[0, first[slots[place]]] != high or addresses[1, first[slots[place]]] != low):
-            place = (place + 1) & (size - 1)
-        if slots[place] < 0:
-            slots[place], first[known] = known, k
-            known += 1
-        codes[k] = slots[place]
-    return codes, first[:known]

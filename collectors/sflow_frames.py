@@ -1,7 +1,7 @@
 """From decoded sFlow samples to rows of every family that they belong to.
 
 * Counter samples: ``port``, and ``reading`` for what no column holds; an interface's type, duplex and promiscuous mode only when
-  they change, since every agent repeats them every few seconds. Queue lengths: what the queue dropped is ``queue``.
+  they change, since every agent repeats them every few seconds. The dictionary says what a reading is called, and its scale.
 * Flow samples: with a transit delay ``latency``; with egress queue and depth ``queue``; discarded packets ``event``.
 
 sFlow carries no time, so ``ts`` is that of arrival. Frames are made column by column: for the rows of a drain an expression
@@ -9,11 +9,13 @@ engine costs more than it does.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from ..pipeline.dictionary import dictionary
 from ..pipeline.schema import FAMILIES
 from .decode import roce
 from .decode import sflow_tables as tables
@@ -123,8 +125,10 @@ def _ports(samples: Samples, view: View) -> pl.DataFrame:
 
 def _states(rows: np.ndarray, view: View) -> pl.DataFrame:
     port = view.port(rows["place"])
-    values = {state: (rows[state].astype(np.uint64), rows[state] == _UNKNOWN_WORD) for state in tables.STATES}
-    return _in_time(_readings(view, rows, "port", port, state, *value) for state, value in values.items())
+    values = ((state, tables.Value(field, 0)) for state, field in tables.STATES.items())
+    return _in_time(
+        _readings(view, rows, "port", port, value, rows[state].astype(np.uint64), rows[state] == _UNKNOWN_WORD) for state, value in values
+    )
 
 
 def _in_time(frames: Iterable[pl.DataFrame]) -> pl.DataFrame:
@@ -132,23 +136,10 @@ def _in_time(frames: Iterable[pl.DataFrame]) -> pl.DataFrame:
 
 
 def _records(buffer: np.ndarray, records: np.ndarray, view: View) -> Frames:
-    """Return the counter records that have no columns of their own as readings, and what queues dropped."""
-    made: Frames = []
-    for what, read in (
-        (tables.PROCESSOR, _processor),
-        (tables.INFINIBAND, _infiniband),
-        (tables.SFP, _transceiver),
-        (tables.QUEUE_LENGTH, _queue),
-    ):
-        rows = records[records["format"] == what]
-        if len(rows):
-            made.append(("reading", _in_time(read(buffer, rows, view))))
-    rows = records[records["format"] == tables.QUEUE_LENGTH]
-    if len(rows):
-        index, dropped = _raw(buffer, rows["at"], tables.QUEUE_INDEX)[0], _nullable(*_raw(buffer, rows["at"], tables.QUEUE_DROPPED))
-        names = {"port": view.port(rows["place"]), "queue": pl.Series(index), "direction": "tx"}
-        made.append(("queue", frame("queue", {**view.common(rows["datagram"]), **names, "dropped_packets": dropped})))
-    return made
+    """Return the counter records that have no columns of their own as readings."""
+    readers = ((tables.PROCESSOR, _processor), (tables.INFINIBAND, _infiniband), (tables.SFP, _transceiver), (tables.QUEUE_LENGTH, _queue))
+    by_format = ((read, records[records["format"] == what]) for what, read in readers)
+    return [("reading", _in_time(read(buffer, rows, view))) for read, rows in by_format if len(rows)]
 
 
 def _processor(buffer: np.ndarray, rows: np.ndarray, view: View) -> list[pl.DataFrame]:
@@ -186,27 +177,28 @@ def _values(
     buffer: np.ndarray, rows: np.ndarray, at: np.ndarray, values: tuple[tables.Value, ...], kind: str, names: pl.Series, view: View
 ) -> list[pl.DataFrame]:
     """Return a frame of readings for each field of records that start at ``at``."""
-    return [_readings(view, rows, kind, names, value.name, *_raw(buffer, at, value), value) for value in values]
+    return [_readings(view, rows, kind, names, value, *_raw(buffer, at, value)) for value in values]
 
 
 def _readings(
-    view: View,
-    rows: np.ndarray,
-    kind: str,
-    names: pl.Series,
-    name: str,
-    raw: np.ndarray,
-    missing: np.ndarray,
-    value: tables.Value = tables.PLAIN,
+    view: View, rows: np.ndarray, kind: str, names: pl.Series, value: tables.Value, raw: np.ndarray, missing: np.ndarray
 ) -> pl.DataFrame:
     """Return rows of ``reading``, without those whose value the agent does not have."""
+    name, scale = _meaning(value)
     rows, names, raw = rows[~missing], names.filter(pl.Series(~missing)), raw[~missing]
-    made: Columns = {"kind": kind, "object": names, "name": name, "value": (raw.view(np.int64) if value.signed else raw) * value.scale}
-    if not value.signed and value.scale >= 1:
+    made: Columns = {"kind": kind, "object": names, "name": name, "value": (raw.view(np.int64) if value.signed else raw) * scale}
+    if not value.signed and scale >= 1:
         # Words near 2^64 bytes come only from a broken agent; what would go round has no exact count.
-        too_many = raw > np.uint64(2**64 - 1) // np.uint64(value.scale)
-        made["count"] = _nullable(np.where(too_many, np.uint64(0), raw) * np.uint64(value.scale), too_many)
+        too_many = raw > np.uint64(2**64 - 1) // np.uint64(scale)
+        made["count"] = _nullable(np.where(too_many, np.uint64(0), raw) * np.uint64(scale), too_many)
     return frame("reading", {**view.common(rows["datagram"]), **made})
+
+
+@cache
+def _meaning(value: tables.Value) -> tuple[str, float]:
+    """Return the canonical name of a field, and what one unit of it is worth."""
+    found = None if value.name else dictionary().find(SOURCE, value.field)
+    return (value.name or value.field, value.scale) if found is None else (found.alias.counter.name, found.alias.scale)
 
 
 def _raw(buffer: np.ndarray, at: np.ndarray, value: tables.Value) -> tuple[np.ndarray, np.ndarray]:

@@ -15,6 +15,8 @@ from ..pipeline.bus import Bus, BusConfig, open_bus
 from ..pipeline.clock import NS_PER_S, SystemClock
 from .bench_counters import counters
 from .bench_gnmi import gnmi
+from .bench_hft import hft
+from .bench_lab import lab
 from .bench_services import Services, memory
 from .bench_sflow import sflow
 from .measure import Line, best_rate
@@ -142,6 +144,8 @@ PARTS: dict[str, Callable[[int], Iterator[Line]]] = {
     "counters": counters,
     "sflow": sflow,
     "gnmi": gnmi,
+    "hft": hft,
+    "lab": lab,
 }
 
 

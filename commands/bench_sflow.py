@@ -86,7 +86,7 @@ def _counter_datagrams() -> tuple[list[bytes], int]:
             index = 1 + (number * 7 + k) % _PORTS
             counts = random.integers(0, 2**31, 12, dtype=np.uint32).astype(">u4").tobytes()
             generic = struct.pack(">2I", 1, 88) + struct.pack(">2IQ2IQ", index, 6, 400_000_000_000, 1, 3, number * 10**9)
-            generic += counts[:24] + struct.pack(">Q", number * 10**9) + counts[24:][:20] + bytes(4)
+            generic += counts[:24] + struct.pack(">Q", number * 10**9) + counts[24:44] + bytes(4)
             body = struct.pack(">3I", number, index, 2) + generic + struct.pack(">2I", 2, 52) + bytes(52)
             samples.append(struct.pack(">2I", 2, len(body)) + body)
         made.append(_datagram(number, samples))

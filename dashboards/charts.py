@@ -81,17 +81,24 @@ def stacks(frame: pl.DataFrame, title: str, *, dark: bool, height: int = HEIGHT)
     return bars.encode(x=_time(frame, "end_ms"), x2="end_ms:Q", y=y, y2="high:Q", color=color, tooltip=tips).properties(height=height)
 
 
-def heat(frame: pl.DataFrame, title: str, *, dark: bool) -> alt.Chart:
-    """Draw one row per port and one cell per span of time; a click selects ``cell``."""
+def heat(
+    frame: pl.DataFrame,
+    title: str,
+    *,
+    dark: bool,
+    what: str = "time in bursts",
+    pick: Sequence[str] = ("device", "port", "direction", "ms"),
+) -> alt.Chart:
+    """Draw one row per ``name`` and one cell per span of time; a click selects ``cell``, which holds the columns ``pick``."""
     names = frame["name"].unique(maintain_order=True).to_list()
     top = max(0.01, _number(frame["ratio"].max()))
     legend = alt.Legend(title=title, format=".0%", orient="top", gradientLength=280, titleLimit=400)
     scale = alt.Scale(range=theme.sequence(dark), domain=[0, top], interpolate="rgb")
-    pick = alt.selection_point(name="cell", fields=["device", "port", "direction", "ms"], on="click", empty=False)
+    cell = alt.selection_point(name="cell", fields=list(pick), on="click", empty=False)
     tips = [
-        alt.Tooltip("name:N", title="port"),
+        alt.Tooltip("name:N", title="where"),
         _when("from, UTC"),
-        alt.Tooltip("ratio:Q", title="time in bursts", format=".1%"),
+        alt.Tooltip("ratio:Q", title=what, format=".1%"),
         alt.Tooltip("rank:Q", title="in the whole range", format=".1%"),
     ]
     y = alt.Y("name:N", sort=names, axis=alt.Axis(title=None, labelLimit=260, ticks=False, labelOverlap=False))
@@ -99,7 +106,7 @@ def heat(frame: pl.DataFrame, title: str, *, dark: bool) -> alt.Chart:
     return (
         cells.encode(x=_time(frame, "end_ms"), x2="end_ms:Q", y=y, color=alt.Color("ratio:Q", scale=scale, legend=legend), tooltip=tips)
         .properties(height=150 + 20 * len(names))
-        .add_params(pick)
+        .add_params(cell)
     )
 
 

@@ -77,6 +77,8 @@ class ProcessService:
         if self._clock.monotonic_ns() >= self._lag_ns:
             self._lag_ns = self._clock.monotonic_ns() + LAG_EVERY_NS
             self._report.set("weft_process_lag_messages", lag(self._bus, GROUP, list(self.topics)))
+            for metric in self._metrics.values():
+                self._report.update(metric.counters())
         self._report.publish(self._producer)
 
     def stop(self) -> None:

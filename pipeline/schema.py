@@ -416,6 +416,25 @@ _STATE_LIST = (
         state=True,
     ),
     Table(
+        "readings",
+        "what one object was read to be in one window, where no other table has a column for it",
+        (
+            *_keys(
+                TS,
+                DEVICE,
+                Field("source", pl.String, "", "the collector that read it"),
+                Field("kind", pl.String, "", "what it is read of: device, port, queue, transceiver, pool, ..."),
+                Field("object", pl.String, "", "its name; empty for the device"),
+                Field("name", pl.String, "", "what is read"),
+            ),
+            *_sums(pl.UInt64, "", ("samples", "number of readings")),
+            Field("low", pl.Float64, "", "smallest reading; null where readings are texts", "min"),
+            Field("high", pl.Float64, "", "largest reading; null where readings are texts", "max"),
+            Field("text", pl.String, "", "the reading where it is a text; of several the last of the alphabet", "max"),
+        ),
+        state=True,
+    ),
+    Table(
         "quality",
         "what one entity's data lack in one window",
         (

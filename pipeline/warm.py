@@ -40,7 +40,7 @@ def warm() -> None:
     frames = {"burst_sample": runs, "packet": [pl.DataFrame(packet, schema=FAMILIES["packet"].polars)]}
     frames |= {family: [_readings(family)] for family in ("port", "queue")}
     for family, make in METRICS.items():
-        make(MetricConfig()).close(Closing("warm", 0, WINDOW_NS, frames[family], ended=True))
+        make(MetricConfig()).close(Closing("warm", 0, WINDOW_NS, frames.get(family, []), ended=True))
 
 
 def _readings(family: str) -> pl.DataFrame:

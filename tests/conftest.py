@@ -29,8 +29,9 @@ def _load(name: str) -> Any:
     return module
 
 
-# Test modules import it by its name.
+# Test modules import them by their names.
 bus_rig = _load("bus_rig")
+_load("ipfix_bytes")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -6,7 +6,7 @@ labels of the dashboard derive from it. A new ratio over kept statistics is a ne
 
 from ...pipeline.schema import RESOLUTIONS_NS
 from .base import Column, View
-from .fabric import GROUPS, LATENCY, ROCE
+from .fabric import GROUPS, LATENCY, READINGS, ROCE
 from .inventory import DEVICES, INVENTORY, LINKS
 from .kept import BURSTS, EVENTS, GAPS, PIPELINE, QUALITY, SAMPLES
 from .ports import BLOCKS, HURST_SCALES, PORTS, UNIT_BYTES
@@ -21,6 +21,7 @@ VIEWS: tuple[View, ...] = (
     LATENCY,
     ROCE,
     GROUPS,
+    READINGS,
     QUALITY,
     BURSTS,
     SAMPLES,

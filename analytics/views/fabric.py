@@ -97,3 +97,21 @@ GROUPS = View(
         Column("incast_max", "incast_max", "", "most connections of a port in one sample; NULL where not sampled"),
     ),
 )
+
+READINGS = View(
+    "readings",
+    "what else was read of an object in one window: whatever no other view has a column for",
+    "state.readings_{r}",
+    (
+        Column("ts", "ts", "", "start of the window, UTC"),
+        Column("device", "device", "", "switch or host"),
+        Column("source", "source", "", "the collector that read it"),
+        Column("kind", "kind", "", "device, port, queue, transceiver, pool, ..."),
+        Column("object", '"object"', "", "its name; empty for the device"),
+        Column("name", '"name"', "", "what is read: canonical where the dictionary knows it, else as the source calls it"),
+        Column("samples", "samples", "", "readings in the window"),
+        Column("value_min", "low", "", "smallest reading; NULL where it is a text"),
+        Column("value_max", "high", "", "largest reading; NULL where it is a text"),
+        Column("text", '"text"', "", "the reading where it is a text"),
+    ),
+)

@@ -4,11 +4,20 @@ Places are made unsigned first: of a signed one Numba asks each time whether it 
 longer sees that four bytes in a row are one load.
 """
 
+from typing import Any
+
 import numba
 import numpy as np
 
 _1, _2, _3, _4 = np.uint64(1), np.uint64(2), np.uint64(3), np.uint64(4)
 _8, _16, _24, _32 = np.uint64(8), np.uint64(16), np.uint64(24), np.uint64(32)
+
+
+def octets(buffer: Any) -> np.ndarray:
+    """Return a buffer as bytes that cannot be written: kernels are compiled for them once, whoever the bytes belong to."""
+    data = np.frombuffer(buffer, np.uint8)
+    data.flags.writeable = False
+    return data
 
 
 @numba.njit(nogil=True)

@@ -39,7 +39,7 @@ from .headers import (
     SLL2,
 )
 from .icrc import icrc_matches
-from .octets import u16, u24, u32, u64
+from .octets import octets, u16, u24, u32, u64
 
 REASONS = ("other", "fragment", "cut", "malformed", "icrc")
 _OTHER, _FRAGMENT, _CUT, _MALFORMED, _ICRC = -1, -2, -3, -4, -5
@@ -100,7 +100,7 @@ def decode(
     ``wire_lengths`` the lengths before the capture cut them (default: not cut), ``hidden`` bytes of the link layer that the
     buffer lacks, one number or one a packet. Raises ``ValueError`` for a packet that reaches beyond the buffer.
     """
-    data = np.frombuffer(buffer, np.uint8)
+    data = octets(buffer)
     offsets, lengths = np.asarray(offsets, np.int64), np.asarray(lengths, np.int64)
     wire = lengths if wire_lengths is None else np.maximum(np.asarray(wire_lengths, np.int64), lengths)
     if offsets.size and (offsets.min() < 0 or lengths.min() < 0 or (offsets + lengths).max() > data.size):

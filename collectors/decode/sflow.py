@@ -20,7 +20,7 @@ import numba
 import numpy as np
 
 from . import sflow_tables as tables
-from .octets import u32, u64
+from .octets import octets, u32, u64
 from .sflow_agents import REFUSED, REPEATED, Agents, Tracked, newly_lost, number
 
 FAULTS = ("", "short", "version", "address", "cut", "sample", "record", "samples_max", "records_max", "interfaces_max")
@@ -56,7 +56,7 @@ COUNTER = np.dtype(
         ("datagram", np.int32),
         ("place", np.int32),
         ("interface_type", np.uint32),
-        ("duplex", np.uint32),
+        ("direction", np.uint32),
         ("status", np.uint32),
         ("promiscuous_mode", np.uint32),
         ("states_changed", np.bool_),
@@ -130,6 +130,7 @@ def decode(
     """
     if offsets.size and (offsets.min() < 0 or lengths.min() < 0 or (offsets + lengths).max() > buffer.size):
         raise ValueError("a datagram reaches beyond the buffer")
+    buffer = octets(buffer)
     heads = np.zeros(len(offsets), HEAD)
     _heads(buffer, offsets, lengths, heads)
     tracked = agents.track(heads, ts)
@@ -329,13 +330,13 @@ def _columns(buffer, rows, columns, unknowns):
 @numba.njit(inline="always")
 def _states(buffer, generic_at, datagram, place, place_states, row):
     row.datagram, row.place, row.states_changed = datagram, place, False
-    row.interface_type = row.duplex = row.status = row.promiscuous_mode = 0xFFFFFFFF
+    row.interface_type = row.direction = row.status = row.promiscuous_mode = 0xFFFFFFFF
     if generic_at < 0:
         return
-    row.interface_type, row.duplex = u32(buffer, generic_at + 4), u32(buffer, generic_at + 16)
+    row.interface_type, row.direction = u32(buffer, generic_at + 4), u32(buffer, generic_at + 16)
     row.status, row.promiscuous_mode = u32(buffer, generic_at + 20), u32(buffer, generic_at + 84)
     # Never 0, which is what an interface starts with.
-    said = np.uint64(row.interface_type) << np.uint64(33) ^ np.uint64(row.duplex) << np.uint64(17)
+    said = np.uint64(row.interface_type) << np.uint64(33) ^ np.uint64(row.direction) << np.uint64(17)
     said ^= np.uint64(row.promiscuous_mode) << np.uint64(1) | np.uint64(1)
     if place_states[place].states != said:
         place_states[place].states = said

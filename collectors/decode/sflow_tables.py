@@ -55,89 +55,78 @@ COLUMNS = tuple(name for name, *_ in _COUNTERS)
 COLUMN_ETHERNET = np.array([record == ETHERNET for _, record, _, _ in _COUNTERS])
 COLUMN_AT = np.array([at for _, _, at, _ in _COUNTERS], np.int64)
 COLUMN_WIDE = np.array([size == 8 for *_, size in _COUNTERS])
-# What the generic record says beside its counters and no column holds; published when it changes.
-STATES = ("interface_type", "duplex", "promiscuous_mode")
+# What the generic record says beside its counters and no column holds, by the field of ``sflow.COUNTER``; published when it changes.
+STATES = {"interface_type": "ifType", "direction": "ifDirection", "promiscuous_mode": "ifPromiscuousMode"}
 
 
 class Value(NamedTuple):
-    """One field of a record that becomes a row of ``reading``; ``scale`` is what one unit of it is worth."""
+    """One field of a record that becomes a row of ``reading``: the dictionary says its name and scale, unless they stand here."""
 
-    name: str
+    field: str
     at: int
     size: int = 4
-    scale: float = 1.0
     signed: bool = False
+    name: str = ""
+    scale: float = 1.0
 
 
-PLAIN = Value("", 0)
-
-
-def _words(first: int, *names: str) -> tuple[Value, ...]:
-    return tuple(Value(name, first + 4 * k) for k, name in enumerate(names))
+def _words(first: int, *fields: str) -> tuple[Value, ...]:
+    return tuple(Value(field, first + 4 * k) for k, field in enumerate(fields))
 
 
 _INFINIBAND_ERRORS = (
-    "symbol_error_counter",
-    "link_error_recovery_counter",
-    "link_downed_counter",
-    "port_rcv_errors",
-    "port_rcv_remote_physical_errors",
-    "port_rcv_switch_relay_errors",
-    "port_xmit_discards",
-    "port_xmit_constraint_errors",
-    "port_rcv_constraint_errors",
-    "local_link_integrity_errors",
-    "excessive_buffer_overrun_errors",
-    "vl15_dropped",
+    "SymbolErrorCounter",
+    "LinkErrorRecoveryCounter",
+    "LinkDownedCounter",
+    "PortRcvErrors",
+    "PortRcvRemotePhysicalErrors",
+    "PortRcvSwitchRelayErrors",
+    "PortXmitDiscards",
+    "PortXmitConstraintErrors",
+    "PortRcvConstraintErrors",
+    "LocalLinkIntegrityErrors",
+    "ExcessiveBufferOverrunErrors",
+    "VL15Dropped",
 )
 # The draft has no data counters, agents in the field put them before the packets: the length tells. They stay readings since
 # they are wider than the columns of `port` that this source fills, and the error counters stop at their maximum.
 INFINIBAND_VALUES = {
-    64: (Value("port_xmit_pkts", 0, 8), Value("port_rcv_pkts", 8, 8), *_words(16, *_INFINIBAND_ERRORS)),
+    64: (Value("PortXmitPkts", 0, 8), Value("PortRcvPkts", 8, 8), *_words(16, *_INFINIBAND_ERRORS)),
     80: (
         # InfiniBand counts data in words of four bytes.
-        Value("port_xmit_bytes", 0, 8, 4.0),
-        Value("port_rcv_bytes", 8, 8, 4.0),
-        Value("port_xmit_pkts", 16, 8),
-        Value("port_rcv_pkts", 24, 8),
+        Value("PortXmitData", 0, 8, name="tx_bytes", scale=4.0),
+        Value("PortRcvData", 8, 8, name="rx_bytes", scale=4.0),
+        Value("PortXmitPkts", 16, 8),
+        Value("PortRcvPkts", 24, 8),
         *_words(32, *_INFINIBAND_ERRORS),
     ),
 }
 
 SFP_BYTES, LANE_BYTES, LANES_MAX = 20, 40, 16
-SFP_LANES, LANE_INDEX = Value("lanes", 16), Value("lane", 0)
-MODULE_VALUES = (Value("supply_v", 8, 4, 1e-3), Value("temperature_c", 12, 4, 1e-3, signed=True))
-LANE_VALUES = (
-    Value("tx_bias_a", 4, 4, 1e-6),
-    Value("tx_power_w", 8, 4, 1e-6),
-    Value("tx_power_min_w", 12, 4, 1e-6),
-    Value("tx_power_max_w", 16, 4, 1e-6),
-    Value("tx_wavelength_nm", 20),
-    Value("rx_power_w", 24, 4, 1e-6),
-    Value("rx_power_min_w", 28, 4, 1e-6),
-    Value("rx_power_max_w", 32, 4, 1e-6),
-    Value("rx_wavelength_nm", 36),
+# How many lanes follow, and of each its number.
+SFP_LANES, LANE_INDEX = Value("num_lanes", 16), Value("index", 0)
+MODULE_VALUES = (
+    *_words(0, "module_id", "module_num_lanes", "module_supply_voltage"),
+    Value("module_temperature", 12, signed=True),
+)
+LANE_VALUES = _words(
+    4,
+    *("tx_bias_current", "tx_power", "tx_power_min", "tx_power_max", "tx_wavelength"),
+    *("rx_power", "rx_power_min", "rx_power_max", "rx_wavelength"),
 )
 
 PROCESSOR_BYTES = 28
-PROCESSOR_VALUES = (
-    # Hundredths of a per cent.
-    Value("cpu_5s_ratio", 0, 4, 1e-4),
-    Value("cpu_1m_ratio", 4, 4, 1e-4),
-    Value("cpu_5m_ratio", 8, 4, 1e-4),
-    Value("memory_total_bytes", 12, 8),
-    Value("memory_free_bytes", 20, 8),
-)
+PROCESSOR_VALUES = (*_words(0, "5s_cpu", "1m_cpu", "5m_cpu"), Value("total_memory", 12, 8), Value("free_memory", 20, 8))
 
 # How many packets found the queue no longer than so many segments when they came, each class above the one before it.
-QUEUE_LENGTH_BYTES = 52
+QUEUE_LENGTH_BYTES, QUEUE_INDEX = 52, Value("queueIndex", 0)
 QUEUE_LENGTH_VALUES = _words(
     4,
-    "segment_bytes",
-    "segments",
-    *(f"packets_at_length_{name}" for name in ("0", "1", "2", "4", "8", "32", "128", "1024", "more")),
+    "segmentSize",
+    "queueSegments",
+    *(f"queueLength{name}" for name in ("0", "1", "2", "4", "8", "32", "128", "1024", "More")),
+    "dropped",
 )
-QUEUE_INDEX, QUEUE_DROPPED = Value("queue", 0), Value("dropped_packets", 48)
 
 REASONS = {
     **dict(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numba
 import numpy as np
 
-from .octets import u16, u32, u64
+from .octets import octets, u16, u32, u64
 from .roce import EXTENSIONS_MAX, network_layer
 
 _TCP, _UDP = 6, 17
@@ -51,7 +51,7 @@ def ends(buffer: np.ndarray, offsets: np.ndarray, lengths: np.ndarray, links: np
     if offsets.size and (offsets.min() < 0 or lengths.min() < 0 or (offsets + lengths).max() > buffer.size):
         raise ValueError("a packet reaches beyond the buffer")
     rows = np.zeros(len(offsets), END)
-    _ends(buffer, offsets.astype(np.int64), lengths.astype(np.int64), links.astype(np.int64), rows)
+    _ends(octets(buffer), offsets.astype(np.int64), lengths.astype(np.int64), links.astype(np.int64), rows)
     return rows
 
 

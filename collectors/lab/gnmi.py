@@ -30,7 +30,9 @@ class ServerConfig:
     """Where to listen and how. With ``certificate`` and ``key`` by TLS; with ``client_ca`` clients must show a certificate too.
 
     ``users`` are names and passwords, asked for in the metadata of each call if there are any. ``sample_ns`` is used where a
-    subscription leaves the interval to the server, ``change_ns`` is how often values are looked at for ON_CHANGE.
+    subscription leaves the interval to the server, ``change_ns`` is how often values are looked at for ON_CHANGE. Without
+    ``prefixes`` each update has its whole path. With ``trees`` a subscription in JSON gets one tree an object, as some devices
+    send, not one value a leaf.
     """
 
     address: str = "127.0.0.1"
@@ -42,6 +44,7 @@ class ServerConfig:
     sample_ns: int = NS_PER_S
     change_ns: int = NS_PER_S // 10
     prefixes: bool = True
+    trees: bool = False
 
 
 def server_credentials(certificate: Path, key: Path, client_ca: Path | None) -> grpc.ServerCredentials:
@@ -157,7 +160,8 @@ class _Servicer(gnmi_pb2_grpc.gNMIServicer):
     def _admit(self, context: grpc.ServicerContext) -> None:
         given = {key: str(value) for key, value in context.invocation_metadata()}
         users = self._config.users
-        if users and users.get(given.get("username", "")) != given.get("password"):
+        # A name that is unknown has no password, which must not be the one that nobody sent.
+        if users and users.get(given.get("username", "")) != given.get("password", ""):
             _refuse(context, grpc.StatusCode.UNAUTHENTICATED, "wrong user name or password")
 
     def _check_encoding(self, encoding: int, context: grpc.ServicerContext) -> None:
@@ -260,6 +264,10 @@ class _Servicer(gnmi_pb2_grpc.gNMIServicer):
         atomic = leaves[some[0][0]].atomic
         short = atomic or self._config.prefixes
         note = gnmi_pb2.Notification(timestamp=now, prefix=asked.prefix(key if short else ()), atomic=atomic)
+        if self._config.trees and encoding != PROTO:
+            pairs = [(leaves[number], value) for number, value in some]
+            note.update.add(path=relative(()) if short else asked.path(key), val=document(pairs, len(key), encoding))
+            return gnmi_pb2.SubscribeResponse(update=note)
         for number, value in some:
             if everything or atomic or watch.sent.get(number) != value:
                 leaf = leaves[number]

@@ -20,7 +20,11 @@ from . import sai
 from .hft import Session
 from .script import Source
 
-_AGAIN = (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE)
+# What OTLP calls retryable; an answer that came too late may mean that points arrive twice.
+_AGAIN = (
+    *(grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED),
+    *(grpc.StatusCode.CANCELLED, grpc.StatusCode.ABORTED, grpc.StatusCode.OUT_OF_RANGE, grpc.StatusCode.DATA_LOSS),
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,9 @@ class Asked:
         else:
             self.module = ""
         named = bool(elements) and elements[0].name == DATABASE
-        self.origin = SONIC if origin == SONIC or prefix.target == DATABASE or named else origin or OPENCONFIG
+        # Clients put the module of the first element there too.
+        is_open = not origin or origin.startswith(OPENCONFIG)
+        self.origin = SONIC if origin == SONIC or prefix.target == DATABASE or named else OPENCONFIG if is_open else origin
         self.by_target = self.origin == SONIC and not named and prefix.target == DATABASE
         if self.by_target:
             elements.insert(0, Element(DATABASE))

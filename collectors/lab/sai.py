@@ -41,10 +41,6 @@ class Stat:
             return values.reshape(len(state.ts), -1)
         if self.column == "fec_bins":
             return state.fec_bins[:, :, self.index]
-        if self.column == "in_occupancy_bytes":
-            return state.group("occupancy_bytes").sum(axis=2)
-        if self.column == "out_occupancy_bytes":
-            return state.queue("occupancy_bytes").sum(axis=2)
         return state.queue(self.column)[:, :, self.index] if self.index >= 0 else state.port(self.column)
 
 

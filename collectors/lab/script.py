@@ -64,7 +64,7 @@ class State(Protocol):
         ...
 
     def port(self, name: str) -> Array:
-        """A column of family ``port``; shape (t, ports)."""
+        """A column of family ``port``, or ``in_occupancy_bytes`` and ``out_occupancy_bytes``; shape (t, ports)."""
         ...
 
     def queue(self, name: str) -> Array:
@@ -169,17 +169,14 @@ class ScriptState:
             return self._total(*(self._queue(column) if side == "queue" else self._group(column)))
         if name in ("oper_up", "carrier_changes"):
             return self._link(name)
-        bins, number = self.fec_bins[:, :, 1:], np.arange(1, FEC_BINS)
-        sick = self._script.fec_shift == 2
-        lost = np.where(sick, self._codewords >> 32, 0)
-        return {
-            "fec_corrected": bins.sum(axis=2),
-            "fec_uncorrectable": lost,
-            "corrected_bits": (bins * number).sum(axis=2),
-            "symbol_errors": (bins * number).sum(axis=2),
-            "rx_errors": lost,
-            "fcs_errors": lost,
-        }[name]
+        if name == "fec_corrected":
+            return self._over_bins(np.ones(FEC_BINS, np.int64))
+        if name in ("corrected_bits", "symbol_errors"):
+            # One wrong bit in a symbol, as is usual: as many bits as symbols.
+            return self._over_bins(np.arange(FEC_BINS))
+        if name in ("fec_uncorrectable", "rx_errors", "fcs_errors"):
+            return np.where(self._script.fec_shift == 2, self._codewords >> 32, 0)
+        raise KeyError(name)
 
     def queue(self, name: str) -> Array:
         # An exporter asks for the priorities of one column after another.
@@ -231,8 +228,14 @@ class ScriptState:
 
     @cached_property
     def _bins(self) -> Array:
-        bins = np.arange(FEC_BINS) * self._script.fec_shift[:, None]
-        return self._codewords[:, :, None] >> np.minimum(bins, 62)
+        return self._codewords[:, :, None] >> np.minimum(np.arange(FEC_BINS) * self._script.fec_shift[:, None], 62)
+
+    def _over_bins(self, weights: Array) -> Array:
+        """Return the weighted sum of all bins but that without errors; bin by bin, since they are the short axis."""
+        total = np.zeros_like(self._codewords)
+        for number in range(1, FEC_BINS):
+            total += weights[number] * (self._codewords >> np.minimum(number * self._script.fec_shift, 62))
+        return total
 
     @cached_property
     def _codewords(self) -> Array:
@@ -371,6 +374,8 @@ _PORT_SUMS = {
     **{f"tx_{what}": ("queue", column) for what, column in (("bytes", "bytes"), ("packets", "packets"), ("unicast_packets", "packets"))},
     "tx_discards": ("queue", "dropped_packets"),
     "ecn_marked_packets": ("queue", "ecn_marked_packets"),
+    "in_occupancy_bytes": ("group", "occupancy_bytes"),
+    "out_occupancy_bytes": ("queue", "occupancy_bytes"),
 }
 _PORT_CONSTANT = {
     "speed_bps": lambda shape: shape.speed_bps,

@@ -4,6 +4,7 @@ import json
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -95,18 +96,30 @@ class Lab:
 
     def toml(self) -> str:
         """Return the sections of ``weft.toml`` that collect from this switch."""
-        device, folder = self.script.switch.device, self._config.certificates
-        tls = "insecure = true"
-        if folder is not None:
-            tls = f'ca = "{folder / "ca.crt"}", certificate = "{folder / "client.crt"}", key = "{folder / "client.key"}"'
-        where = self.addresses()
+        device, to = self.script.switch.device, self._to
+        port = self._gnmi.port if self._gnmi else to["gnmi"]
+        dial, take = self._tls()
+        target = {"name": device, "address": f"{'localhost' if dial else '127.0.0.1'}:{port}", **(dial or {"insecure": True})}
+        named = f'devices = {{ "127.0.0.1" = "{device}" }}'
         sections = {
-            "gnmi": f'targets = [{{ name = "{device}", address = "{where.get("gnmi")}", {tls}, packs = ["openconfig", "sonic", "lldp"] }}]',
-            "sflow": f'port = {self._to["sflow"]}\ndevices = {{ "192.0.2.1" = "{device}" }}',
-            "hft": f'port = {self._to["hft"]}\ndevices = {{ "127.0.0.1" = "{device}" }}\nsessions = {{ "*" = "{self.sessions_file}" }}',
-            "otlp": f'port = {self._to["otlp"]}\ndevices = {{ "127.0.0.1" = "{device}" }}',
+            "gnmi": [f"targets = [{_inline(target | {'packs': ['openconfig', 'sonic', 'lldp']})}]"],
+            "sflow": ["enabled = true", f"port = {to['sflow']}", f'devices = {{ "192.0.2.1" = "{device}" }}'],
+            "hft": ["enabled = true", f"port = {to['hft']}", named, f"sessions = {_inline({'*': str(self.sessions_file)})}"],
+            "otlp": ["enabled = true", f"port = {to['otlp']}", named, *(f"{key} = {json.dumps(value)}" for key, value in take.items())],
         }
-        return "\n".join(f"[collect.{name}]\nenabled = true\n{sections[name]}\n" for name in self._config.only)
+        return "\n".join("\n".join((f"[collect.{name}]", *sections[name], "")) for name in self._config.only)
+
+    def _tls(self) -> tuple[dict[str, str], dict[str, str]]:
+        """Return what a client of gNMI and what a receiver of OTLP have to be told of the certificates."""
+        folder = self._config.certificates
+        if folder is None:
+            return {}, {}
+        ca = folder / "ca.crt"
+        dial = {"ca_file": str(ca if ca.exists() else folder / "server.crt")}
+        if not ca.exists():
+            return dial, {}
+        pair = {"cert_file": str(folder / "client.crt"), "key_file": str(folder / "client.key")}
+        return dial | pair, {"certificate": str(folder / "server.crt"), "key": str(folder / "server.key"), "client_authority": str(ca)}
 
     def _open(self) -> None:
         only, folder = self._config.only, self._config.certificates
@@ -172,3 +185,8 @@ class Lab:
             sender.send(points(self.script, self._sessions, [now]))
             self._clock.wait((now + NS_PER_S - self._clock.now_ns()) / NS_PER_S, self._ended)
         sender.stop()
+
+
+def _inline(table: dict[str, Any]) -> str:
+    """Return an inline table of TOML, whose texts, numbers and lists are written as JSON's."""
+    return "{ " + ", ".join(f"{json.dumps(key)} = {json.dumps(value)}" for key, value in table.items()) + " }"

@@ -16,6 +16,8 @@ from .script import PRIORITIES, Source, State, Switch
 
 OPENCONFIG, SONIC = "openconfig", "sonic-db"
 DATABASE = "COUNTERS_DB"
+# No leaf lies deeper; each ``...`` of a longer path would multiply the ways of reading it.
+PATTERN_ELEMENTS_MAX = 16
 
 MODELS = (
     ("openconfig-interfaces", "OpenConfig working group", "3.0.2"),
@@ -66,12 +68,10 @@ class Tree:
 
 def matches(pattern: Sequence[Element], leaf: Leaf, origin: str) -> bool:
     """Return whether a path of a request covers a leaf: names and keys equal or ``*``, left-out keys any, ``...`` any elements."""
-    names = [element.name for element in leaf.elements]
-    if (
-        origin == SONIC
-        and len(pattern) > 2
-        and any(name in ("Queues", "PriorityGroups") and at >= len(pattern) for at, name in enumerate(names))
-    ):
+    if len(pattern) > PATTERN_ELEMENTS_MAX:
+        return False
+    if origin == SONIC and len(pattern) == 3 and leaf.depth > 3:
+        # A port's own fields do not include those of its queues, which have a path of their own.
         return False
     return _match(tuple(pattern), leaf.elements)
 
@@ -80,6 +80,8 @@ def _match(pattern: tuple[Element, ...], elements: tuple[Element, ...]) -> bool:
     if not pattern:
         return True
     if pattern[0].name == "...":
+        if pattern[1:2] == (pattern[0],):
+            return _match(pattern[1:], elements)
         return any(_match(pattern[1:], elements[skip:]) for skip in range(len(elements) + 1))
     if not elements:
         return False

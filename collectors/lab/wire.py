@@ -1,4 +1,4 @@
-"""Datagrams in bulk: many messages in one buffer, built by NumPy and handed to the kernel by ``sendmmsg``."""
+"""Messages in bulk: many in one buffer, built by NumPy, handed to the kernel by ``sendmmsg``, written to a stream or to a file."""
 
 import ctypes
 import errno
@@ -16,6 +16,7 @@ from ...pipeline.errors import ServiceError
 CALL_MESSAGES_MAX = 1024
 # At a set rate, what is due in so long is sent in one go.
 PACE_S = 0.002
+CONNECT_S_MAX = 10.0
 
 _IOVEC = np.dtype([("base", "u8"), ("length", "u8")])
 # struct msghdr of 64-bit Linux, then the length that the kernel fills in.
@@ -128,3 +129,40 @@ class Udp:
             self.sent += 1
         except ConnectionRefusedError:
             self.refused += 1
+
+
+class Tcp:
+    """Sends messages one after another over a connection."""
+
+    def __init__(self, address: str, port: int) -> None:
+        self._to = (address, port)
+        self._socket: socket.socket | None = None
+
+    def start(self) -> None:
+        """Connect. Raises ``ServiceError`` when nobody listens there."""
+        try:
+            self._socket = socket.create_connection(self._to, timeout=CONNECT_S_MAX)
+        except OSError as error:
+            where = f"{self._to[0]}:{self._to[1]}"
+            raise ServiceError(f"lab: cannot connect to {where} ({error.strerror or error})", "start the collector first") from None
+        self._socket.settimeout(None)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def send(self, messages: Datagrams, piece_bytes: int = 0) -> None:
+        """Send all, in writes of so many bytes if told, which need not end where a message does."""
+        assert self._socket is not None
+        whole = memoryview(contents(messages))
+        step = piece_bytes or max(1, len(whole))
+        for first in range(0, len(whole), step):
+            self._socket.sendall(whole[first : first + step])
+
+    def stop(self) -> None:
+        """Close the connection. Idempotent."""
+        if self._socket is not None:
+            self._socket.close()
+        self._socket = None
+
+
+def contents(messages: Datagrams) -> bytes:
+    """Return all messages in order as one run of bytes, as a stream or a file has them."""
+    return b"".join(messages)

@@ -3,11 +3,12 @@
 
 from types import ModuleType
 
-from . import bursts, docs, latency, overview, pipeline, sql
+from . import bursts, congestion, docs, latency, overview, pipeline, sql
 
 VIEWS: dict[str, ModuleType] = {
     "overview": overview,
     "bursts": bursts,
+    "congestion": congestion,
     "latency": latency,
     "pipeline": pipeline,
     "sql": sql,

@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from .base import WindowMetric
 from .bursts import BurstConfig, BurstMetric
 from .counters import CounterConfig, CounterMetric
+from .latency import LatencyMetric
 from .packets import PacketMetric
+from .readings import ReadingMetric
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,4 +24,6 @@ METRICS: dict[str, Callable[[MetricConfig], WindowMetric]] = {
     "packet": lambda _config: PacketMetric(),
     "port": lambda config: CounterMetric("port", config.counters),
     "queue": lambda config: CounterMetric("queue", config.counters),
+    "latency": lambda _config: LatencyMetric(),
+    "reading": lambda _config: ReadingMetric(),
 }

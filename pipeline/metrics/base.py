@@ -5,6 +5,7 @@ arithmetic and what must be carried from one window into the next of the same de
 expected sequence number). Any cut of the input into calls gives the same rows.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -49,3 +50,32 @@ class WindowMetric(Protocol):
     def restore(self, device: str, carry: bytes) -> None:
         """Take over what ``carry`` returned, in this process or another; empty bytes mean nothing is carried."""
         ...
+
+    def counters(self) -> dict[str, float]:
+        """Return what was dropped or not measured since the start, by the names of Weft's own counters."""
+        ...
+
+
+class Stateless(ABC):
+    """The rest of a ``WindowMetric`` of which each window stands alone."""
+
+    @abstractmethod
+    def close(self, closing: Closing) -> dict[str, pl.DataFrame]:
+        """Return the rows of one device's closed windows; see ``WindowMetric``."""
+
+    def close_all(self, closings: Sequence[Closing]) -> dict[str, pl.DataFrame]:
+        """Return the rows of several devices; see ``WindowMetric``."""
+        made = [self.close(closing) for closing in closings]
+        return {name: pl.concat([tables[name] for tables in made]) for name in made[0]} if made else {}
+
+    def carry(self, device: str) -> bytes:
+        """Return nothing."""
+        return b""
+
+    def restore(self, device: str, carry: bytes) -> None:
+        """Take over nothing."""
+        del device, carry
+
+    def counters(self) -> dict[str, float]:
+        """Return nothing: what is refused is in the rows of ``quality``."""
+        return {}

@@ -127,6 +127,10 @@ class BurstMetric:
             matrix = np.frombuffer(rows, np.int64).reshape(-1, kernel.CARRY_COLUMNS).copy()
             self._carry[device] = dict(zip(map(tuple, json.loads(keys)), matrix, strict=True))
 
+    def counters(self) -> dict[str, float]:
+        """Return nothing: no run is dropped that ``quality`` does not tell of."""
+        return {}
+
     def _stretches(self, start_ns: int, end_ns: int, group: _Group) -> Iterator[tuple[str, pl.DataFrame]]:
         interval = group.interval_ns
         windows_max = max(1, CELLS_MAX // max(1, len(group.entities) * -(-WINDOW_NS // interval)))
@@ -369,7 +373,7 @@ def _samples(values: pl.Series) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         offsets = array.offsets.to_numpy()
         flat = array.values
         if flat.null_count:
-            flat = flat.cast(pa.int64()).fill_null(-1)
+            flat = flat.cast(pa.int64(), safe=False).fill_null(-1)
         yield offsets, flat.to_numpy()
 
 

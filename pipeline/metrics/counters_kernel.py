@@ -163,9 +163,9 @@ def _back(value, last, elapsed, top, saturates, cost, rate):
 
 
 @numba.njit(nogil=True)
-def _absurd(delta, elapsed, cost, rate):
-    span = elapsed + JITTER_NS
-    return delta > UNITS_PER_NS_MAX * span or (cost > 0 and rate > 0 and delta * cost * 1e9 > FORWARD_FACTOR * rate * span)
+def _carried(rate, cost):
+    """Return the most that a counter moves in a nanosecond."""
+    return min(FORWARD_FACTOR * rate / (1e9 * cost), UNITS_PER_NS_MAX) if cost > 0 and rate > 0 else UNITS_PER_NS_MAX
 
 
 @numba.njit(nogil=True)
@@ -175,7 +175,7 @@ def _usual(usual, elapsed):
         return elapsed
     if elapsed > GAP_FACTOR * usual:
         return min(elapsed, 2 * usual)
-    return min(max(elapsed, usual - usual // 8), usual + usual // 8)
+    return min(max(elapsed, usual - (usual >> 3)), usual + (usual >> 3))
 
 
 @numba.njit(cache=True, nogil=True)
@@ -191,25 +191,29 @@ def differ(values, present, order, readings, limits, seen, sums, flags, repeats,
     start, code, times, generation, rate, cell = readings
     tops, saturates, cost = limits
     total, covered, counted = sums
-    count, wanted = len(code), len(moved) > 0
+    count, wanted, whole = len(code), len(moved) > 0, len(present) == 0
+    line, carried = -1.0, 0.0
     r = 0
     while r < count:
         one = code[r]
         last, last_ts, moved_ts, usual = np.uint64(seen[one, VALUE]), seen[one, TS], seen[one, MOVED], seen[one, USUAL]
         last_generation = np.int64(0)
         while r < count and code[r] == one:
-            value, found = _fold(values, present, order, start[r], start[r + 1])
+            begin, end = start[r], start[r + 1]
+            value, found = (values[order[begin]], 1) if whole and end - begin == 1 else _fold(values, present, order, begin, end)
             if found:
                 if found > 1:
                     repeats[r] = max(repeats[r], found - 1)
-                now, verdict = times[r], 0
+                now = times[r]
                 known = last_ts >= 0 and last_generation == generation[r]
                 if known:
+                    if rate[r] != line:
+                        line, carried = rate[r], _carried(rate[r], cost)
                     delta, elapsed = value - last, now - last_ts
                     if value < last:
-                        delta, verdict = _back(value, last, elapsed, tops[one], saturates[one], cost, rate[r])
-                    elif _absurd(delta, now - moved_ts, cost, rate[r]):
-                        verdict = IMPLAUSIBLE
+                        delta, verdict = _back(value, last, elapsed, tops[one], saturates[one], cost, line)
+                    else:
+                        verdict = IMPLAUSIBLE if delta > carried * (now - moved_ts + JITTER_NS) else 0
                     if verdict in (0, WRAP):
                         total[cell[r]] += delta
                         covered[cell[r]] += elapsed
@@ -221,8 +225,7 @@ def differ(values, present, order, readings, limits, seen, sums, flags, repeats,
                     if verdict:
                         flags[r] |= verdict
                     usual = _usual(usual, elapsed)
-                if not known or value != last:
-                    moved_ts = now
+                moved_ts = moved_ts if known and value == last else now
                 last, last_ts, last_generation = value, now, generation[r]
             r += 1
         # What was read before the counters started anew is no value to compare with.

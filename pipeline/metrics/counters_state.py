@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 
 from .counters_columns import Columns, Plan
 from .counters_kernel import LAST_TS, MARKS, NOTHING, SEEN_COLUMNS, TS
@@ -74,9 +75,12 @@ class Remembered:
         if known is None:
             return b""
         read = np.flatnonzero((known.seen[:, :, TS] >= 0).any(axis=1))
-        columns = [pl.Series(self._plan.counters[k], np.ascontiguousarray(known.seen[k])) for k in read]
+        table = known.keys.to_arrow().append_column("marks", _lists(known.marks))
+        for k in read:
+            table = table.append_column(self._plan.counters[k], _lists(known.seen[k]))
         buffer = io.BytesIO()
-        known.keys.hstack([pl.Series("marks", known.marks), *columns]).write_ipc_stream(buffer, compression="lz4")
+        with pa.ipc.new_stream(buffer, table.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as stream:
+            stream.write_table(table)
         return buffer.getvalue()
 
     def restore(self, device: str, carry: bytes) -> None:
@@ -99,3 +103,8 @@ class Remembered:
         kept = order.sort("last", *self._plan.keys, descending=[True] + [False] * len(self._plan.keys))["row"][: self._objects_max]
         self.dropped += surplus
         return np.sort(kept.to_numpy())
+
+
+def _lists(rows: np.ndarray) -> pa.Array:
+    """Return the rows of a matrix as lists of one length; through Arrow, since this is done for every counter of every commit."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(rows).ravel()), rows.shape[1])

@@ -48,7 +48,8 @@ class Walk:
         moved, since = self._differ(rate, generation)
         occupancy = self._gauges()
         event = self._links(change)
-        more = {"speed_bps": pl.Series(np.maximum.reduceat(rate, self._first[:-1])).cast(pl.UInt64)}
+        fastest = np.maximum.reduceat(rate, self._first[:-1])
+        more = {"speed_bps": _nullable(fastest, fastest)}
         if self._plan.family == "queue":
             event, more["storm_ns"] = self._storms((detection_ns, restoration_ns), moved, since, occupancy)
         else:

@@ -13,10 +13,10 @@ from itertools import pairwise
 import numpy as np
 import polars as pl
 
-from .. import histogram
 from ..schema import FAMILIES, STATES, WINDOW_NS
 from . import sequence
 from .base import Closing
+from .latency import statistics
 
 _KEY = ("ts", "device", "src", "dst", "opcode")
 _FLOW = ("src", "dst", "qp")
@@ -70,7 +70,7 @@ class PacketMetric:
         roce = _roce(rows, marks, closing.device)
         if not closing.ended and device.keys.height:
             self._devices[closing.device] = device
-        return {"roce": roce, "latency": _latency(latency, closing.device)}
+        return {"roce": roce, "latency": statistics(latency.with_columns(kind=pl.lit("ack")), closing.device)}
 
     def close_all(self, closings: Sequence[Closing]) -> dict[str, pl.DataFrame]:
         """Return the rows of several devices; see ``WindowMetric``."""
@@ -244,21 +244,3 @@ def _roce(rows: pl.DataFrame, marks: np.ndarray, device: str) -> pl.DataFrame:
     )
     table = STATES["roce"].polars
     return total.sort(_KEY).select(pl.col(name).cast(dtype) for name, dtype in table.items())
-
-
-def _latency(samples: pl.DataFrame, device: str) -> pl.DataFrame:
-    table = STATES["latency"].polars
-    if samples.is_empty():
-        return STATES["latency"].empty()
-    key = ("ts", "src", "dst")
-    groups = samples.group_by(key).agg(
-        pl.len().alias("samples"),
-        pl.col("ns").sum().alias("total"),
-        pl.col("ns").min().alias("low"),
-        pl.col("ns").max().alias("high"),
-    )
-    groups = groups.sort(key).with_row_index("row")
-    row = samples.join(groups, on=key, how="left", maintain_order="left")["row"].to_numpy()
-    hist = histogram.of_values(row, samples["ns"].to_numpy(), groups.height)
-    frame = groups.with_columns(hist, pl.lit(device).alias("device"), pl.lit("ack").alias("kind"))
-    return frame.select(pl.col(name).cast(dtype) for name, dtype in table.items())

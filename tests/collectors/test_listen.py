@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from weft.collectors import listen
+from weft.collectors.decode import arrivals
 from weft.collectors.listen import LOOPBACK, Sources, UdpListener
 from weft.pipeline.clock import SystemClock
 from weft.pipeline.errors import ServiceError
@@ -237,6 +238,6 @@ def test_a_wrong_network_is_refused_at_once(bad: str):
 
 def test_drop_counts_survive_their_32_bits():
     """The kernel's drop counter has 32 bits; a total goes on over its wrap, and an older value does not take it back."""
-    assert listen._later(np.int64(0xFFFFFFF0), np.int64(0x10)) == 0x100000010
-    assert listen._later(np.int64(0x100000010), np.int64(0xFFFFFFFF)) == 0x100000010
-    assert listen._later(np.int64(5), np.int64(9)) == 9
+    assert arrivals.later(np.int64(0xFFFFFFF0), np.int64(0x10)) == 0x100000010
+    assert arrivals.later(np.int64(0x100000010), np.int64(0xFFFFFFFF)) == 0x100000010
+    assert arrivals.later(np.int64(5), np.int64(9)) == 9

@@ -240,7 +240,7 @@ def test_ethernet_counters_alone_belong_to_their_source(rows: Rows):
 def test_states_are_readings_when_they_change(rows: Rows):
     """Promiscuous mode is said at first sight and when it changes, not with every sample."""
     datagrams = [datagram(counters(generic(promiscuous=mode)), sequence=k + 1) for k, mode in enumerate((0, 0, 1, 1))]
-    readings = decode(rows, *datagrams)["reading"].filter(name="promiscuous_mode")
+    readings = decode(rows, *datagrams)["reading"].filter(name="if_promiscuous_mode")
     assert readings.select("kind", "object", "value", "count").rows() == [("port", "3", 0.0, 0), ("port", "3", 1.0, 1)]
 
 
@@ -256,20 +256,20 @@ def test_ports_are_called_as_told_or_as_the_agent_says():
 
 
 def test_optics_become_readings(rows: Rows):
-    """Module and lane values of optics are readings in volts, degrees, amperes, watts and nanometres, below zero too."""
+    """Module and lane values of optics are readings in volts, degrees, milliamperes, watts and nanometres, below zero too."""
     lane = words(1, 6500, 1000, 1, 2000, 1310, 900, 1, 2000, 2**32 - 1)
     module = words(1, 4, 3300, 2**32 - 2500, 2) + lane + words(2, *([5] * 9))
     readings = decode(rows, datagram(counters(generic(), tagged(10, module))))["reading"].filter(kind="transceiver")
     values = {(row["object"], row["name"]): row["value"] for row in readings.to_dicts()}
-    assert values["3", "supply_v"] == pytest.approx(3.3)
-    assert values["3", "temperature_c"] == pytest.approx(-2.5)
-    assert values["3/1", "tx_bias_a"] == pytest.approx(6.5e-3)
+    assert values["3", "module_supply_v"] == pytest.approx(3.3)
+    assert values["3", "module_celsius"] == pytest.approx(-2.5)
+    assert values["3/1", "laser_bias_ma"] == pytest.approx(6.5)
     assert values["3/1", "tx_power_w"] == pytest.approx(1e-3)
     assert values["3/1", "tx_wavelength_nm"] == 1310
     assert values["3/2", "rx_power_w"] == pytest.approx(5e-6)
     assert ("3/1", "rx_wavelength_nm") not in values
     # One wavelength is unknown.
-    assert len(values) == 2 + 9 + 9 - 1
+    assert len(values) == 4 + 9 + 9 - 1
 
 
 @pytest.mark.parametrize("data", [False, True])
@@ -278,27 +278,27 @@ def test_infiniband_counters_become_readings(rows: Rows, data: bool):
     body = (struct.pack(">2Q", 100, 2**63) if data else b"") + struct.pack(">2Q", 7, 8) + words(*range(12))
     readings = decode(rows, datagram(counters(generic(), tagged(9, body))))["reading"]
     values = {row["name"]: (row["value"], row["count"]) for row in readings.filter(kind="port", object="3").to_dicts()}
-    assert values["port_xmit_pkts"] == (7.0, 7)
-    assert values["symbol_error_counter"] == (0.0, 0) and values["vl15_dropped"] == (11.0, 11)
+    assert values["tx_packets"] == (7.0, 7)
+    assert values["symbol_errors"] == (0.0, 0) and values["vl15_dropped"] == (11.0, 11)
     if data:
-        assert values["port_xmit_bytes"] == (400.0, 400)
-        assert values["port_rcv_bytes"] == (2.0**65, None)
+        assert values["tx_bytes"] == (400.0, 400)
+        assert values["rx_bytes"] == (2.0**65, None)
     else:
-        assert "port_xmit_bytes" not in values
+        assert "tx_bytes" not in values
 
 
 def test_queue_lengths_and_processors_become_readings(rows: Rows):
-    """A queue's length histogram and a processor's load are readings; what the queue dropped is its counter."""
+    """A queue's length histogram and a processor's load are readings, by their canonical names."""
     queue = tagged(1003, words(6, 256, 1000, *range(9), 55))
     load = tagged(1001, words(1234, 2**32 - 1, 50) + struct.pack(">2Q", 10**10, 10**9))
     frames = decode(rows, datagram(counters(generic(), queue), counters(load, index=2 << 24 | 1)))
     readings = {(row["kind"], row["object"], row["name"]): row["value"] for row in frames["reading"].to_dicts()}
-    assert readings["queue", "3/6", "segment_bytes"] == 256
-    assert readings["queue", "3/6", "packets_at_length_more"] == 8
+    assert readings["queue", "3/6", "queue_segment_bytes"] == 256
+    assert readings["queue", "3/6", "queue_length_more"] == 8
     assert readings["device", "", "cpu_5s_ratio"] == pytest.approx(0.1234)
-    assert readings["device", "", "memory_free_bytes"] == 10**9
+    assert readings["device", "", "free_memory_bytes"] == 10**9
     assert ("device", "", "cpu_1m_ratio") not in readings
-    assert frames["queue"].select("port", "queue", "direction", "dropped_packets").rows() == [("3", "6", "tx", 55)]
+    assert readings["queue", "3/6", "queue_length_dropped"] == 55
 
 
 def test_missing_datagrams_are_admitted_per_sub_agent(rows: Rows):

@@ -174,7 +174,7 @@ def test_states_without_a_column_are_said_once():
     expected = {
         (device, port, name): int(value)
         for (device, port), values in said.items()
-        for name, value in zip(("interface_type", "duplex", "promiscuous_mode"), values, strict=True)
+        for name, value in zip(("if_type", "if_direction", "if_promiscuous_mode"), values, strict=True)
     }
     readings = read(MANY)[0]["reading"].filter(kind="port")
     assert readings.height == len(expected)

@@ -99,6 +99,47 @@ def _write_capture(path: Path, requests: int = 400) -> None:
             file.write(struct.pack("<IIII", PCAP_START_S + at_us // 1_000_000, at_us % 1_000_000, len(data), len(data)) + data)
 
 
+def _write_counters(folder: Path) -> None:
+    """Write readings of a switch's ports and lossless queues, four a second: one queue marks, one is paused, one drops, one is idle."""
+    ports, steps = 4, 4 * SECONDS
+    rng = np.random.default_rng(5)
+    port, step = np.repeat(np.arange(ports), steps), np.tile(np.arange(steps), ports)
+    common = {
+        "ts": 1_640_995_200_000_000_000 + step * 250_000_000,
+        "device": ["leaf-0"] * len(port),
+        "port": [f"Ethernet{8 * k}" for k in port],
+        "speed_bps": np.full(len(port), 400_000_000_000),
+    }
+
+    def counted(rate: np.ndarray) -> np.ndarray:
+        return np.cumsum(rng.poisson(rate[port] + 0.0).reshape(ports, steps), axis=1).ravel().astype(np.uint64)
+
+    packets = counted(np.array([900_000, 700_000, 400_000, 1_000]))
+    paused = counted(np.array([0, 90_000, 4_000, 0]))
+    queue = {
+        "queue": ["3"] * len(port),
+        "direction": ["tx"] * len(port),
+        "packets": packets,
+        "bytes": packets * 4096,
+        "ecn_marked_packets": counted(np.array([60_000, 0, 9_000, 0])),
+        "dropped_packets": counted(np.array([0, 0, 40, 0])),
+        "pfc_rx_frames": paused // 20,
+        "pfc_rx_pause_us": paused,
+        "pfc_on2off": paused // 40,
+        "watermark_bytes": rng.integers(1_000_000, 9_000_000, len(port)),
+    }
+    rest = {
+        "rx_bytes": packets * 4096,
+        "tx_bytes": packets * 4000,
+        "rx_packets": packets,
+        "rx_discards": counted(np.array([0, 0, 3, 0])),
+        "corrected_bits": counted(np.array([9_000, 100, 100, 100_000])),
+        "oper_up": [not (k == 3 and 8 <= s < 12) for k, s in zip(port, step, strict=True)],
+    }
+    pl.DataFrame(common | queue).write_parquet(folder / "queues.parquet")
+    pl.DataFrame(common | rest).write_parquet(folder / "ports.parquet")
+
+
 def _replay(path: Path, data: Path, *options: str) -> None:
     command = [sys.executable, "-m", "weft", "replay", str(path), "--data", str(data), *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=REPLAY_LIMIT_S, check=False, env=_environment())
@@ -147,6 +188,9 @@ def seed(tmp_path_factory: pytest.TempPathFactory) -> Seed:
     data = folder / "data"
     _replay(folder / "rack.csv", data, "--kind", "millisampler", "--line-rate", str(LINE_RATE_BPS))
     _replay(folder / "roce.pcap", data)
+    _write_counters(folder)
+    _replay(folder / "queues.parquet", data)
+    _replay(folder / "ports.parquet", data)
     _amend(data)
     return Seed(data, {(f"rack-{rack}", f"host-{100 * rack + host}"): samples for (rack, host), samples in traffic.items()})
 

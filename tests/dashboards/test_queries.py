@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from weft.analytics.store import Reader
-from weft.dashboards import queries, queries_roce
+from weft.dashboards import queries, queries_congestion, queries_roce
 from weft.dashboards.sql import Span, chosen
 
 LINE_RATE_BPS = 12_500_000_000
@@ -159,3 +159,25 @@ def test_a_port_is_shown_at_the_interval_that_covers_most(tmp_path):
     )
     rows = connection.execute(queries.worst_ports(Span(0, 10 * 1000 * MS))).pl()
     assert rows.select("sample_interval_ns", "burst_time_ratio").rows() == [(MS, pytest.approx(0.1))]
+
+
+def test_congestion_is_that_of_the_counters(seed, reader):
+    """Marks, drops and pauses that the Congestion page shows are last reading minus first of each queue."""
+    raw = pl.read_parquet(seed.data.parent / "queues.parquet").group_by("port").agg(pl.all().sort_by("ts"))
+    moved = {
+        row["port"]: {name: values[-1] - values[0] for name, values in row.items() if name.endswith(("packets", "_us"))}
+        for row in raw.to_dicts()
+    }
+    row = reader.frame(queries_congestion.bounds()).row(0)
+    span = chosen(row[0], row[1], "all", None)
+    total = reader.frame(queries_congestion.summary(span, queries_congestion.Place())).row(0, named=True)
+    assert total["drops"] == sum(queue["dropped_packets"] for queue in moved.values())
+    marked, packets = (sum(queue[name] for queue in moved.values()) for name in ("ecn_marked_packets", "packets"))
+    assert total["ecn_mark_ratio"] == pytest.approx(marked / packets)
+    queues = {row["port"]: row for row in reader.frame(queries_congestion.worst_queues(span, queries_congestion.Place())).to_dicts()}
+    assert next(iter(queues)) == "Ethernet8", "the one that is paused most comes first"
+    assert {port: row["drops"] for port, row in queues.items()} == {port: queue["dropped_packets"] for port, queue in moved.items()}
+    heat = reader.frame(queries_congestion.heat(span, "paused", queries_congestion.Place()))
+    # Each interval counts in the second in which it ends: the first second has three of them, the others four.
+    spent_us = (heat.filter(pl.col("port") == "Ethernet8")["ratio"] * pl.Series([0.75, *[1.0] * (heat.height // 2 - 1)]) * 1e6).sum()
+    assert spent_us == pytest.approx(moved["Ethernet8"]["pfc_rx_pause_us"])

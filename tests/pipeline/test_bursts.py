@@ -183,7 +183,11 @@ def expected(samples: list[Sample]) -> dict[str, Counter]:
             put(out, "groups", group | row)
     for key in duplicates.keys() | implausible.keys():
         row = dict(zip(("ts", "device", "port", "signal"), key, strict=True))
-        put(out, "quality", row | {"late": 0, "duplicates": duplicates[key], "implausible": implausible[key]})
+        put(
+            out,
+            "quality",
+            row | dict.fromkeys(STATES["quality"].having("sum"), 0) | {"duplicates": duplicates[key], "implausible": implausible[key]},
+        )
     return out
 
 
@@ -211,7 +215,7 @@ def put(out: dict[str, Counter], table: str, row: dict[str, Any]) -> None:
 def rows_of(made: list[dict[str, pl.DataFrame]]) -> dict[str, Counter]:
     """Return what a metric made, in the form of ``expected``; quality rows of one key are added up."""
     out: dict[str, Counter] = {name: Counter() for name in TABLES}
-    quality: dict[tuple, list[int]] = defaultdict(lambda: [0, 0, 0])
+    quality: dict[tuple, list[int]] = defaultdict(lambda: [0] * len(STATES["quality"].having("sum")))
     for tables in made:
         for name, frame in tables.items():
             assert dict(frame.schema) == STATES[name].polars
@@ -432,7 +436,7 @@ def test_a_sample_that_cannot_be_is_counted_and_left_out(value: int) -> None:
     """What no line carries is implausible: it is counted and spoils no sum."""
     rows = feed(simple([5, value, 6]), np.random.default_rng(0))
     assert column(rows, "port_samples", "total") == [11]
-    assert rows["quality"] == Counter({(T0, "d", "p", "rx_bytes", 0, 0, 1): 1})
+    assert rows["quality"] == Counter({(T0, "d", "p", "rx_bytes", 0, 0, 1, 0, 0, 0): 1})
 
 
 def test_squares_are_exact_in_128_bits() -> None:

@@ -11,10 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from weft.pipeline.bus import Message
+from weft.pipeline.codec import encode, headers
 from weft.pipeline.errors import ConfigError
 from weft.pipeline.metrics.base import Closing
 from weft.pipeline.metrics.counters import CounterConfig, CounterMetric
 from weft.pipeline.schema import FAMILIES, STATES, counters_of
+from weft.pipeline.windows import PartitionWindows, WindowConfig
 
 S, MS = 10**9, 10**6
 T0 = 1_700_000_000 * S
@@ -367,6 +370,58 @@ def test_the_longest_silent_objects_are_forgotten() -> None:
     found = {(row["port"], (row["ts"] - T0) // S): row["rx_bytes"] for row in tables["port_counters"].to_dicts()}
     assert found == {("a", 0): None, ("b", 0): None, ("b", 1): 90, ("c", 1): None, ("a", 2): None, ("b", 2): 110}
     assert metric.counters() == {"weft_pipeline_port_objects_dropped_total": 2.0}
+
+
+def held(rows: Sequence[Sequence[dict]], **config: float) -> dict[str, pl.DataFrame]:
+    """Return what the windows of a partition make of messages of a device, the last of which ends it."""
+    windows, table = PartitionWindows(CounterMetric("port"), WindowConfig(**config)), FAMILIES["port"]
+    for offset, part in enumerate([*rows, []]):
+        said = headers(table, source="test", **({} if part else {"end": "1"}))
+        windows.add(Message(table.topic, 0, offset, "leaf", encode(frame(part), table), said), 0)
+        windows.close(0)
+    return windows.take()
+
+
+def test_readings_out_of_order_count_and_late_ones_do_not() -> None:
+    """What comes within the lateness is put in its place; what comes after its window has closed is counted as late, and nowhere else."""
+    times = ([0.1, 0.9], [0.5, 1.2], [1.1, 2.4], [0.7], [2.2, 3.9])
+    tables = held([[{"t": t, "rx_bytes": round(1000 * t), "recv_ts": T0 + 10 * S} for t in part] for part in times], lateness_s=0.5)
+    assert windows(tables, "rx_bytes") == {0: 800, 1: 300, 2: 1200, 3: 1500}
+    assert windows(tables, "readings") == {0: 3, 1: 2, 2: 2, 3: 1}
+    assert lacks(tables)["late"] == 1
+
+
+def test_a_reading_ahead_of_time_is_refused() -> None:
+    """A reading whose time is more than a minute ahead of its receipt is no reading of that time."""
+    tables = held([[{"t": 0, "rx_bytes": 1}, {"t": 1000, "rx_bytes": 5, "recv_ts": T0 + S}], [{"t": 1, "rx_bytes": 9, "recv_ts": T0 + S}]])
+    assert windows(tables, "rx_bytes") == {0: None, 1: 8}
+    assert lacks(tables) == {"implausible": 1}
+
+
+@settings(max_examples=40)
+@given(
+    rows=st.lists(
+        st.fixed_dictionaries(
+            {
+                "ts": st.integers(0, 2**62 - 1),
+                "epoch": st.integers(-(2**63), 2**63 - 1) | st.sampled_from([0, 1]),
+                "rx_bytes": st.none() | st.integers(0, 2**64 - 1),
+                "carrier_changes": st.none() | st.integers(0, 2**64 - 1),
+                "speed_bps": st.none() | st.sampled_from([0, 1, 2**64 - 1]),
+                "fec_bins": st.none() | st.lists(st.none() | st.integers(0, 2**64 - 1), max_size=20),
+                "port": st.none() | st.text(max_size=3),
+                "source": st.none() | st.sampled_from(["sflow", "gnmi", ""]),
+            }
+        ),
+        max_size=30,
+    )
+)
+def test_no_reading_is_too_strange(rows: list[dict]) -> None:
+    """Whatever values readings have, there are rows of the tables' types and no time is covered that was not."""
+    tables = CounterMetric("port").close(Closing("leaf", 0, 2**62 // S * S, [frame(rows)]))
+    for name, made in tables.items():
+        assert made.schema == pl.Schema((STATES.get(name) or FAMILIES[name]).polars)
+    assert sum(tables["port_counters"]["rx_covered_ns"].to_list()) <= 2**62 * len({(row["source"], row["port"]) for row in rows})
 
 
 # Property tests: a plain Python walk over single readings of two ports by two sources, with what goes wrong in life.

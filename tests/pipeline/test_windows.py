@@ -15,7 +15,7 @@ from weft.pipeline.bus import Message
 from weft.pipeline.codec import encode, headers
 from weft.pipeline.metrics.bursts import BurstMetric
 from weft.pipeline.metrics.packets import PacketMetric
-from weft.pipeline.schema import FAMILIES, WINDOW_NS
+from weft.pipeline.schema import FAMILIES, STATES, WINDOW_NS
 from weft.pipeline.windows import AHEAD_NS_MAX, PartitionWindows, WindowConfig
 
 T0 = 1_640_995_200 * WINDOW_NS
@@ -51,7 +51,7 @@ def all_rows(taken: Iterable[dict[str, pl.DataFrame]]) -> dict[str, Counter]:
         for name, frame in tables.items():
             for row in frame.iter_rows():
                 if name == "quality":
-                    for kind, count in zip(("late", "duplicates", "implausible"), row[4:], strict=True):
+                    for kind, count in zip(STATES["quality"].having("sum"), row[4:], strict=True):
                         out[name][(*row[:4], kind)] += count
                 else:
                     out[name][repr(row)] += 1

@@ -1,0 +1,579 @@
+"""High-frequency telemetry end to end: from messages on a socket or in a file to samples, counters and admitted gaps."""
+
+import base64
+import json
+import socket
+import struct
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ipfix_bytes import T0, TIME_NS, counter, message, port_template, record, template
+
+from weft.collectors.base import Batch, Options
+from weft.collectors.hft import Hft, HftConfig
+from weft.collectors.hft_names import read_names
+from weft.collectors.hft_recording import HftRecording
+from weft.collectors.hft_streams import SLICE_NS
+from weft.collectors.replay import recogniser
+from weft.pipeline.clock import SystemClock
+from weft.pipeline.errors import ConfigError, InputError, ServiceError
+from weft.pipeline.schema import FAMILIES
+
+STEP = 100_000
+LIMIT_S = 20.0
+
+
+def write(tmp_path: Path, content: bytes, names: str = "", ending: str = "toml") -> Path:
+    """Write a recording, and names beside it."""
+    path = tmp_path / "leaf1.ipfix"
+    path.write_bytes(content)
+    if names:
+        path.with_name(f"{path.name}.{ending}").write_text(names)
+    return path
+
+
+def joined(batches: list[Batch], family: str) -> pl.DataFrame:
+    """Return all rows of a family, each frame checked against the table."""
+    table = FAMILIES[family]
+    frames = [batch.frame for batch in batches if batch.family == family]
+    assert all(dict(frame.schema) == table.polars for frame in frames)
+    return pl.concat([table.empty(), *frames])
+
+
+def replay(tmp_path: Path, content: bytes, names: str = "", **options) -> list[Batch]:
+    """Return the batches of a recording."""
+    return list(HftRecording(write(tmp_path, content, names), Options(**options)).batches())
+
+
+def samples(batches: list[Batch], **keys) -> dict[int, int]:
+    """Return the samples of one signal by the start of their slots; no slot may have two."""
+    found: dict[int, int] = {}
+    rows = joined(batches, "burst_sample").filter(*(pl.col(name) == value for name, value in keys.items()))
+    for row in rows.iter_rows(named=True):
+        for k, value in enumerate(row["values"]):
+            slot = row["ts"] + k * row["interval_ns"]
+            assert slot not in found
+            found[slot] = value
+    return found
+
+
+def telemetry(values: np.ndarray, times: np.ndarray, name: int = 256) -> bytes:
+    """Return one message per record; values (n, counters)."""
+    return b"".join(
+        message([(name, record(int(t), row))], sequence=k) for k, (t, row) in enumerate(zip(times, values.tolist(), strict=True))
+    )
+
+
+PORTS = """
+[[session]]
+name = "profile|PORT"
+object_names = ["Ethernet0", "Ethernet4"]
+object_ids = [1, 2]
+"""
+
+
+def walk(n: int, counters: int, seed: int = 1) -> np.ndarray:
+    """Return cumulative counters that only grow."""
+    return np.cumsum(np.random.default_rng(seed).integers(0, 200_000, (n, counters)), axis=0)
+
+
+def test_differences_of_octets_become_samples(tmp_path):
+    """Samples of each port and direction are the differences of its octets, in slots of the poll, under the port's name."""
+    n, values = 3000, walk(3000, 4)
+    jitter = np.random.default_rng(2).integers(-20_000, 20_000, n)
+    batches = replay(tmp_path, message([(2, port_template(256, 2))]) + telemetry(values, T0 + 37_000 + np.arange(n) * STEP + jitter), PORTS)
+    for column, (port, signal) in enumerate(
+        [("Ethernet0", "rx_bytes"), ("Ethernet0", "tx_bytes"), ("Ethernet4", "rx_bytes"), ("Ethernet4", "tx_bytes")]
+    ):
+        got = samples(batches, port=port, signal=signal, interval_ns=STEP, device="leaf1", queue="", source="hft")
+        assert list(got.values()) == np.diff(values[:, column]).tolist()
+        assert np.diff(list(got)).tolist() == [STEP] * (n - 2)
+        assert abs(min(got) - T0) <= STEP
+    assert joined(batches, "gap").height == 0
+    assert batches[-1].ended == ("leaf1",)
+
+
+def test_rows_that_are_published_together_lie_close(tmp_path):
+    """No batch spans more than a slice of time and a run, so that none of its rows is late behind another."""
+    n = 20_000
+    batches = replay(tmp_path, message([(2, port_template(256, 1))]) + telemetry(walk(n, 2), T0 + np.arange(n) * STEP))
+    for batch in batches:
+        if batch.family == "burst_sample":
+            ends = batch.frame["ts"] + batch.frame["values"].list.len() * STEP
+            assert ends.max() - batch.frame["ts"].min() <= SLICE_NS + STEP
+
+
+def test_a_hole_ends_the_run_and_is_admitted(tmp_path):
+    """A record that is missing leaves its slots without samples; what is missing is said in samples, the rest adds up."""
+    n, values = 1000, walk(1000, 2)
+    keep = np.ones(n, bool)
+    keep[[100, 500, 501, 502]] = False
+    times = T0 + np.arange(n) * STEP
+    batches = replay(tmp_path, message([(2, port_template(256, 1))]) + telemetry(values[keep], times[keep]))
+    got = samples(batches, signal="rx_bytes")
+    wanted = {int(times[k]): int(values[k + 1, 0] - values[k, 0]) for k in range(n - 1) if keep[k] and keep[k + 1]}
+    assert got == wanted
+    gaps = joined(batches, "gap").filter(what="samples")
+    # Two signals, of each a hole of two slots and one of four.
+    assert gaps.select("reason", "missed").rows() == [("missing_reading", 2 * (2 + 4))]
+
+
+def test_a_reset_ends_the_run_and_opens_an_epoch(tmp_path):
+    """A counter that goes back was reset: the sample is missing, and later rows have a new epoch."""
+    values = walk(200, 2)
+    values[100:, 0] -= values[100, 0]
+    times = T0 + np.arange(200) * STEP
+    batches = replay(tmp_path, message([(2, port_template(256, 1))]) + telemetry(values, times))
+    rows = joined(batches, "burst_sample").filter(signal="rx_bytes").sort("ts")
+    assert rows["values"].list.len().to_list() == [99, 99]
+    assert rows["epoch"].to_list() == [0, int(times[100])]
+    assert joined(batches, "gap").select("reason", "missed").rows() == [("counter_reset", 1)]
+    assert joined(batches, "port").select("epoch", "rx_bytes").rows() == [(int(times[100]), int(values[-1, 0]))]
+
+
+@pytest.mark.parametrize("width", [4, 5, 6])
+def test_narrow_counters_wrap(tmp_path, width):
+    """A counter narrower than 64 bits that wraps loses nothing, in samples nor in rows, whose counters go on in 64 bits."""
+    n = 4000
+    grown = 2 ** (8 * width) - 10_000_000 + np.arange(n, dtype=np.int64) * 5000
+    fields = [TIME_NS, counter(1, 1, 0, width)]
+    data = b"".join(
+        message([(256, struct.pack(">Q", T0 + k * 10 * STEP) + (int(v) % 2 ** (8 * width)).to_bytes(width, "big"))], sequence=k)
+        for k, v in enumerate(grown)
+    )
+    batches = replay(tmp_path, message([(2, template(256, fields))]) + data, PORTS)
+    assert list(samples(batches, signal="rx_bytes").values()) == [5000] * (n - 1)
+    rows = joined(batches, "port").sort("ts")
+    assert rows["rx_bytes"].to_list() == [int(grown[999]), int(grown[1999]), int(grown[2999]), int(grown[3999])]
+    assert rows["epoch"].unique().to_list() == [0]
+
+
+QUEUES = """
+[[session]]
+name = "profile|QUEUE"
+poll_interval_us = 100
+object_names = "Ethernet0|3,Ethernet0|4"
+object_ids = "1,2"
+
+[[session]]
+name = "profile|INGRESS_PRIORITY_GROUP"
+object_names = ["Ethernet0|3"]
+object_ids = [3]
+
+[[session]]
+name = "profile|BUFFER_POOL"
+object_names = ["egress_lossless_pool"]
+object_ids = [4]
+"""
+
+
+def test_queues_groups_and_pools(tmp_path):
+    """Bytes and occupancy of queues, priority groups and pools are sampled; rows hold the last counter and the highest gauge."""
+    fields = [
+        TIME_NS,
+        counter(1, 21, 1),
+        counter(1, 21, 0x18),
+        counter(2, 21, 0x22),
+        counter(3, 26, 1),
+        counter(3, 26, 2),
+        counter(4, 24, 0),
+    ]
+    n = 100
+    sent, marked = walk(n, 1)[:, 0], np.arange(n)
+    depth = np.random.default_rng(3).integers(0, 10**6, (n, 3))
+    values = np.stack((sent, depth[:, 0], marked, sent * 2, depth[:, 1], depth[:, 2]), axis=1)
+    times = T0 + np.arange(n) * STEP
+    batches = replay(tmp_path, message([(2, template(256, fields))]) + telemetry(values, times), QUEUES)
+    assert list(samples(batches, port="Ethernet0", queue="3", signal="tx_bytes").values()) == np.diff(sent).tolist()
+    assert list(samples(batches, port="Ethernet0", queue="3", signal="rx_bytes").values()) == (2 * np.diff(sent)).tolist()
+    for column, keys in enumerate(
+        [{"port": "Ethernet0", "queue": "3"}, {"port": "Ethernet0", "queue": "pg3"}, {"port": "", "queue": "egress_lossless_pool"}]
+    ):
+        got = samples(batches, signal="queue_bytes", **keys)
+        assert got == dict(zip(times.tolist(), depth[:, column].tolist(), strict=True))
+    columns = ("port", "queue", "direction", "bytes", "occupancy_bytes", "ecn_marked_packets")
+    high = depth.max(axis=0).tolist()
+    assert set(joined(batches, "queue").select(columns).rows()) == {
+        ("Ethernet0", "3", "tx", int(sent[-1]), high[0], None),
+        ("Ethernet0", "4", "tx", None, None, 99),
+        ("Ethernet0", "3", "rx", int(sent[-1]) * 2, high[1], None),
+        ("", "egress_lossless_pool", "pool", None, high[2], None),
+    }
+
+
+def test_counters_of_ports_come_once_per_span(tmp_path):
+    """Beside the samples there is one row a second per port, per-priority counters in rows of their queue, FEC bins as a list."""
+    fields = [
+        TIME_NS,
+        counter(1, 1, 0),
+        counter(1, 1, 0x6D),
+        counter(1, 1, 0x8D),
+        *(counter(1, 1, 0xB7 + n) for n in range(3)),
+        counter(1, 1, 0x5B),
+    ]
+    n = 25
+    values = np.arange(n)[:, None] * 1000 + np.arange(7)
+    values[:, 6] = [5, 900] + [7] * (n - 2)
+    times = T0 + np.arange(n) * STEP * 1000
+    batches = replay(tmp_path, message([(2, template(256, fields))]) + telemetry(values, times), PORTS)
+    rows = joined(batches, "port").sort("ts")
+    assert rows.select("ts", "port", "rx_bytes", "fec_bins").rows() == [
+        (int(times[k]), "Ethernet0", k * 1000, [k * 1000 + 3, k * 1000 + 4, k * 1000 + 5]) for k in (9, 19, 24)
+    ]
+    queues = joined(batches, "queue").sort("ts").select("port", "queue", "direction", "pfc_rx_frames", "pfc_rx_pause_us").rows()
+    assert queues == [("Ethernet0", "3", "tx", k * 1000 + 1, k * 1000 + 2) for k in (9, 19, 24)]
+    # What the dictionary has no column for: its highest value, since it is an occupancy.
+    readings = joined(batches, "reading").sort("ts").select("kind", "object", "value", "count").rows()
+    assert readings == [("port", "Ethernet0", 900.0, 900), ("port", "Ethernet0", 7.0, 7), ("port", "Ethernet0", 7.0, 7)]
+
+
+def test_unknown_statistics_and_labels_are_kept(tmp_path):
+    """A statistic that nobody knows becomes a reading by its number, an object without a name is called by its label."""
+    fields = [TIME_NS, counter(7, 0x2000_0001, 0x2000_0002)]
+    path = write(tmp_path, message([(2, template(256, fields))]) + telemetry(np.array([[2**60 + 1]]), np.array([T0])))
+    recording = HftRecording(path, Options())
+    (row,) = joined(list(recording.batches()), "reading").select("object", "name", "count").rows()
+    assert row == ("label7", f"sai_counter_type_{0x2000_0001}_stat_{0x2000_0002}", 2**60 + 1)
+    assert recording.counters()["unknown_series"] == 1
+
+
+def test_a_new_template_goes_on_where_the_old_one_stood(tmp_path):
+    """When a session is regenerated under another template id, with the columns in another order, no sample is lost."""
+    n, values = 400, walk(400, 4)
+    times = T0 + np.arange(n) * STEP
+    fresh = template(300, [TIME_NS, counter(2, 1, 9), counter(2, 1, 0), counter(1, 1, 9), counter(1, 1, 0)])
+    content = message([(2, port_template(256, 2))]) + telemetry(values[:200], times[:200])
+    content += message([(2, fresh)]) + telemetry(values[200:, ::-1], times[200:], 300)
+    batches = replay(tmp_path, content, PORTS)
+    for column, (port, signal) in enumerate([("Ethernet0", "rx_bytes"), ("Ethernet0", "tx_bytes"), ("Ethernet4", "rx_bytes")]):
+        assert list(samples(batches, port=port, signal=signal).values()) == np.diff(values[:, column]).tolist()
+    assert joined(batches, "gap").filter(what="samples").height == 0
+
+
+def test_a_clock_that_drifts_loses_a_sample_in_thousands(tmp_path):
+    """Against a poll 100 ppm off its interval, slots stay filled but for the few where the phase slips, which are admitted."""
+    n, values = 30_000, walk(30_000, 2)
+    for ppm in (100, -100):
+        times = T0 + (np.arange(n) * STEP * (1 + ppm / 1e6)).astype(np.int64) + np.random.default_rng(4).integers(0, 30_000, n)
+        batches = replay(tmp_path, message([(2, port_template(256, 1))]) + telemetry(values, times))
+        got = samples(batches, signal="rx_bytes", interval_ns=STEP)
+        missed = joined(batches, "gap").filter(what="samples")["missed"].sum() / 2
+        assert n - 1 - len(got) <= 2 * 4
+        assert missed <= 2 * 4
+        total = sum(got.values())
+        assert values[-1, 0] - values[0, 0] - 8 * 200_000 <= total <= values[-1, 0] - values[0, 0]
+
+
+def test_duplicates_and_reordered_records_count_once(tmp_path):
+    """Records that come twice or out of order within a call give each sample once."""
+    n, values = 300, walk(300, 2)
+    order = np.concatenate((np.arange(n), [50, 51]))
+    order[[10, 11]] = order[[11, 10]]
+    times = T0 + np.arange(n) * STEP
+    path = write(tmp_path, message([(2, port_template(256, 1))]) + telemetry(values[order], times[order]))
+    recording = HftRecording(path, Options())
+    assert list(samples(list(recording.batches()), signal="rx_bytes").values()) == np.diff(values[:, 0]).tolist()
+    assert recording.counters()["duplicate_readings"] == 2
+
+
+@given(st.integers(2, 60), st.lists(st.integers(0, 59), max_size=8), st.integers(0, 2**32))
+@settings(max_examples=40, deadline=None)
+def test_samples_and_what_is_missing_make_the_whole(tmp_path_factory, n, lost, seed):
+    """Whatever records are lost: samples and admitted ones together fill all slots, and each sample is the difference over its slot."""
+    rng = np.random.default_rng(seed)
+    values, times = np.cumsum(rng.integers(0, 2**40, (n, 2)), axis=0), T0 + np.arange(n) * STEP + rng.integers(0, STEP // 3, n)
+    keep = np.ones(n, bool)
+    keep[[k for k in lost if 0 < k < n - 1]] = False
+    names = "[[session]]\npoll_interval_us = 100\nobject_names = ['Ethernet0']"
+    batches = replay(tmp_path_factory.mktemp("hft"), message([(2, port_template(256, 1))]) + telemetry(values[keep], times[keep]), names)
+    got = samples(batches, signal="rx_bytes")
+    gaps = joined(batches, "gap").filter(what="samples")
+    assert len(got) + (gaps["missed"].sum() or 0) // 2 == n - 1
+    assert sorted(got.values()) == sorted(int(values[k + 1, 0] - values[k, 0]) for k in range(n - 1) if keep[k] and keep[k + 1])
+
+
+def test_a_recording_that_breaks_gives_what_was_good(tmp_path):
+    """What stands before a broken message comes out and ends its device, then the error says where and what to do."""
+    content = message([(2, port_template(256, 1))]) + telemetry(walk(10, 2), T0 + np.arange(10) * STEP)
+    for tail, said in ((b"nonsense, not a message", "is no IPFIX message"), (content[:20], "is cut")):
+        batches, recording = [], HftRecording(write(tmp_path, content + tail), Options())
+        with pytest.raises(InputError, match=said):
+            batches.extend(recording.batches())
+        assert len(samples(batches, signal="rx_bytes")) == 9
+
+
+def test_a_recording_is_recognised(tmp_path):
+    """A file of IPFIX messages is told from others by its head."""
+    assert recogniser(write(tmp_path, message([(2, port_template(256, 1))]) * 3), None).name == "hft"
+
+
+def test_a_capture_gives_what_the_messages_give(tmp_path):
+    """IPFIX in the UDP packets of a capture is recognised, and gives the rows of each sender under its address."""
+    values = walk(50, 2)
+    out = struct.pack("<IHHiIII", 0xA1B23C4D, 2, 4, 0, 0, 65535, 1)
+    datagrams = [message([(2, port_template(256, 1))])] + [
+        message([(256, record(T0 + k * STEP, row))], sequence=k) for k, row in enumerate(values.tolist())
+    ]
+    for one in datagrams:
+        for host in (1, 2):
+            udp = struct.pack(">HHHH", 4000, 4739, 8 + len(one), 0) + one
+            ip = struct.pack(">BBHHHBBH4s4s", 0x45, 0, 20 + len(udp), 0, 0, 64, 17, 0, bytes([10, 0, 0, host]), bytes([10, 0, 0, 9])) + udp
+            frame = b"\2" * 12 + b"\x08\x00" + ip
+            out += struct.pack("<IIII", T0 // 10**9, 0, len(frame), len(frame)) + frame
+    path = write(tmp_path, out, PORTS)
+    assert recogniser(path, None).name == "hft"
+    batches = list(HftRecording(path, Options()).batches())
+    for device in ("10.0.0.1", "10.0.0.2"):
+        assert list(samples(batches, device=device, port="Ethernet0", signal="rx_bytes").values()) == np.diff(values[:, 0]).tolist()
+    assert batches[-1].ended == ("10.0.0.1", "10.0.0.2")
+
+
+STATE_DB = {
+    "HIGH_FREQUENCY_TELEMETRY_SESSION_TABLE|p|PORT": {
+        "type": "hash",
+        "value": {"stream_status": "enabled", "session_type": "ipfix", "object_names": "Ethernet0, Ethernet4", "object_ids": "5,6"},
+    },
+    "PORT_TABLE|Ethernet0": {"value": {"oper_status": "up"}},
+}
+
+
+@pytest.mark.parametrize("encode", [bytes.hex, lambda raw: base64.b64encode(raw).decode(), lambda raw: raw.decode("latin-1")])
+def test_a_dump_of_the_database_names_the_labels(tmp_path, encode):
+    """A dump of STATE_DB gives names and templates, however its binary field is written."""
+    raw = message([(2, port_template(256, 1))])
+    STATE_DB["HIGH_FREQUENCY_TELEMETRY_SESSION_TABLE|p|PORT"]["value"]["session_config"] = encode(raw)
+    path = tmp_path / "state.json"
+    path.write_text(json.dumps(STATE_DB))
+    names = read_names(path)
+    assert (names.of(1, 5), names.of(1, 6), names.of(21, 5), names.of(1, 9)) == ("Ethernet0", "Ethernet4", "Ethernet0", "label9")
+    assert names.templates == (raw,)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "is no JSON"),
+        ("[]", "no table"),
+        ('{"a": 1}', "no session"),
+        ('{"session": [{"object_names": "a,b", "object_ids": "1"}]}', "2 names and 1 ids"),
+        ('{"session": [{"object_names": "a", "object_ids": "0"}]}', "not from 1"),
+        ('{"session": [{"object_names": "a", "session_config": "zz"}]}', "no IPFIX message"),
+        ('{"session": [{"object_names": "a", "poll_interval_us": "often"}]}', "no number"),
+    ],
+)
+def test_a_file_of_sessions_that_is_none_says_so(tmp_path, text, said):
+    """A broken file of sessions is an error with a mend that names the file."""
+    path = tmp_path / "names.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=said) as error:
+        read_names(path)
+    assert str(path) in str(error.value)
+
+
+def until(live: Hft, done: Callable[[list[Batch]], bool]) -> list[Batch]:
+    """Drain until ``done`` says so; fail beyond the limit."""
+    batches: list[Batch] = []
+    end = time.monotonic() + LIMIT_S
+    while not done(batches):
+        assert time.monotonic() < end, "nothing came in time"
+        batches += live.drain()
+        time.sleep(0.005)
+    return batches
+
+
+def now_grid() -> int:
+    """Return the current time cut to the poll: records ahead of the collector's clock are refused."""
+    return time.time_ns() // STEP * STEP
+
+
+@pytest.fixture
+def sessions(tmp_path):
+    """Names of two ports in a file."""
+    path = tmp_path / "names.toml"
+    path.write_text(PORTS)
+    return {"*": str(path)}
+
+
+def started(**settings) -> Hft:
+    """Return a collector that listens on free ports; it is told the interval, since a drain may bring one record alone."""
+    live = Hft(HftConfig(enabled=True, port=0, **{"interval_us": STEP / 1000} | settings), SystemClock())
+    live.start()
+    return live
+
+
+def test_live_over_udp(sessions):
+    """Datagrams become samples under the names of device and port; every message, record and counter is counted."""
+    live = started(sessions=sessions, devices={"127.0.0.1": "leaf7"}, tcp=False)
+    try:
+        n, values, start = 200, walk(200, 4), now_grid()
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
+            for one in [message([(2, port_template(256, 2))])] + [
+                message([(256, record(start + k * STEP, row))], sequence=k) for k, row in enumerate(values.tolist())
+            ]:
+                out.sendto(one, ("127.0.0.1", live.udp_port))
+        batches = until(
+            live,
+            lambda _: (
+                live.counters()["weft_collectors_hft_records_total"] == n
+                if "weft_collectors_hft_records_total" in live.counters()
+                else False
+            ),
+        )
+    finally:
+        live.stop()
+    batches += live.drain()
+    assert list(samples(batches, device="leaf7", port="Ethernet4", signal="rx_bytes").values()) == np.diff(values[:, 2]).tolist()
+    counters = live.counters()
+    assert [counters[f"weft_collectors_hft_{what}_total"] for what in ("messages", "records", "counters", "samples")] == [
+        201,
+        200,
+        800,
+        4 * 199,
+    ]
+
+
+def test_live_over_tcp_in_pieces_beside_a_hostile_connection(sessions):
+    """A stream in odd pieces gives all samples; a connection that sends something else is cut off alone."""
+    live = started(sessions=sessions, udp=False)
+    try:
+        n, values, start = 200, walk(200, 2), now_grid()
+        content = message([(2, port_template(256, 1))]) + telemetry(values, start + np.arange(n) * STEP)
+        with socket.create_connection(("127.0.0.1", live.tcp_port)) as good, socket.create_connection(("127.0.0.1", live.tcp_port)) as bad:
+            bad.settimeout(LIMIT_S)
+            bad.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            batches: list[Batch] = []
+            for at in range(0, len(content), 777):
+                good.sendall(content[at : at + 777])
+                batches += live.drain()
+            batches += until(live, lambda _: live.counters().get("weft_collectors_hft_records_total") == n)
+            until(live, lambda _: live.counters().get("weft_collectors_hft_tcp_cut_not_ipfix") == 1)
+            assert bad.recv(1) == b""
+            assert live.counters()["weft_collectors_hft_tcp_connections"] == 1
+    finally:
+        live.stop()
+    assert list(samples(batches, port="Ethernet0", signal="rx_bytes").values()) == np.diff(values[:, 0]).tolist()
+
+
+def test_connections_are_limited():
+    """Beyond so many connections the next one is closed at once, and counted; one from an address that may not send, too."""
+    live = started(udp=False, connections_max=1)
+    try:
+        with socket.create_connection(("127.0.0.1", live.tcp_port)):
+            until(live, lambda _: live.counters().get("weft_collectors_hft_tcp_accepted") == 1)
+            with socket.create_connection(("127.0.0.1", live.tcp_port)) as second:
+                second.settimeout(LIMIT_S)
+                assert second.recv(1) == b""
+    finally:
+        live.stop()
+    assert live.counters()["weft_collectors_hft_tcp_refused_full"] == 1
+    live = started(udp=False, allow=("192.0.2.0/24",))
+    try:
+        with socket.create_connection(("127.0.0.1", live.tcp_port)) as stranger:
+            stranger.settimeout(LIMIT_S)
+            assert stranger.recv(1) == b""
+    finally:
+        live.stop()
+    assert live.counters()["weft_collectors_hft_tcp_refused"] == 1
+
+
+def test_a_sender_faster_than_its_reader_waits():
+    """A connection whose bytes nobody takes is not read on, and loses nothing once they are."""
+    live = started(udp=False, connection_bytes_max=100_000)
+    try:
+        n, start = 20_000, now_grid() - 10**10
+        content = message([(2, port_template(256, 1))]) + telemetry(walk(n, 2), start + np.arange(n) * STEP)
+        with socket.create_connection(("127.0.0.1", live.tcp_port)) as out:
+            out.settimeout(LIMIT_S)
+            out.setblocking(False)
+            sent, batches, end = 0, [], time.monotonic() + LIMIT_S
+            while sent < len(content):
+                assert time.monotonic() < end
+                try:
+                    sent += out.send(content[sent : sent + 65536])
+                except BlockingIOError:
+                    batches += live.drain()
+            batches += until(live, lambda _: live.counters().get("weft_collectors_hft_records_total") == n)
+    finally:
+        live.stop()
+    assert len(samples(batches, signal="rx_bytes")) == n - 1
+
+
+def test_templates_outlive_a_restart(tmp_path):
+    """Templates that were learnt are kept in a file and read back, so that data after a restart is read at once."""
+    state = str(tmp_path / "state")
+    for life, content in enumerate([message([(2, port_template(256, 1))]), message([(256, record(now_grid(), [1, 2]))])]):
+        live = started(state=state, tcp=False)
+        try:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
+                out.sendto(content, ("127.0.0.1", live.udp_port))
+            until(live, lambda _, live=live: live.counters().get("weft_collectors_hft_messages_total") == 1)
+            if life == 0:
+                until(live, lambda _: (tmp_path / "state" / "hft-templates.json").is_file())
+        finally:
+            live.stop()
+    assert live.counters()["weft_collectors_hft_counters_total"] == 2
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{}", '{"templates": {"10.0.0.1": [[1, 256, "zz"]]}}', '{"templates": {"10.0.0.1": [[1, 256, "8001"]]}}', '{"templates": []}'],
+)
+def test_a_kept_file_that_is_broken_only_costs_time(tmp_path, content):
+    """A file of templates that cannot be read is passed over, counted, and replaced later."""
+    (tmp_path / "hft-templates.json").write_text(content)
+    live = started(state=str(tmp_path), tcp=False)
+    live.stop()
+    assert live.drain() == []
+
+
+def test_new_names_are_taken_up(tmp_path, sessions):
+    """When the file of sessions changes, the rows that follow carry the new names."""
+    live = started(sessions=sessions, tcp=False)
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
+
+            def send(k: int) -> None:
+                data = b"".join(record(start + (100 * k + j) * STEP, [j, j]) for j in range(10))
+                out.sendto(message([(2, port_template(256, 1)), (256, data)]), ("127.0.0.1", live.udp_port))
+
+            start = now_grid()
+            send(0)
+            until(live, lambda batches: any(batch.family == "burst_sample" for batch in batches))
+            Path(sessions["*"]).write_text(PORTS.replace("Ethernet0", "Ethernet100"))
+            count = 1
+            batches: list[Batch] = []
+            end = time.monotonic() + LIMIT_S
+            while "Ethernet100" not in joined(batches, "burst_sample")["port"]:
+                assert time.monotonic() < end
+                send(count)
+                count += 1
+                batches += live.drain()
+                time.sleep(0.05)
+    finally:
+        live.stop()
+
+
+def test_a_port_in_use_says_so():
+    """A port that somebody else has is an error with a mend, for UDP and for TCP."""
+    live = started()
+    try:
+        for which, port in (("udp", live.udp_port), ("tcp", live.tcp_port)):
+            other = Hft(HftConfig(port=port, udp=which == "udp", tcp=which == "tcp"), SystemClock())
+            with pytest.raises(ServiceError, match=str(port)):
+                other.start()
+            other.stop()
+    finally:
+        live.stop()
+
+
+@pytest.mark.parametrize("wrong", [{"interval_us": -1.0}, {"interval_us": 2e6}, {"counters_interval_ms": 0}, {"exporters_max": 0}])
+def test_settings_that_cannot_be_are_refused(wrong):
+    """A setting out of its range is an error that names it."""
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        HftConfig(**wrong)
