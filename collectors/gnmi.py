@@ -92,6 +92,7 @@ class Gnmi:
         self._thread: threading.Thread | None = None
         self._ended: asyncio.Event | None = None
         self._up_due_ns = 0
+        self._defect: BaseException | None = None
 
     def start(self) -> None:
         """Begin to dial. Raises ``ServiceError`` when a file of a certificate or password cannot be read."""
@@ -115,6 +116,8 @@ class Gnmi:
 
     def drain(self) -> list[Batch]:
         """Return what has come since the last call, as rows; what waits for room in the inbox goes on."""
+        if self._defect is not None:
+            raise self._defect
         now = self._clock.now_ns()
         raw, streams, recv_ts = self._inbox.take()
         batches = []
@@ -168,11 +171,14 @@ class Gnmi:
         ready.set()
         # Before the first message is asked for: else it would wait, and those behind it, until the kernels are compiled.
         await asyncio.to_thread(warm)
+        ended = asyncio.create_task(self._ended.wait())
         tasks = [asyncio.create_task(self._target(state)) for state in self._states]
-        await self._ended.wait()
-        for task in tasks:
+        await asyncio.wait([ended, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        # A target's task ends by a defect only, which is not to stay unseen: the next drain raises it.
+        self._defect = next((task.exception() for task in tasks if task.done()), None)
+        for task in (ended, *tasks):
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(ended, *tasks, return_exceptions=True)
 
     async def _target(self, state: _State) -> None:
         """Dial one target for ever."""
@@ -266,6 +272,8 @@ class Gnmi:
         """Raise ``_RedialError`` when a certificate is another than the one that the channel was opened with."""
         while True:
             await asyncio.sleep(self._config.certificates_s)
+            if not any(state.files):
+                continue
             with contextlib.suppress(ServiceError):
                 # A file that is just being written anew is looked at next time.
                 if await asyncio.to_thread(state.dial.certificates) != state.files:

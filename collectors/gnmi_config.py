@@ -59,6 +59,7 @@ class Target:
 class GnmiConfig:
     """Section ``[collect.gnmi]``: which devices to dial; off while there are no ``targets``."""
 
+    enabled: bool = True
     targets: tuple[Target, ...] = ()
     packs: tuple[str, ...] = ("openconfig", "lldp")
     # Interval of sampled paths instead of the pack's own; 0 = the pack's.
@@ -92,11 +93,8 @@ class GnmiConfig:
     ports_max: int = 1_000_000
     neighbours_max: int = 100_000
 
-    @property
-    def enabled(self) -> bool:
-        return bool(self.targets)
-
     def __post_init__(self) -> None:
+        object.__setattr__(self, "enabled", self.enabled and bool(self.targets))
         if len(self.targets) > self.targets_max:
             raise ConfigError(f"{_WHERE}.targets", f"{len(self.targets)} are more than targets_max", "raise it, or run a second collector")
         names: set[str] = set()

@@ -115,6 +115,8 @@ def _json(path: Path, file: BinaryIO) -> Iterator[bytes]:
         raise InputError(str(path), f"is not JSON ({error})", _MEND) from None
     for number, one in enumerate(tree if isinstance(tree, list) else [tree], 1):
         try:
+            if not isinstance(one, dict):
+                raise ParseError("not an object")
             yield ParseDict(one, gnmi_pb2.SubscribeResponse(), ignore_unknown_fields=True).SerializeToString()
         except (ParseError, TypeError, ValueError, AttributeError) as error:
             problem = " ".join(str(error).split())[:200]

@@ -144,9 +144,9 @@ PARTS: dict[str, Callable[[int], Iterator[Line]]] = {
     "counters": counters,
     "sflow": sflow,
     "gnmi": gnmi,
+    "hft": hft,
     "lab": lab,
 }
-PARTS: dict[str, Callable[[int], Iterator[Line]]] = {"bursts": _bursts, "live": _live, "packets": _packets, "sflow": sflow, "hft": hft}
 
 
 def _fill(bus: Bus, seconds: int, pace: SystemClock | None = None) -> tuple[int, int]:

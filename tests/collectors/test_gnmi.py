@@ -347,3 +347,13 @@ def test_a_server_in_go_is_heard(tmp_path):
             server.kill()
     (row, *_) = collecting.rows("port")
     assert (row["ts"], row["port"], row["rx_bytes"]) == (1_700_000_000_000_000_000, "eth1", 2**64 - 1)
+
+
+def test_it_is_off_without_targets():
+    """With no target there is nothing to run; a section with targets runs unless it says that it does not."""
+    target = Target(address="leaf1:9339")
+    assert [GnmiConfig().enabled, GnmiConfig(targets=(target,)).enabled, GnmiConfig(enabled=False, targets=(target,)).enabled] == [
+        False,
+        True,
+        False,
+    ]
