@@ -143,10 +143,10 @@ PARTS: dict[str, Callable[[int], Iterator[Line]]] = {
     "packets": _packets,
     "counters": counters,
     "sflow": sflow,
+    "hft": hft,
     "gnmi": gnmi,
     "lab": lab,
 }
-PARTS: dict[str, Callable[[int], Iterator[Line]]] = {"bursts": _bursts, "live": _live, "packets": _packets, "sflow": sflow, "hft": hft}
 
 
 def _fill(bus: Bus, seconds: int, pace: SystemClock | None = None) -> tuple[int, int]:
