@@ -143,6 +143,7 @@ PARTS: dict[str, Callable[[int], Iterator[Line]]] = {
     "packets": _packets,
     "counters": counters,
     "sflow": sflow,
+    "hft": hft,
     "gnmi": gnmi,
     "hft": hft,
     "lab": lab,
