@@ -1,1 +1,4 @@
-"""The virtual fabric: a model of a GPU cluster's back-end network, and the device side of the protocols that tell of it."""
+"""The device side of every protocol: what a switch would send, so that collectors meet something real without a network.
+
+It is written from the protocols' specifications and shares no code with the decoders, which makes it a second opinion on them.
+"""

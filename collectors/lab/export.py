@@ -163,7 +163,7 @@ class Exporter:
 
     def _lost(self, device: int, at_ns: int) -> bool:
         fault = self._active("lossy_collector", device, at_ns)
-        return fault is not None and unit(self._fabric.seed, LOSS_DRAW + device, at_ns) < fault.severity
+        return fault is not None and bool(unit(self._fabric.seed, LOSS_DRAW + device, at_ns) < fault.severity)
 
     def _events(self, step: Step) -> pl.DataFrame:
         at, port, up = step.events.T

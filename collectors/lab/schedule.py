@@ -60,7 +60,7 @@ GROUP = columns(
 
 
 class Programs(NamedTuple):
-    """What jobs do; ``group_of`` is (kinds, members), a member's flows of a kind ``flow_index[flow_start[kind, m]:flow_start[kind, m + 1]]``."""
+    """What jobs do. ``group_of`` is (kinds, members); a member's flows of a kind begin at ``flow_index[flow_start[kind, member]]``."""
 
     phases: np.recarray
     jobs: np.recarray

@@ -64,7 +64,8 @@ def test_paused_senders_stand_still_for_what_they_cannot_send():
     """Two senders paused to half the line rate each are paused half of the time."""
     config = star(2, dcqcn=False, faults=(Fault("ecn_thresholds", severity=1.0),))
     readings = Fabric(config, 1).advance(20 * MS).readings
-    share = (readings[-1].ports["paused_ns"] - readings[4].ports["paused_ns"])[[2, 4]] / (readings[-1].at_ns - readings[4].at_ns)
+    first, last = readings[4], readings[-1]
+    share = (last.ports["paused_ns"] - first.ports["paused_ns"])[[2, 4]] / (last.at_ns - first.at_ns)
     assert share == pytest.approx(0.5, rel=0.02)
 
 

@@ -39,7 +39,7 @@ def _bursts(sent, threshold, carry, first, rows):
     return found
 
 
-class Truth:
+class Answers:
     """Writes what a fabric did into a folder; the same steps give the same files."""
 
     def __init__(self, folder: Path, fabric: Fabric) -> None:
