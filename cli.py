@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import __version__
-from .commands import bench, check, query, recordings, services, up
+from .commands import bench, check, lab, query, recordings, services, up
 from .pipeline.errors import WeftError
 from .pipeline.supervise import follow_supervisor
 
@@ -65,6 +65,12 @@ COMMANDS: dict[str, Command] = {
         query.options,
         query.sql,
         ('weft sql "SELECT * FROM bursts ORDER BY bytes DESC LIMIT 10"', 'weft sql --format csv "FROM ports_1m"'),
+    ),
+    "lab": Command(
+        "be a switch: serve and send every protocol on this machine",
+        lab.options,
+        lab.lab,
+        ("weft lab serve", "weft lab serve --seconds 60 --only gnmi,sflow"),
     ),
     "check": Command(
         "validate the configuration and the surroundings, each finding with its mend",

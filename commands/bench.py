@@ -17,6 +17,7 @@ import numpy as np
 from ..pipeline.bus import Bus, BusConfig, open_bus
 from ..pipeline.clock import NS_PER_S, SystemClock
 from .bench_fabric import fabric
+from .bench_lab import lab
 from .measure import Line, best_rate
 
 DEVICES, PORTS = 40, 50
@@ -135,7 +136,13 @@ def _made_packets() -> list[bytes]:
     return frames
 
 
-PARTS: dict[str, Callable[[int], Iterator[Line]]] = {"bursts": _bursts, "live": _live, "packets": _packets, "fabric": fabric}
+PARTS: dict[str, Callable[[int], Iterator[Line]]] = {
+    "bursts": _bursts,
+    "live": _live,
+    "packets": _packets,
+    "lab": lab,
+    "fabric": fabric,
+}
 
 
 def _fill(bus: Bus, seconds: int, pace: SystemClock | None = None) -> tuple[int, int]:

@@ -143,7 +143,7 @@ class Answers:
         )
 
     def _links(self, step: Step) -> pl.DataFrame:
-        values = {"sent": step.sent, "queued": step.depth}
+        values = {"sent": step.sent, "received": step.received, "queued": step.depth}
         lists = {name: pl.Series(np.ascontiguousarray(column.T)).cast(pl.List(pl.UInt64)) for name, column in values.items() if len(column)}
         if not lists:
             return pl.DataFrame()

@@ -65,10 +65,11 @@ def _sample_packets(world, rate, now_ns, step_ns, seed):
 
 
 @numba.njit(cache=True)
-def run(world, first, last, step_ns, window, nvlink_rate, packet_rate, sample_steps, sent, depth, seed):
+def run(world, first, last, step_ns, window, nvlink_rate, packet_rate, sample_steps, sent, received, depth, seed):
     """Run steps ``first`` to ``last``; stop early where the log might overflow. Return the step to go on with.
 
-    ``sent`` and ``depth`` (samples, ports) take the ports' counters at the end of each sample interval in turn.
+    ``sent``, ``received`` and ``depth`` (samples, ports) take, at the end of each sample interval in turn, what the ports have sent, what
+    of it has come to the far end, and what waits at them.
     """
     flows, ports, order, log = world.flows, world.ports, world.order, world.log
     row = 0
@@ -93,8 +94,9 @@ def run(world, first, last, step_ns, window, nvlink_rate, packet_rate, sample_st
         if ended:
             rebuild(flows, ports, world.net, order)
         if (step + 1) % sample_steps == 0:
-            sent[row] = ports.sent
-            depth[row] = ports.depth
+            for p in range(ports.shape[0]):
+                sent[row, p], depth[row, p] = ports.sent[p], ports.depth[p]
+                received[row, p] = ports.sent[p] - ports.vanished[p] - ports.broken[p]
             row += 1
     return last
 

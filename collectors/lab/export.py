@@ -138,7 +138,7 @@ class Exporter:
         frames = []
         for signal, values in (
             ("tx_bytes", step.sent[:, ports]),
-            ("rx_bytes", step.sent[:, ports ^ 1]),
+            ("rx_bytes", step.received[:, ports ^ 1]),
             ("queue_bytes", step.depth[:, ports]),
         ):
             runs = pl.Series("values", np.ascontiguousarray(values.T)).cast(pl.List(pl.UInt64))

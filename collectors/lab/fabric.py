@@ -97,15 +97,16 @@ class Reading:
 class Step:
     """What happened since the last call. Times are ns since the fabric's start, ports directed ports.
 
-    ``sent`` and ``depth`` are (samples, ports): bytes sent in each sample interval, bytes queued at its end, the first one beginning at
-    ``first_ns``. ``flows`` has rows (flow, begin, end, bytes); ``iterations`` (job, n, begin, end, mean time communicating, slowest
-    member, its wait); ``packets`` (flow, time, number in the flow, chance of a mark in 2^-40); ``events`` (time, port, 1 = up or 0 =
-    down); ``latency_ns`` is (samples, probes).
+    ``sent``, ``received`` and ``depth`` are (samples, ports): bytes sent in each sample interval, bytes of them that came to the far end,
+    bytes queued at its end, the first one beginning at ``first_ns``. ``flows`` has rows (flow, begin, end, bytes); ``iterations`` (job,
+    n, begin, end, mean time communicating, slowest member, its wait); ``packets`` (flow, time, number in the flow, chance of a mark in
+    2^-40); ``events`` (time, port, 1 = up or 0 = down); ``latency_ns`` is (samples, probes).
     """
 
     first_ns: int
     until_ns: int
     sent: np.ndarray
+    received: np.ndarray
     depth: np.ndarray
     readings: tuple[Reading, ...]
     flows: np.ndarray
@@ -135,7 +136,7 @@ class Fabric:
         self._chances_of = np.full(topology.ports, -1.0)
         self._plan = Plan(config.faults, self._tuning())
         self._was_up = self.world.ports.up.copy()
-        self._last_sent = np.zeros(topology.ports, np.int64)
+        self._last = np.zeros((2, topology.ports), np.int64)
         self.probe_pairs, self._probe_paths = self._make_probes()
         self._step = self._due_ns = 0
         self._window = max(config.ring_window_bytes, int(2 * float(topology.speed_bps.max()) / 8 * config.step_ns / NS_PER_S))
@@ -150,19 +151,19 @@ class Fabric:
         config = self.config
         first_ns, last = self.now_ns, until_ns // config.sample_ns * config.sample_ns // config.step_ns
         samples = max(0, last - self._step) * config.step_ns // config.sample_ns
-        sent, depth = (np.zeros((samples, self.topology.ports), np.int64) for _ in range(2))
+        sent, received, depth = (np.zeros((samples, self.topology.ports), np.int64) for _ in range(3))
         parts = _Parts()
         while self._step < last:
             if self.now_ns == self._due_ns:
                 self._turn(parts)
             done = (self.now_ns - first_ns) // config.sample_ns
-            self._run(min(last, self._due_ns // config.step_ns), sent[done:], depth[done:], parts)
+            self._run(min(last, self._due_ns // config.step_ns), (sent[done:], received[done:], depth[done:]), parts)
             if self.now_ns % config.counter_ns == 0:
                 parts.readings.append(self._read())
-        moved = np.diff(sent, axis=0, prepend=self._last_sent[None])
+        series = [np.diff(column, axis=0, prepend=last[None]) for column, last in zip((sent, received), self._last, strict=True)]
         if samples:
-            self._last_sent = sent[-1].copy()
-        return parts.step(first_ns, self.now_ns, moved, depth, self._latency(depth))
+            self._last = np.stack([sent[-1], received[-1]])
+        return parts.step(first_ns, self.now_ns, (*series, depth), self._latency(depth))
 
     def _turn(self, parts: "_Parts") -> None:
         """Let faults come, go and grow, note when to look again, and lead flows around what changed."""
@@ -177,7 +178,7 @@ class Fabric:
         # A fault acts from the first step that begins at its time or after it.
         self._due_ns = min(counters, -(-self._plan.next_edge(now_ns) // step_ns) * step_ns)
 
-    def _run(self, until: int, sent: np.ndarray, depth: np.ndarray, parts: "_Parts") -> None:
+    def _run(self, until: int, series: tuple[np.ndarray, ...], parts: "_Parts") -> None:
         """Run to step ``until``, however often the log has to be emptied on the way."""
         config, world = self.config, self.world
         per_sample = config.sample_ns // config.step_ns
@@ -194,8 +195,7 @@ class Fabric:
                 nvlink,
                 config.packet_sampling,
                 per_sample,
-                sent[row:],
-                depth[row:],
+                *(column[row:] for column in series),
                 self.seed,
             )
             parts.take(world)
@@ -365,13 +365,12 @@ class _Parts:
         log.count[:] = 0
         world.sampled[:] = 0
 
-    def step(self, first_ns: int, until_ns: int, sent: np.ndarray, depth: np.ndarray, latency_ns: np.ndarray) -> Step:
+    def step(self, first_ns: int, until_ns: int, series: tuple[np.ndarray, ...], latency_ns: np.ndarray) -> Step:
         """Return it as a ``Step``."""
         return Step(
             first_ns,
             until_ns,
-            sent,
-            depth,
+            *series,
             tuple(self.readings),
             np.concatenate([np.zeros((0, FLOW_LOG), np.int64), *self.flows]),
             np.concatenate([np.zeros((0, ITERATION_LOG), np.int64), *self.iterations]),

@@ -54,7 +54,7 @@ def test_cuts_do_not_show(tables, tmp_path):
     for name in ("faults", "flows", "iterations", "bursts"):
         assert sorted(cut[name].rows()) == sorted(tables[name].rows()), name
     joined = cut["links"].sort("ts").group_by("device", "port", maintain_order=True).agg(pl.col("sent").list.explode())
-    whole = {row[:2]: row[4] for row in tables["links"].rows()}
+    whole = {(row["device"], row["port"]): row["sent"] for row in tables["links"].iter_rows(named=True)}
     assert all(whole[device, port] == sent for device, port, sent in joined.iter_rows())
 
 

@@ -14,6 +14,7 @@ from weft.pipeline.schema import FAMILIES
 US, MS, SECOND = 1_000, 1_000_000, 1_000_000_000
 JOB = Job("ring", (0, 1, 2, 3), (Phase(MS, "allreduce", "rail", 5_000_000), Phase(MS, "allgather", "host", 50_000_000)))
 LEAF = "leaf-00-0"
+LOSSY = "leaf-00-0/Ethernet24"
 
 
 def run(*faults: Fault, calls: int = 4, **more) -> dict[str, pl.DataFrame]:
@@ -30,8 +31,8 @@ def run(*faults: Fault, calls: int = 4, **more) -> dict[str, pl.DataFrame]:
 
 @pytest.fixture(scope="module")
 def rows() -> dict[str, pl.DataFrame]:
-    """A second in health but for a flap, so that there are events."""
-    return run(Fault("link_flap", f"{LEAF}/Ethernet16", 100 * MS, 150 * MS, 1.0))
+    """A second in health but for a flap, so that there are events, and a link that loses packets, so that its ends differ."""
+    return run(Fault("link_flap", f"{LEAF}/Ethernet16", 100 * MS, 150 * MS, 1.0), Fault("silent_loss", LOSSY, severity=1e-3))
 
 
 def test_every_family_has_its_columns(rows):
@@ -58,12 +59,14 @@ def test_samples_add_up_to_the_counters(rows):
 
 
 def test_both_ends_of_a_link_agree(rows):
-    """What one end has sent the other has received, and the pauses that one suffers are those that the other sent."""
+    """What one end has sent the other has received, but on the link that loses."""
     links = rows["inventory"].filter(pl.col("kind") == "port").select(pl.col("key"), far=pl.col("peer_device") + "/" + pl.col("peer_port"))
     last = rows["port"].filter(pl.col("ts") == pl.col("ts").max()).with_columns(key=pl.col("device") + "/" + pl.col("port"))
     both = links.join(last, on="key").join(last, left_on="far", right_on="key", suffix="_far")
     assert both.height == links.height
-    assert (both["tx_bytes"] == both["rx_bytes_far"]).all()
+    lost = both.filter(pl.col("tx_bytes") != pl.col("rx_bytes_far"))
+    assert set(lost["key"]) <= set(links.filter((pl.col("key") == LOSSY) | (pl.col("far") == LOSSY))["key"]) and lost.height
+    assert (lost["tx_bytes"] > lost["rx_bytes_far"]).all() and lost["rx_errors_far"].sum() == 0
     nics = rows["nic"].filter(pl.col("ts") == pl.col("ts").max())
     assert nics.join(last, on=["device", "port"]).filter(pl.col("tx_bytes") != pl.col("tx_bytes_right")).height == 0
 

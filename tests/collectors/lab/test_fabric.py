@@ -106,7 +106,7 @@ def test_any_cut_gives_the_same_bytes(cuts):
     config = FabricConfig(toy(), (replace(ring(8_000_000), jitter=0.1),), faults, counter_ns=4 * MS, packet_sampling=50)
     whole, cut = Fabric(config, 7), Fabric(config, 7)
     expected, parts = whole.advance(30 * MS), [cut.advance(until * MS) for until in cuts]
-    for name in ("sent", "depth", "flows", "iterations", "packets", "events", "latency_ns"):
+    for name in ("sent", "received", "depth", "flows", "iterations", "packets", "events", "latency_ns"):
         assert same(np.concatenate([getattr(part, name) for part in parts]), getattr(expected, name)), name
     readings = [reading for part in parts for reading in part.readings]
     for reading, other in zip(readings, expected.readings, strict=True):

@@ -1,0 +1,316 @@
+"""A gNMI server (gNMI specification 0.10): Capabilities, Get, Subscribe once, by poll, and as a stream.
+
+Streams sample, send on change, repeat at heartbeats, leave out what has not changed. What belongs to one object goes out in
+one notification, whose prefix names the object; values that vanish are deleted.
+"""
+
+import threading
+from collections.abc import Iterator
+from concurrent import futures
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import grpc
+from gnmi_pb import gnmi_pb2, gnmi_pb2_grpc
+
+from ...pipeline.clock import NS_PER_S, Clock
+from ...pipeline.errors import ServiceError
+from . import tree
+from .paths import ENCODINGS, PROTO, Asked, document, relative, typed
+from .script import Source
+
+# A stream holds a thread.
+STREAMS_MAX = 64
+MESSAGE_BYTES_MAX = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """Where to listen and how. With ``certificate`` and ``key`` by TLS; with ``client_ca`` clients must show a certificate too.
+
+    ``users`` are names and passwords, asked for in the metadata of each call if there are any. ``sample_ns`` is used where a
+    subscription leaves the interval to the server, ``change_ns`` is how often values are looked at for ON_CHANGE.
+    """
+
+    address: str = "127.0.0.1"
+    port: int = 0
+    certificate: Path | None = None
+    key: Path | None = None
+    client_ca: Path | None = None
+    users: dict[str, str] = field(default_factory=dict)
+    sample_ns: int = NS_PER_S
+    change_ns: int = NS_PER_S // 10
+    prefixes: bool = True
+
+
+def server_credentials(certificate: Path, key: Path, client_ca: Path | None) -> grpc.ServerCredentials:
+    """Return the credentials of a server from files. Raises ``ServiceError`` when one cannot be read."""
+    try:
+        pair = (key.read_bytes(), certificate.read_bytes())
+        ca = client_ca.read_bytes() if client_ca else None
+    except OSError as error:
+        raise ServiceError(f"lab: {error.filename} cannot be read ({error.strerror})", "name the folder of the certificates") from None
+    return grpc.ssl_server_credentials([pair], root_certificates=ca, require_client_auth=ca is not None)
+
+
+class Server:
+    """A switch's gNMI service. ``stop`` and ``start`` again keep the port."""
+
+    def __init__(self, source: Source, config: ServerConfig, clock: Clock) -> None:
+        self._config, self._clock = config, clock
+        self._servicer = _Servicer(source, config, clock)
+        self._server: grpc.Server | None = None
+        self.port = config.port
+
+    def start(self) -> None:
+        """Listen. Raises ``ServiceError`` when the port is taken or a certificate cannot be read."""
+        config = self._config
+        options = [("grpc.so_reuseport", 0), ("grpc.max_send_message_length", MESSAGE_BYTES_MAX)]
+        server = grpc.server(futures.ThreadPoolExecutor(STREAMS_MAX, "lab-gnmi"), options=options)
+        gnmi_pb2_grpc.add_gNMIServicer_to_server(self._servicer, server)
+        where = f"{config.address}:{self.port}"
+        try:
+            if config.certificate and config.key:
+                self.port = server.add_secure_port(where, server_credentials(config.certificate, config.key, config.client_ca))
+            else:
+                self.port = server.add_insecure_port(where)
+        except RuntimeError:
+            raise ServiceError(f"lab: cannot listen on {where}", "choose another port, or 0 for any") from None
+        self._servicer.ended.clear()
+        server.start()
+        self._server = server
+
+    def stop(self) -> None:
+        """End all streams and stop listening. Idempotent."""
+        if self._server is not None:
+            self._servicer.ended.set()
+            self._server.stop(grace=0.2).wait()
+        self._server = None
+
+
+@dataclass(slots=True)
+class _Watch:
+    """One subscription under way: its leaves by number, when they are due, and what was sent of them last."""
+
+    asked: Asked
+    leaves: list[int]
+    every_ns: int
+    changes: bool
+    heartbeat_ns: int
+    suppress: bool
+    due_ns: int = 0
+    heartbeat_due_ns: int = 0
+    sent: dict[int, Any] = field(default_factory=dict)
+
+
+class _Servicer(gnmi_pb2_grpc.gNMIServicer):
+    def __init__(self, source: Source, config: ServerConfig, clock: Clock) -> None:
+        self._source, self._config, self._clock = source, config, clock
+        self._trees = {one.origin: one for one in (tree.openconfig(source), tree.sonic(source))}
+        self.ended = threading.Event()
+
+    def Capabilities(self, request: Any, context: grpc.ServicerContext) -> gnmi_pb2.CapabilityResponse:
+        self._admit(context)
+        return gnmi_pb2.CapabilityResponse(
+            supported_models=[gnmi_pb2.ModelData(name=name, organization=who, version=version) for name, who, version in tree.MODELS],
+            supported_encodings=ENCODINGS,
+            gNMI_version="0.10.0",
+        )
+
+    def Get(self, request: gnmi_pb2.GetRequest, context: grpc.ServicerContext) -> gnmi_pb2.GetResponse:
+        self._admit(context)
+        self._check_encoding(request.encoding, context)
+        now = self._clock.now_ns()
+        response = gnmi_pb2.GetResponse()
+        for path in request.path or [gnmi_pb2.Path()]:
+            asked = Asked(request.prefix, path)
+            leaves = self._find(asked)
+            values = self._values(asked.origin, now)
+            found = [(number, values[number]) for number in leaves if values[number] is not None]
+            if not found:
+                _refuse(context, grpc.StatusCode.NOT_FOUND, f"nothing at {_text(asked)}")
+            note = response.notification.add(timestamp=now, prefix=asked.prefix())
+            self._documents(note, asked, found, request.encoding)
+        return response
+
+    def Subscribe(
+        self, requests: Iterator[gnmi_pb2.SubscribeRequest], context: grpc.ServicerContext
+    ) -> Iterator[gnmi_pb2.SubscribeResponse]:
+        self._admit(context)
+        first = next(requests, None)
+        if first is None or not first.HasField("subscribe"):
+            _refuse(context, grpc.StatusCode.INVALID_ARGUMENT, "the first message must hold a subscription list")
+        wanted = first.subscribe
+        self._check_encoding(wanted.encoding, context)
+        watches = [self._watch(wanted, one) for one in wanted.subscription]
+        if wanted.mode == gnmi_pb2.SubscriptionList.STREAM:
+            yield from self._stream(watches, wanted, context)
+            return
+        yield from self._snapshot(watches, wanted.encoding)
+        if wanted.mode == gnmi_pb2.SubscriptionList.POLL:
+            for request in requests:
+                if not request.HasField("poll"):
+                    _refuse(context, grpc.StatusCode.INVALID_ARGUMENT, "after the subscription only polls are taken")
+                yield from self._snapshot(watches, wanted.encoding)
+
+    def _admit(self, context: grpc.ServicerContext) -> None:
+        given = {key: str(value) for key, value in context.invocation_metadata()}
+        users = self._config.users
+        # A name that is unknown has no password, which must not be the one that nobody sent.
+        if users and users.get(given.get("username", "")) != given.get("password", ""):
+            _refuse(context, grpc.StatusCode.UNAUTHENTICATED, "wrong user name or password")
+
+    def _check_encoding(self, encoding: int, context: grpc.ServicerContext) -> None:
+        if encoding not in ENCODINGS:
+            _refuse(context, grpc.StatusCode.UNIMPLEMENTED, f"encoding {gnmi_pb2.Encoding.Name(encoding)} is not offered")
+
+    def _find(self, asked: Asked) -> list[int]:
+        one = self._trees.get(asked.origin)
+        if one is None:
+            return []
+        return [number for number, leaf in enumerate(one.leaves) if tree.matches(asked.elements, leaf, one.origin)]
+
+    def _values(self, origin: str, ts: int) -> list[Any]:
+        """Return the value of every leaf of an origin at an instant."""
+        one = self._trees.get(origin)
+        if one is None:
+            return []
+        columns = one.read(self._source.at([ts]))
+        return [columns[leaf.column][leaf.index] for leaf in one.leaves]
+
+    def _watch(self, wanted: gnmi_pb2.SubscriptionList, one: gnmi_pb2.Subscription) -> _Watch:
+        asked = Asked(wanted.prefix, one.path)
+        changes = one.mode == gnmi_pb2.ON_CHANGE
+        every = self._config.change_ns if changes else one.sample_interval or self._config.sample_ns
+        return _Watch(asked, self._find(asked), every, changes, one.heartbeat_interval, changes or one.suppress_redundant)
+
+    def _snapshot(self, watches: list[_Watch], encoding: int) -> Iterator[gnmi_pb2.SubscribeResponse]:
+        now = self._clock.now_ns()
+        for watch in watches:
+            watch.sent.clear()
+            yield from self._send(watch, now, encoding, everything=True)
+        yield gnmi_pb2.SubscribeResponse(sync_response=True)
+
+    def _stream(
+        self, watches: list[_Watch], wanted: gnmi_pb2.SubscriptionList, context: grpc.ServicerContext
+    ) -> Iterator[gnmi_pb2.SubscribeResponse]:
+        gone = threading.Event()
+        context.add_callback(gone.set)
+        now = self._clock.now_ns()
+        for watch in watches:
+            if wanted.updates_only:
+                self._remember(watch, now)
+            else:
+                yield from self._send(watch, now, wanted.encoding, everything=True)
+            watch.due_ns, watch.heartbeat_due_ns = now + watch.every_ns, now + watch.heartbeat_ns
+        yield gnmi_pb2.SubscribeResponse(sync_response=True)
+        while watches and not gone.is_set() and not self.ended.is_set():
+            due = min(watch.due_ns for watch in watches)
+            # In short steps, so that the end of the server is seen too.
+            self._clock.wait(min(0.1, max(0.0, (due - self._clock.now_ns()) / NS_PER_S)), gone)
+            now = self._clock.now_ns()
+            for watch in watches:
+                if now >= watch.due_ns:
+                    beat = bool(watch.heartbeat_ns) and now >= watch.heartbeat_due_ns
+                    yield from self._send(watch, now, wanted.encoding, everything=beat or not watch.suppress)
+                    watch.due_ns += max(1, -(-(now - watch.due_ns + 1) // watch.every_ns)) * watch.every_ns
+                    if beat:
+                        watch.heartbeat_due_ns = now + watch.heartbeat_ns
+        if self.ended.is_set() and not gone.is_set():
+            _refuse(context, grpc.StatusCode.UNAVAILABLE, "the server stops")
+
+    def _remember(self, watch: _Watch, now: int) -> None:
+        values = self._values(watch.asked.origin, now)
+        watch.sent = {number: values[number] for number in watch.leaves if values[number] is not None}
+
+    def _send(self, watch: _Watch, now: int, encoding: int, *, everything: bool) -> Iterator[gnmi_pb2.SubscribeResponse]:
+        """Yield what is due of a subscription, object by object, and what has gone since."""
+        asked, values = watch.asked, self._values(watch.asked.origin, now)
+        leaves = self._trees[asked.origin].leaves if watch.leaves else ()
+        objects: dict[tuple[tree.Element, ...], list[tuple[int, Any]]] = {}
+        gone: set[tuple[tree.Element, ...]] = set()
+        touched: set[tuple[tree.Element, ...]] = set()
+        for number in watch.leaves:
+            leaf, value = leaves[number], values[number]
+            if value is None:
+                if number in watch.sent:
+                    del watch.sent[number]
+                    gone.add(leaf.elements[: leaf.depth - (leaf.elements[leaf.depth - 1].name == "state")])
+                continue
+            key = leaf.elements[: leaf.depth]
+            objects.setdefault(key, []).append((number, value))
+            if everything or watch.sent.get(number) != value:
+                touched.add(key)
+        for key in gone:
+            note = gnmi_pb2.Notification(timestamp=now, prefix=asked.prefix(), delete=[asked.path(key)])
+            yield gnmi_pb2.SubscribeResponse(update=note)
+        due = {key: some for key, some in objects.items() if key in touched}
+        if asked.origin == tree.SONIC and encoding != PROTO and due:
+            yield self._database(watch, due, now, encoding)
+        else:
+            for key, some in due.items():
+                yield self._object(watch, key, some, now, encoding, everything)
+        watch.sent.update((number, value) for some in due.values() for number, value in some)
+
+    def _object(
+        self, watch: _Watch, key: tuple[tree.Element, ...], some: list[tuple[int, Any]], now: int, encoding: int, everything: bool
+    ) -> gnmi_pb2.SubscribeResponse:
+        """Return one object's leaves in a notification; of an atomic one all of them, whatever has changed."""
+        asked, leaves = watch.asked, self._trees[watch.asked.origin].leaves
+        atomic = leaves[some[0][0]].atomic
+        short = atomic or self._config.prefixes
+        note = gnmi_pb2.Notification(timestamp=now, prefix=asked.prefix(key if short else ()), atomic=atomic)
+        for number, value in some:
+            if everything or atomic or watch.sent.get(number) != value:
+                leaf = leaves[number]
+                path = relative(leaf.elements[leaf.depth :]) if short else asked.path(leaf.elements)
+                note.update.add(path=path, val=typed(leaf, value, encoding))
+        return gnmi_pb2.SubscribeResponse(update=note)
+
+    def _database(
+        self, watch: _Watch, due: dict[tuple[tree.Element, ...], list[tuple[int, Any]]], now: int, encoding: int
+    ) -> gnmi_pb2.SubscribeResponse:
+        """Return the answer of SONiC's database: one value for the path as it was asked."""
+        note = gnmi_pb2.Notification(timestamp=now, prefix=watch.asked.prefix())
+        self._documents(note, watch.asked, [pair for some in due.values() for pair in some], encoding)
+        return gnmi_pb2.SubscribeResponse(update=note)
+
+    def _documents(self, note: gnmi_pb2.Notification, asked: Asked, found: list[tuple[int, Any]], encoding: int) -> None:
+        """Add leaves, or for JSON one tree for each node that the path means."""
+        leaves = self._trees[asked.origin].leaves
+        depth = len(asked.elements)
+        if asked.origin == tree.SONIC and encoding != PROTO:
+            pairs = [(leaves[number], value) for number, value in found]
+            note.update.add(path=asked.path(asked.elements), val=_database_value(asked, pairs, encoding))
+            return
+        nodes: dict[tuple[tree.Element, ...], list[tuple[tree.Leaf, Any]]] = {}
+        for number, value in found:
+            leaf = leaves[number]
+            nodes.setdefault(leaf.elements[:depth], []).append((leaf, value))
+        for key, some in nodes.items():
+            if encoding == PROTO or len(some[0][0].elements) == depth:
+                for leaf, value in some:
+                    note.update.add(path=asked.path(leaf.elements), val=typed(leaf, value, encoding))
+            else:
+                note.update.add(path=asked.path(key) if key else gnmi_pb2.Path(), val=document(some, depth, encoding))
+
+
+def _database_value(asked: Asked, found: list[tuple[tree.Leaf, Any]], encoding: int) -> gnmi_pb2.TypedValue:
+    """Return a field as a text, fields as an object, and several keys' fields as objects by key."""
+    names = [element.name for element in asked.elements]
+    below = next((at + 1 for at, name in enumerate(names) if name in ("Queues", "PriorityGroups")), 0)
+    wild = next((at for at, name in enumerate(names) if "*" in name), len(names))
+    skip = min(below, len(names)) if below else wild
+    if len(found) == 1 and len(found[0][0].elements) == skip:
+        return typed(found[0][0], found[0][1], encoding)
+    return document(found, min(skip, min(len(leaf.elements) for leaf, _ in found) - 1), encoding)
+
+
+def _text(asked: Asked) -> str:
+    return "/" + "/".join(element.name + "".join(f"[{key}={value}]" for key, value in element.keys) for element in asked.elements)
+
+
+def _refuse(context: grpc.ServicerContext, code: grpc.StatusCode, why: str) -> NoReturn:
+    context.abort(code, why)
+    raise AssertionError("abort raises")

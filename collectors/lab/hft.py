@@ -1,0 +1,255 @@
+"""SONiC high-frequency telemetry: IPFIX messages (RFC 7011) whose fields are SAI statistics of objects.
+
+The framing is the RFC's; two things are not. A field's element number is the label of an object, its enterprise number names the
+statistic (type in the upper half, statistic in the lower, the top bit of each for a vendor's own). And element 325 is plain
+nanoseconds since 1970. ``Layout`` has all the ways in which real switches write them. Names of objects are not in the
+stream: ``side_channel`` gives what a switch keeps of them in its STATE_DB.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from . import sai
+from .script import Source
+from .wire import Datagrams, join, rows
+
+MESSAGE_BYTES_MAX = 65_535
+# (65535 - headers of message, set and template - time) / 8: one template must fit into a message.
+COUNTERS_MAX = 8_000
+
+_HEAD = np.dtype([("version", ">u2"), ("length", ">u2"), ("export_s", ">u4"), ("sequence", ">u4"), ("domain", ">u4")])
+_SET = np.dtype([("id", ">u2"), ("length", ">u2")])
+_SEQUENCE_AT = 8
+_SECONDS, _NANOSECONDS = 322, 325
+_ENTERPRISE = 0x8000
+_GROUPS = {sai.PORT: "PORT", sai.QUEUE: "QUEUE", sai.POOL: "BUFFER_POOL", sai.GROUP: "INGRESS_PRIORITY_GROUP"}
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How a switch writes its records.
+
+    ``time``: element 325 as eight bytes of ns, or element 322 (seconds) and 325 (ns of the second) of four bytes each.
+    ``widths``: bytes of the counters, taken in turn; a counter is cut to its low bytes. ``pad_every``: after so many counters
+    comes a slot of ``pad_bytes`` that is none (element and enterprise 0). ``records``: records in a message, as many as fit if 0.
+    ``tail``: bytes of padding after the last record of a set.
+    """
+
+    time: Literal["nanoseconds", "pair"] = "nanoseconds"
+    widths: tuple[int, ...] = (8,)
+    pad_every: int = 0
+    pad_bytes: int = 8
+    first_label: int = 1
+    records: int = 1
+    tail: int = 0
+    message_bytes_max: int = 65_000
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What is streamed of one type of object; ``objects`` are numbers in the order of ``sai.objects``.
+
+    A session that is too large for one template is sent in parts; ``first`` is the place of a part's first object in the whole.
+    """
+
+    object_type: int
+    objects: tuple[int, ...]
+    stats: tuple[sai.Stat, ...]
+    first: int = 0
+
+
+def session(source: Source, object_type: int, stats: Sequence[str] = (), queues: Sequence[int] = ()) -> Session:
+    """Return the session of all objects of a type, or of the given queues of every port."""
+    count = len(sai.objects(source.switch, object_type))
+    chosen = tuple(n for n in range(count) if not queues or n % 8 in queues)
+    return Session(object_type, chosen, sai.of(object_type, stats))
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """A template and where its counters lie: runs of (first byte, width, first counter, last counter) of equal width."""
+
+    template: bytes
+    stride: int
+    runs: tuple[tuple[int, int, int, int], ...]
+
+
+class Generation:
+    """The templates of one configuration of the stream; a switch that is configured anew makes another, with other numbers."""
+
+    def __init__(self, sessions: Sequence[Session], layout: Layout, first_id: int) -> None:
+        self.layout, self.first_id, self.whole = layout, first_id, tuple(sessions)
+        self.sessions = [part for whole in sessions for part in _split(whole)]
+        self.plans = [_plan(part, layout, first_id + number) for number, part in enumerate(self.sessions)]
+        self.next_id = first_id + len(self.plans)
+
+
+class Exporter:
+    """The stream of one observation domain. What it is asked for comes out in order; when to send templates is the caller's to say."""
+
+    def __init__(self, source: Source, sessions: Sequence[Session], layout: Layout | None = None, *, domain: int = 0) -> None:
+        self._source, self._domain, self._sequence = source, domain, 0
+        self.generations = [Generation(sessions, layout or Layout(), 256)]
+
+    def renew(self, sessions: Sequence[Session] | None = None, layout: Layout | None = None) -> int:
+        """Configure the stream anew, with new template numbers; return the generation's number. Earlier ones may still send."""
+        last = self.generations[-1]
+        self.generations.append(Generation(sessions or last.sessions, layout or last.layout, last.next_id))
+        return len(self.generations) - 1
+
+    def templates(self, generation: int = -1, export_ns: int = 0) -> Datagrams:
+        """Return messages with the templates of a generation, as many in one set as fit."""
+        sets, size = [[]], 0
+        for plan in self.generations[generation].plans:
+            if size + len(plan.template) > MESSAGE_BYTES_MAX - 20:
+                sets.append([])
+                size = 0
+            sets[-1].append(plan.template)
+            size += len(plan.template)
+        return join([self._template_message(b"".join(some), 2, export_ns) for some in sets])
+
+    def withdrawal(self, generation: int = 0, export_ns: int = 0) -> Datagrams:
+        """Return the message that withdraws a generation's templates: their numbers with no fields."""
+        ids = range(self.generations[generation].first_id, self.generations[generation].next_id)
+        return self._template_message(b"".join(number.to_bytes(2, "big") + bytes(2) for number in ids), 2, export_ns)
+
+    def data(self, ts: Sequence[int] | np.ndarray, generation: int = -1) -> Datagrams:
+        """Return the records of all sessions at the instants ``ts``, message by message in time order."""
+        ts = np.asarray(ts, np.int64)
+        parts, firsts, counts = [], [], []
+        made = self.generations[generation]
+        state = self._source.at(ts)
+        for number, (one, plan) in enumerate(zip(made.sessions, made.plans, strict=True)):
+            values = np.empty((len(ts), len(one.objects), len(one.stats)), ">u8")
+            for column, stat in enumerate(one.stats):
+                every = stat.values(state)
+                values[:, :, column] = every if len(one.objects) == every.shape[1] else every[:, list(one.objects)]
+            records = _records(ts, values.reshape(len(ts), -1), plan, made.layout)
+            for part, first, count in self._messages(records, ts, made.first_id + number, made.layout):
+                parts.append(part)
+                firsts.append(first)
+                counts.append(count)
+        whole = join(parts)
+        order = np.argsort(np.concatenate([*firsts, np.empty(0, np.int64)]), kind="stable")
+        counted = np.concatenate([*counts, np.empty(0, np.int64)])[order]
+        ordered = Datagrams(whole.buffer, whole.offsets[order], whole.lengths[order])
+        # The number of data records before this message, in its domain.
+        sequence = (self._sequence + np.cumsum(counted) - counted).astype(">u4").view(np.uint8).reshape(-1, 4)
+        ordered.buffer[ordered.offsets[:, None] + _SEQUENCE_AT + np.arange(4)] = sequence
+        self._sequence += int(counted.sum())
+        return ordered
+
+    def side_channel(self, profile: str = "lab", generation: int = -1, *, ids_on_wire: bool = False) -> dict[str, dict[str, str]]:
+        """Return the records of STATE_DB that name the objects, one a session, with its templates as hexadecimal text.
+
+        ``ids_on_wire`` writes object numbers with the enterprise bit, as some switches do.
+        """
+        made, found = self.generations[generation], {}
+        for whole in made.whole:
+            names = sai.objects(self._source.switch, whole.object_type)
+            labels = range(made.layout.first_label, made.layout.first_label + len(whole.objects))
+            plans = [plan for one, plan in zip(made.sessions, made.plans, strict=True) if one.object_type == whole.object_type]
+            found[f"HIGH_FREQUENCY_TELEMETRY_SESSION_TABLE|{profile}|{_GROUPS[whole.object_type]}"] = {
+                "session_status": "enabled",
+                "session_type": "ipfix",
+                "object_names": ",".join(names[index] for index in whole.objects),
+                "object_ids": ",".join(str(label | (_ENTERPRISE if ids_on_wire else 0)) for label in labels),
+                "session_config": b"".join(next(iter(self._template_message(plan.template, 2, 0))) for plan in plans).hex(),
+                "config_version": str(made.first_id),
+            }
+        return found
+
+    def _template_message(self, body: bytes, set_id: int, export_ns: int) -> Datagrams:
+        message = np.zeros(1, np.dtype([("head", _HEAD), ("set", _SET), ("body", f"V{len(body)}")]))
+        self._head(message["head"], message.itemsize, export_ns)
+        message["head"]["sequence"] = self._sequence & 0xFFFFFFFF
+        message["set"]["id"], message["set"]["length"], message["body"] = set_id, len(body) + 4, body
+        return rows(message)
+
+    def _head(self, head: np.ndarray, size: int, export_ns: int | np.ndarray) -> None:
+        head["version"], head["length"], head["domain"] = 10, size, self._domain
+        head["export_s"] = export_ns // 1_000_000_000
+
+    def _messages(
+        self, records: np.ndarray, ts: np.ndarray, template_id: int, layout: Layout
+    ) -> Iterator[tuple[Datagrams, np.ndarray, np.ndarray]]:
+        """Yield messages with the times of their first records and the numbers of their records; the last one has the rest."""
+        fit = max(1, (layout.message_bytes_max - 20 - layout.tail) // records.shape[1])
+        each = min(layout.records, fit) if layout.records else fit
+        for first, last in ((0, len(records) // each * each), (len(records) // each * each, len(records))):
+            if first == last:
+                continue
+            held = min(each, last - first)
+            size = held * records.shape[1]
+            message = np.zeros((last - first) // held, [("head", _HEAD), ("set", _SET), ("body", "u1", size), ("tail", "u1", layout.tail)])
+            times = ts[first:last:held]
+            self._head(message["head"], message.itemsize, times)
+            message["set"]["id"], message["set"]["length"] = template_id, 4 + size + layout.tail
+            message["body"] = records[first:last].reshape(-1, size)
+            yield rows(message), times, np.full(len(message), held)
+
+
+def enterprise(stat: sai.Stat) -> int:
+    """Return the enterprise number that names a statistic."""
+    halves = [(number - sai.EXTENSION) | 0x8000 if number >= sai.EXTENSION else number for number in (stat.object_type, stat.number)]
+    return halves[0] << 16 | halves[1]
+
+
+def stream(datagrams: Datagrams, messages: int = 0) -> Datagrams:
+    """Return the same messages, ``messages`` of them (or all) in one write each."""
+    whole = list(datagrams)
+    each = messages or len(whole) or 1
+    parts = [b"".join(whole[first : first + each]) for first in range(0, len(whole), each)]
+    lengths = np.array([len(part) for part in parts], np.int64)
+    return Datagrams(np.frombuffer(b"".join(parts), np.uint8), np.cumsum(lengths) - lengths, lengths)
+
+
+def _split(whole: Session) -> Iterator[Session]:
+    each = max(1, COUNTERS_MAX // len(whole.stats))
+    for first in range(0, len(whole.objects), each):
+        yield replace(whole, objects=whole.objects[first : first + each], first=first)
+
+
+def _plan(one: Session, layout: Layout, template_id: int) -> _Plan:
+    fields = [(_NANOSECONDS, 8)] if layout.time == "nanoseconds" else [(_SECONDS, 4), (_NANOSECONDS, 4)]
+    template = [element.to_bytes(2, "big") + size.to_bytes(2, "big") for element, size in fields]
+    at, runs = sum(size for _, size in fields), []
+    numbers = [(layout.first_label + one.first + n, enterprise(stat)) for n in range(len(one.objects)) for stat in one.stats]
+    for column, (label, number) in enumerate(numbers):
+        width = layout.widths[column % len(layout.widths)]
+        if layout.pad_every and column and column % layout.pad_every == 0:
+            template.append(_field(0, layout.pad_bytes, 0))
+            at += layout.pad_bytes
+        template.append(_field(label, width, number))
+        if runs and runs[-1][1] == width and runs[-1][0] + width * (column - runs[-1][2]) == at:
+            runs[-1] = (*runs[-1][:3], column + 1)
+        else:
+            runs.append((at, width, column, column + 1))
+        at += width
+    head = template_id.to_bytes(2, "big") + len(template).to_bytes(2, "big")
+    return _Plan(head + b"".join(template), at, tuple(runs))
+
+
+def _field(element: int, size: int, number: int) -> bytes:
+    return (_ENTERPRISE | element).to_bytes(2, "big") + size.to_bytes(2, "big") + number.to_bytes(4, "big")
+
+
+def _records(ts: np.ndarray, values: np.ndarray, plan: _Plan, layout: Layout) -> np.ndarray:
+    """Return the records' bytes: shape (instants, stride)."""
+    records = np.zeros((len(ts), plan.stride), np.uint8)
+    if layout.time == "nanoseconds":
+        records[:, :8] = _bytes(ts[:, None], 8)
+    else:
+        records[:, :4], records[:, 4:8] = _bytes(ts[:, None] // 1_000_000_000, 4), _bytes(ts[:, None] % 1_000_000_000, 4)
+    for at, width, first, last in plan.runs:
+        records[:, at : at + width * (last - first)] = _bytes(values[:, first:last], width)
+    return records
+
+
+def _bytes(values: np.ndarray, width: int) -> np.ndarray:
+    """Return the low ``width`` bytes of each value, big end first: shape (rows, columns * width)."""
+    wide = values.astype(">u8", copy=False).view(np.uint8)
+    return wide if width == 8 else wide.reshape(len(values), -1, 8)[:, :, 8 - width :].reshape(len(values), -1)

@@ -1,0 +1,192 @@
+"""The whole device side at once, in real time: a scripted switch that answers gNMI and sends sFlow, high-frequency telemetry and OTLP."""
+
+import json
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...pipeline.clock import NS_PER_MS, NS_PER_S, Clock
+from ...pipeline.errors import ServiceError
+from . import hft, roce, sai
+from .gnmi import Server, ServerConfig
+from .otlp import Sender, SenderConfig, points
+from .script import Script, Shape
+from .sflow import NO_BUFFER_SPACE, Agent
+from .wire import Udp
+
+PROTOCOLS = ("gnmi", "sflow", "hft", "otlp")
+PORTS = {"gnmi": 9339, "sflow": 6343, "hft": 4739, "otlp": 4317}
+
+STEP_S = 0.05
+POLL_NS = NS_PER_MS
+TEMPLATES_S = 5
+SAMPLES_A_STEP = 20
+# What a stall leaves behind is skipped, as a switch's ring would be overwritten.
+BEHIND_NS_MAX = NS_PER_S
+
+
+@dataclass(frozen=True, slots=True)
+class LabConfig:
+    """What to serve on loopback: ``ports`` where gNMI listens (0: any) and where the others send to.
+
+    ``certificates`` is a folder: with ``server.crt`` and ``server.key`` gNMI speaks TLS, with ``ca.crt`` it wants clients'
+    certificates signed by it, and OTLP verifies its receiver by it (showing ``client.crt`` and ``client.key`` if they are there).
+    """
+
+    only: tuple[str, ...] = PROTOCOLS
+    ports: dict[str, int] = field(default_factory=dict)
+    certificates: Path | None = None
+    switch_ports: int = 32
+    seed: int = 1
+
+
+class Lab:
+    """A service that is a switch. Its side channel and addresses are told by ``toml``."""
+
+    def __init__(self, config: LabConfig, clock: Clock, folder: Path) -> None:
+        self._config, self._clock = config, clock
+        self._to = PORTS | config.ports
+        self.sessions_file = folder / "hft-sessions.json"
+        self._ended = threading.Event()
+        self._parts: list[Server | Udp] = []
+        self._gnmi: Server | None = None
+        self._otlp: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Open everything. Raises ``ServiceError`` when a port or a certificate cannot be had."""
+        config, now = self._config, self._clock.now_ns()
+        self.script = Script(Shape(ports=config.switch_ports, seed=config.seed, boots_ns=(now - 60 * NS_PER_S,)))
+        self._agent, self._counters_ns = Agent(self.script), 0
+        lossless = [hft.session(self.script, sai.QUEUE, ("BYTES", "CURR_OCCUPANCY_BYTES", "WRED_ECN_MARKED_PACKETS"), (3,))]
+        port = [hft.session(self.script, sai.PORT, ("IF_IN_OCTETS", "IF_OUT_OCTETS", "IF_OUT_DISCARDS"))]
+        self._sessions = port + lossless
+        self._exporter = hft.Exporter(self.script, self._sessions, hft.Layout(records=10, message_bytes_max=9000))
+        self._hft_ns, self._templates_ns = now // POLL_NS * POLL_NS, 0
+        try:
+            self._open()
+        except ServiceError:
+            self.stop()
+            raise
+
+    def step(self) -> None:
+        """Send what is due, and wait for the next time."""
+        now = self._clock.now_ns()
+        if self._sflow is not None:
+            self._send_sflow(self._sflow, now)
+        if self._hft is not None:
+            self._send_hft(self._hft, now)
+        self._clock.wait(STEP_S, self._ended)
+
+    def stop(self) -> None:
+        """Close everything. Idempotent."""
+        self._ended.set()
+        for part in self._parts:
+            part.stop()
+        self._parts.clear()
+        if self._otlp is not None:
+            self._otlp.join()
+        self._otlp = None
+
+    def addresses(self) -> dict[str, str]:
+        """Return where each protocol is: of gNMI where it listens, of the others where they send to."""
+        return {name: f"127.0.0.1:{self._gnmi.port if name == 'gnmi' and self._gnmi else self._to[name]}" for name in self._config.only}
+
+    def toml(self) -> str:
+        """Return the sections of ``weft.toml`` that collect from this switch."""
+        device, to = self.script.switch.device, self._to
+        port = self._gnmi.port if self._gnmi else to["gnmi"]
+        dial, take = self._tls()
+        target = {"name": device, "address": f"{'localhost' if dial else '127.0.0.1'}:{port}", **(dial or {"insecure": True})}
+        named = f'devices = {{ "127.0.0.1" = "{device}" }}'
+        sections = {
+            "gnmi": [f"targets = [{_inline(target | {'packs': ['openconfig', 'sonic', 'lldp']})}]"],
+            "sflow": ["enabled = true", f"port = {to['sflow']}", f'devices = {{ "192.0.2.1" = "{device}" }}'],
+            "hft": ["enabled = true", f"port = {to['hft']}", named, f"sessions = {_inline({'*': str(self.sessions_file)})}"],
+            "otlp": ["enabled = true", f"port = {to['otlp']}", named, *(f"{key} = {json.dumps(value)}" for key, value in take.items())],
+        }
+        return "\n".join("\n".join((f"[collect.{name}]", *sections[name], "")) for name in self._config.only)
+
+    def _tls(self) -> tuple[dict[str, str], dict[str, str]]:
+        """Return what a client of gNMI and what a receiver of OTLP have to be told of the certificates."""
+        folder = self._config.certificates
+        if folder is None:
+            return {}, {}
+        ca = folder / "ca.crt"
+        dial = {"ca_file": str(ca if ca.exists() else folder / "server.crt")}
+        if not ca.exists():
+            return dial, {}
+        pair = {"cert_file": str(folder / "client.crt"), "key_file": str(folder / "client.key")}
+        return dial | pair, {"certificate": str(folder / "server.crt"), "key": str(folder / "server.key"), "client_authority": str(ca)}
+
+    def _open(self) -> None:
+        only, folder = self._config.only, self._config.certificates
+        self._ended.clear()
+        self._sflow = self._udp("sflow") if "sflow" in only else None
+        self._hft = self._udp("hft") if "hft" in only else None
+        if "hft" in only:
+            self._write_sessions()
+        if "gnmi" in only:
+            ca = folder / "ca.crt" if folder and (folder / "ca.crt").exists() else None
+            tls = {"certificate": folder / "server.crt", "key": folder / "server.key", "client_ca": ca} if folder else {}
+            self._gnmi = Server(self.script, ServerConfig(port=self._to["gnmi"], **tls), self._clock)
+            self._gnmi.start()
+            self._parts.append(self._gnmi)
+        if "otlp" in only:
+            self._otlp = threading.Thread(target=self._run_otlp, name="lab-otlp", daemon=True)
+            self._otlp.start()
+
+    def _udp(self, name: str) -> Udp:
+        sender = Udp("127.0.0.1", self._to[name], self._clock)
+        sender.start()
+        self._parts.append(sender)
+        return sender
+
+    def _write_sessions(self) -> None:
+        try:
+            self.sessions_file.parent.mkdir(parents=True, exist_ok=True)
+            self.sessions_file.write_text(json.dumps(self._exporter.side_channel(), indent=1))
+        except OSError as error:
+            raise ServiceError(
+                f"lab: {self.sessions_file} cannot be written ({error.strerror})", "choose another folder with --data"
+            ) from None
+
+    def _send_sflow(self, udp: Udp, now: int) -> None:
+        if now - self._counters_ns >= NS_PER_S:
+            self._counters_ns = now
+            udp.send(self._agent.counters(now))
+            lost = roce.sampled(self.script, now, 4)
+            udp.send(self._agent.discards(lost, np.full(4, NO_BUFFER_SPACE), now))
+        for opcode in (roce.WRITE_MIDDLE, roce.ACKNOWLEDGE, roce.CONGESTION):
+            udp.send(self._agent.flows(roce.sampled(self.script, now, SAMPLES_A_STEP, opcode), now))
+
+    def _send_hft(self, udp: Udp, now: int) -> None:
+        self._hft_ns = max(self._hft_ns, (now - BEHIND_NS_MAX) // POLL_NS * POLL_NS)
+        if now - self._templates_ns >= TEMPLATES_S * NS_PER_S:
+            self._templates_ns = now
+            udp.send(self._exporter.templates(export_ns=now))
+        due = np.arange(self._hft_ns, now, POLL_NS)
+        if len(due):
+            udp.send(self._exporter.data(due))
+            self._hft_ns = int(due[-1]) + POLL_NS
+
+    def _run_otlp(self) -> None:
+        folder = self._config.certificates
+        ca, certificate, key = ((folder / name if folder else None) for name in ("ca.crt", "client.crt", "client.key"))
+        shows = certificate if certificate and certificate.exists() else None
+        address = f"localhost:{self._to['otlp']}" if ca else f"127.0.0.1:{self._to['otlp']}"
+        config = SenderConfig(address, ca if ca and ca.exists() else None, shows, key if shows else None)
+        sender = Sender(self.script, config, self._clock, self._ended)
+        sender.start()
+        while not self._ended.is_set():
+            now = self._clock.now_ns() // NS_PER_S * NS_PER_S
+            sender.send(points(self.script, self._sessions, [now]))
+            self._clock.wait((now + NS_PER_S - self._clock.now_ns()) / NS_PER_S, self._ended)
+        sender.stop()
+
+
+def _inline(table: dict[str, Any]) -> str:
+    """Return an inline table of TOML, whose texts, numbers and lists are written as JSON's."""
+    return "{ " + ", ".join(f"{json.dumps(key)} = {json.dumps(value)}" for key, value in table.items()) + " }"

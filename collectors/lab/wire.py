@@ -1,0 +1,168 @@
+"""Messages in bulk: many in one buffer, built by NumPy, handed to the kernel by ``sendmmsg``, written to a stream or to a file."""
+
+import ctypes
+import errno
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...pipeline.clock import NS_PER_S, Clock
+from ...pipeline.errors import ServiceError
+
+# The kernel takes at most UIO_MAXIOV messages in a call.
+CALL_MESSAGES_MAX = 1024
+# At a set rate, what is due in so long is sent in one go.
+PACE_S = 0.002
+CONNECT_S_MAX = 10.0
+
+_IOVEC = np.dtype([("base", "u8"), ("length", "u8")])
+# struct msghdr of 64-bit Linux, then the length that the kernel fills in.
+_MMSGHDR = np.dtype(
+    [
+        *((name, "u8") for name in ("name", "name_length", "iovec", "iovecs", "control", "control_length", "flags")),
+        *(("sent", "u4"), ("pad", "u4")),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Datagrams:
+    """Messages in one buffer of bytes: where each begins and how long it is."""
+
+    buffer: np.ndarray
+    offsets: np.ndarray
+    lengths: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def __iter__(self) -> Iterator[bytes]:
+        for offset, length in zip(self.offsets.tolist(), self.lengths.tolist(), strict=True):
+            yield self.buffer[offset : offset + length].tobytes()
+
+
+def rows(array: np.ndarray) -> Datagrams:
+    """Return one datagram for each element of an array of any fixed layout, without a copy."""
+    array = np.ascontiguousarray(array)
+    size = array.nbytes // len(array) if len(array) else 0
+    return Datagrams(array.reshape(-1).view(np.uint8), np.arange(len(array)) * size, np.full(len(array), size))
+
+
+def join(parts: list[Datagrams]) -> Datagrams:
+    """Return the datagrams of all parts, in order."""
+    if len(parts) == 1:
+        return parts[0]
+    starts = np.cumsum([0] + [len(part.buffer) for part in parts])
+    return Datagrams(
+        np.concatenate([np.empty(0, np.uint8), *(part.buffer for part in parts)]),
+        np.concatenate([np.empty(0, np.int64), *(part.offsets + start for part, start in zip(parts, starts[:-1], strict=True))]),
+        np.concatenate([np.empty(0, np.int64), *(part.lengths for part in parts)]),
+    )
+
+
+class Udp:
+    """Sends datagrams to one address. A receiver that is not there is none of a sender's business: ``refused`` counts it."""
+
+    def __init__(self, address: str, port: int, clock: Clock) -> None:
+        self._to, self._clock = (address, port), clock
+        self._socket: socket.socket | None = None
+        self._sendmmsg = getattr(ctypes.CDLL(None, use_errno=True), "sendmmsg", None) if os.name == "posix" else None
+        self.sent = self.refused = 0
+
+    def start(self) -> None:
+        """Open the socket. Raises ``ServiceError`` when the address is none."""
+        try:
+            family, kind, protocol, _, to = socket.getaddrinfo(*self._to, type=socket.SOCK_DGRAM)[0]
+            self._socket = socket.socket(family, kind, protocol)
+            self._socket.connect(to)
+        except OSError as error:
+            self.stop()
+            raise ServiceError(f"lab: cannot send to {self._to[0]} ({error.strerror})", "write an address of this machine") from None
+
+    def send(self, datagrams: Datagrams, rate: float | None = None) -> None:
+        """Send all, at ``rate`` datagrams per second if there is one."""
+        step = CALL_MESSAGES_MAX if rate is None else min(CALL_MESSAGES_MAX, max(1, int(rate * PACE_S)))
+        began = self._clock.monotonic_ns()
+        for first in range(0, len(datagrams), step):
+            if rate is not None:
+                self._clock.wait(first / rate - (self._clock.monotonic_ns() - began) / NS_PER_S)
+            self._some(datagrams, first, min(first + step, len(datagrams)))
+
+    def stop(self) -> None:
+        """Close the socket. Idempotent."""
+        if self._socket is not None:
+            self._socket.close()
+        self._socket = None
+
+    def _some(self, datagrams: Datagrams, first: int, last: int) -> None:
+        assert self._socket is not None
+        if self._sendmmsg is None:
+            for offset, length in zip(datagrams.offsets[first:last].tolist(), datagrams.lengths[first:last].tolist(), strict=True):
+                self._one(datagrams.buffer.data[offset : offset + length])
+            return
+        vectors = np.empty(last - first, _IOVEC)
+        vectors["base"] = datagrams.buffer.ctypes.data + datagrams.offsets[first:last]
+        vectors["length"] = datagrams.lengths[first:last]
+        headers = np.zeros(last - first, _MMSGHDR)
+        headers["iovec"] = vectors.ctypes.data + np.arange(last - first) * _IOVEC.itemsize
+        headers["iovecs"] = 1
+        done = 0
+        while done < last - first:
+            at = ctypes.c_void_p(headers.ctypes.data + done * _MMSGHDR.itemsize)
+            sent = self._sendmmsg(self._socket.fileno(), at, last - first - done, 0)
+            if sent < 0 and ctypes.get_errno() == errno.ECONNREFUSED:
+                # It tells of an earlier datagram; this one goes out with the next call.
+                self.refused += 1
+            elif sent < 0:
+                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+            else:
+                done += sent
+                self.sent += sent
+
+    def _one(self, message: memoryview) -> None:
+        assert self._socket is not None
+        try:
+            self._socket.send(message)
+            self.sent += 1
+        except ConnectionRefusedError:
+            self.refused += 1
+
+
+class Tcp:
+    """Sends messages one after another over a connection."""
+
+    def __init__(self, address: str, port: int) -> None:
+        self._to = (address, port)
+        self._socket: socket.socket | None = None
+
+    def start(self) -> None:
+        """Connect. Raises ``ServiceError`` when nobody listens there."""
+        try:
+            self._socket = socket.create_connection(self._to, timeout=CONNECT_S_MAX)
+        except OSError as error:
+            where = f"{self._to[0]}:{self._to[1]}"
+            raise ServiceError(f"lab: cannot connect to {where} ({error.strerror or error})", "start the collector first") from None
+        self._socket.settimeout(None)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def send(self, messages: Datagrams, piece_bytes: int = 0) -> None:
+        """Send all, in writes of so many bytes if told, which need not end where a message does."""
+        assert self._socket is not None
+        whole = memoryview(contents(messages))
+        step = piece_bytes or max(1, len(whole))
+        for first in range(0, len(whole), step):
+            self._socket.sendall(whole[first : first + step])
+
+    def stop(self) -> None:
+        """Close the connection. Idempotent."""
+        if self._socket is not None:
+            self._socket.close()
+        self._socket = None
+
+
+def contents(messages: Datagrams) -> bytes:
+    """Return all messages in order as one run of bytes, as a stream or a file has them."""
+    return b"".join(messages)
