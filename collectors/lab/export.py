@@ -344,12 +344,13 @@ class Exporter:
                 held = self._frozen.setdefault(key, frame.filter(mine))
                 stamped = held.with_columns(frame.filter(mine).select("ts", "recv_ts").get_columns())
                 frame = pl.concat([frame.filter(~mine), stamped])
-            elif fault.kind == "counter_reset" and at_ns < fault.begin_ns:
-                self._zero[key] = frame.filter(mine)
             elif fault.kind == "counter_reset":
                 own = frame.filter(mine)
-                anew = _less(own, self._zero.get(key, own.clear()), self._fabric.config.start_ns + fault.begin_ns)
-                frame = pl.concat([frame.filter(~mine), anew])
+                if at_ns <= fault.begin_ns:
+                    self._zero[key] = own
+                if at_ns >= fault.begin_ns:
+                    anew = _less(own, self._zero.get(key, own.clear()), self._fabric.config.start_ns + fault.begin_ns)
+                    frame = pl.concat([frame.filter(~mine), anew])
         return frame
 
 
@@ -358,7 +359,7 @@ _GAUGES = ("speed_bps", "occupancy_bytes", "watermark_bytes", "headroom_watermar
 
 
 def _less(frame: pl.DataFrame, zero: pl.DataFrame, epoch: int) -> pl.DataFrame:
-    """Return counters from what they were at ``zero``, the last reading before the reset, in a new epoch."""
+    """Return counters from what they were at ``zero``, the last reading up to the reset, in a new epoch."""
     if not zero.height:
         return frame.with_columns(epoch=pl.lit(epoch, pl.Int64))
     counters = [name for name, dtype in frame.schema.items() if dtype == pl.UInt64 and name not in _GAUGES]

@@ -367,10 +367,13 @@ class _Parts:
 
     def step(self, first_ns: int, until_ns: int, series: tuple[np.ndarray, ...], latency_ns: np.ndarray) -> Step:
         """Return it as a ``Step``."""
+        sent, received, depth = series
         return Step(
             first_ns,
             until_ns,
-            *series,
+            sent,
+            received,
+            depth,
             tuple(self.readings),
             np.concatenate([np.zeros((0, FLOW_LOG), np.int64), *self.flows]),
             np.concatenate([np.zeros((0, ITERATION_LOG), np.int64), *self.iterations]),

@@ -79,6 +79,15 @@ class Tap:
         return self._changes
 
 
+# Column of a reading, 1 where it is the far end's, bytes of a unit.
+_PORT_COUNTS = {
+    "rx_errors": ("broken", 1, PACKET_BYTES),
+    "fcs_errors": ("broken", 1, PACKET_BYTES),
+    "tx_discards": ("dropped", 0, PACKET_BYTES),
+    "ecn_marked_packets": ("marked", 0, 1),
+}
+
+
 class TapState:
     """A ``State`` of a tapped switch; columns are looked up when they are asked for."""
 
@@ -87,6 +96,8 @@ class TapState:
         start = tap.fabric.config.start_ns
         boots = np.concatenate([[start], tap.resets])
         self.boot_ts = boots[np.maximum(np.searchsorted(boots, true, "right") - 1, 0)]
+        # A reset lies on the reading before it: most columns are known no finer.
+        self._zero = start + (self.boot_ts - start) // tap.fabric.config.counter_ns * tap.fabric.config.counter_ns
 
     def port(self, name: str) -> np.ndarray:
         tap, zeros = self._tap, np.zeros((len(self.ts), len(self._tap.ports)), np.int64)
@@ -99,17 +110,14 @@ class TapState:
         if name in ("tx_bytes", "rx_bytes"):
             return self._moved(1 if name == "tx_bytes" else 2)
         if name.endswith(("x_packets", "x_unicast_packets")):
-            return self._moved(1 if name.startswith("tx") else 2) // PACKET_BYTES
+            return self._moved(1 if name.startswith("tx") else 2, PACKET_BYTES)
         if name == "out_occupancy_bytes":
             return self._sampled(self._true)[3]
         if name == "in_occupancy_bytes":
             return self._read("held", tap.ports ^ 1)
-        if name in ("rx_errors", "fcs_errors"):
-            return self._counted("broken", tap.ports ^ 1) // PACKET_BYTES
-        if name == "tx_discards":
-            return self._counted("dropped", tap.ports) // PACKET_BYTES
-        if name == "ecn_marked_packets":
-            return self._counted("marked", tap.ports)
+        if name in _PORT_COUNTS:
+            column, far, size = _PORT_COUNTS[name]
+            return self._counted(column, tap.ports ^ far, size)
         if name == "carrier_changes":
             return self._carrier()
         if name in ("fec_corrected", "corrected_bits", "symbol_errors", "fec_uncorrectable"):
@@ -137,7 +145,7 @@ class TapState:
         elif name in plain:
             value = self._counted(plain[name], tap.ports ^ 1 if "_tx_" in name else tap.ports)
         elif name in ("pfc_rx_pause_us", "pfc_tx_pause_us"):
-            value = self._counted("paused_ns", tap.ports ^ 1 if "_tx_" in name else tap.ports) // 1000
+            value = self._counted("paused_ns", tap.ports ^ 1 if "_tx_" in name else tap.ports, 1000)
         else:
             raise KeyError(name)
         return _lossless(value)
@@ -165,7 +173,7 @@ class TapState:
         shape = (len(self._tap.ports), fec.BINS)
         rows = [np.zeros(shape, np.int64), *(reading.fec_bins[self._tap.ports ^ 1] for reading in self._tap.readings())]
         table = np.stack(rows)
-        return table[self._reading_of(self._true)] - np.where(self._reset[:, None, None], table[self._reading_of(self.boot_ts)], 0)
+        return table[self._reading_of(self._true)] - np.where(self._reset[:, None, None], table[self._reading_of(self._zero)], 0)
 
     def _corrections(self, name: str) -> np.ndarray:
         bins = self._bins
@@ -189,17 +197,19 @@ class TapState:
     def _read(self, name: str, ports: np.ndarray, first: int = 0) -> np.ndarray:
         return self._table(name, ports, first)[self._reading_of(self._true)]
 
-    def _counted(self, name: str, ports: np.ndarray) -> np.ndarray:
-        table = self._table(name, ports, 0)
-        return table[self._reading_of(self._true)] - np.where(self._reset[:, None], table[self._reading_of(self.boot_ts)], 0)
+    def _counted(self, name: str, ports: np.ndarray, size: int = 1) -> np.ndarray:
+        """Return a counter of whole units of ``size``, from the last reset."""
+        table = self._table(name, ports, 0) // size
+        return table[self._reading_of(self._true)] - np.where(self._reset[:, None], table[self._reading_of(self._zero)], 0)
 
     def _sampled(self, at: np.ndarray) -> tuple[np.ndarray, ...]:
         ends, *columns = self._tap.samples()
         row = np.maximum(np.searchsorted(ends, at, "right") - 1, 0)
         return ends[row], *(column[row] for column in columns)
 
-    def _moved(self, column: int) -> np.ndarray:
-        return self._sampled(self._true)[column] - np.where(self._reset[:, None], self._sampled(self.boot_ts)[column], 0)
+    def _moved(self, column: int, size: int = 1) -> np.ndarray:
+        now, zero = (self._sampled(at)[column] // size for at in (self._true, self._zero))
+        return now - np.where(self._reset[:, None], zero, 0)
 
     def _carrier(self) -> np.ndarray:
         counts = np.zeros((len(self.ts), len(self._tap.ports)), np.int64)

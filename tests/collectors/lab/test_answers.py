@@ -1,5 +1,7 @@
 """The answers are what the fabric did, whatever the calls that it did it in."""
 
+from pathlib import Path
+
 import polars as pl
 import pytest
 
@@ -72,8 +74,10 @@ def test_flows_and_iterations(tables):
 
 
 def test_every_fault_has_a_line():
-    """The table of faults says what each is and where it goes, and acts in one of the three ways."""
-    for kind in FAULTS.values():
+    """The table of faults says what each is and acts in one of the three ways, the docs name each, and no other is taken."""
+    page = (Path(__file__).resolve().parents[3] / "dashboards" / "docs" / "26-fabric.md").read_text()
+    for name, kind in FAULTS.items():
         assert kind.doc and (kind.on_export or kind.apply or kind.jobs)
+        assert f"| `{name}` |" in page
     with pytest.raises(ValueError, match="slow_nic"):
         Fabric(FabricConfig(toy(), (JOB,), (Fault("nonsense"),)))

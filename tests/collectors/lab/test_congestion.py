@@ -97,7 +97,7 @@ def test_two_flows_come_to_fair_shares(step_ns):
 
 @pytest.mark.parametrize("step_ns", [10 * US, 100 * US, 1000 * US])
 def test_no_lossless_queue_drops(step_ns):
-    """Whatever the step, sixteen senders without congestion control fill no ingress beyond its threshold and headroom, and nothing drops."""
+    """Whatever the step, sixteen senders at line rate fill no ingress beyond its threshold and headroom, and nothing drops."""
     config = star(16, dcqcn=False, step_ns=step_ns, sample_ns=MS, buffer_bytes=8_000_000)
     last = Fabric(config, 1).advance(20 * MS).readings[-1]
     assert last.ports["dropped"].sum() == 0

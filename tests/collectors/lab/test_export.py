@@ -87,7 +87,7 @@ def test_gpus_and_nvlink(rows):
     assert gpus["sm_active_ratio"].is_between(0.1, 0.9).all()
     moved = rows["nvlink"].filter(pl.col("ts") == pl.col("ts").max())["tx_bytes"]
     iterations = moved.min() / (50_000_000 / 2)
-    assert iterations > 100 and moved.max() - moved.min() <= 25_000_000
+    assert iterations > 50 and moved.max() - moved.min() <= 25_000_000
 
 
 def test_a_frozen_counter_stands_still():

@@ -34,6 +34,7 @@ def tapped(*faults: Fault) -> tuple[Tap, dict[str, pl.DataFrame]]:
     [
         (Fault("link_flap", f"{LEAF}/Ethernet16", 120 * MS, 100 * MS, 1.0), Fault("dirty_fibre", f"{LEAF}/Ethernet0", severity=3e-3)),
         (Fault("counter_reset", LEAF, 200 * MS),),
+        (Fault("counter_reset", LEAF, 250 * MS),),
         (Fault("frozen_counter", LEAF, 200 * MS, 150 * MS),),
     ],
 )
@@ -71,7 +72,7 @@ def test_exporters_and_rows_agree(faults):
 
 
 def test_telemetry_of_a_tapped_switch():
-    """The exporter of high-frequency telemetry writes a tapped switch's bytes at every millisecond: a template, then ever larger counters."""
+    """The exporter of high-frequency telemetry writes a tapped switch's bytes at every millisecond, and they are the readings'."""
     tap, rows = tapped()
     session = hft.session(tap, sai.PORT, ("IF_OUT_OCTETS",))
     ts = tap.fabric.config.start_ns + MS * np.arange(1, 500)
