@@ -94,6 +94,13 @@ def react(flows, ports, adapters, order, control, step_ns, seed, step):
         if not control.on:
             flows.rate[f] = line
             continue
+        if chance == 0.0 and flows.rate[f] >= line:
+            # At line rate and unmarked there is nothing to raise: what is left of the intervals is the decay.
+            decay_ns = flows.decay_ns[f] + step_ns
+            flows.alpha[f] *= power(1.0 - control.gain, decay_ns // control.timer_ns)
+            flows.decay_ns[f] = decay_ns % control.timer_ns
+            flows.quiet_ns[f] -= step_ns
+            continue
         floor = flows.delivered[f] * NS_PER_S / step_ns if spans > 1 else 0.0
         none = power(flows.clear[f], -(-packets // spans)) if chance > 0 else 1.0
         for j in range(spans):

@@ -11,7 +11,7 @@ from ...pipeline.clock import NS_PER_MS, NS_PER_S
 from ...pipeline.schema import FAMILIES
 from .fabric import Fabric, Reading, Step
 from .faults import Fault
-from .rng import unit, units
+from .rng import unit, units, units_of
 from .state import PACKET_BYTES, PAYLOAD_BYTES
 from .topology import HOST
 
@@ -178,7 +178,7 @@ class Exporter:
         """Return the sampled packets as the leaf of their sender sees them."""
         flow, at, number, chance = step.packets.T
         flows, topology, start = self._fabric.world.flows, self._topology, self._fabric.config.start_ns
-        lot = np.array([unit(self._fabric.seed, MARK_DRAW + int(f), int(n)) for f, n in zip(flow, number, strict=True)])
+        lot = units_of(self._fabric.seed, MARK_DRAW + flow, number)
         place = number % MESSAGE_PACKETS
         opcode = np.where(place == 0, WRITE_FIRST, np.where(place == MESSAGE_PACKETS - 1, WRITE_LAST, WRITE_MIDDLE))
         addresses = np.array([topology.address(n) for n in range(topology.adapters)])
@@ -364,7 +364,5 @@ def _less(frame: pl.DataFrame, zero: pl.DataFrame, epoch: int) -> pl.DataFrame:
         return frame.with_columns(epoch=pl.lit(epoch, pl.Int64))
     counters = [name for name, dtype in frame.schema.items() if dtype == pl.UInt64 and name not in _GAUGES]
     lists = [name for name, dtype in frame.schema.items() if dtype == pl.List(pl.UInt64)]
-    changed = [(frame[name] - zero[name]).alias(name) for name in counters]
-    for name in lists:
-        changed.append(pl.Series(name, np.stack(frame[name].to_list()) - np.stack(zero[name].to_list())).cast(pl.List(pl.UInt64)))
+    changed = [(frame[name] - zero[name]).alias(name) for name in (*counters, *lists)]
     return frame.with_columns(*changed, epoch=pl.lit(epoch, pl.Int64))

@@ -42,6 +42,15 @@ def units(seed, a, count):
     return out
 
 
+@numba.njit(cache=True)
+def units_of(seed, a, b):
+    """Return a number in [0, 1) for each pair of two columns of integers."""
+    out = np.empty(a.shape[0], np.float64)
+    for k in range(a.shape[0]):
+        out[k] = unit(seed, a[k], b[k])
+    return out
+
+
 @numba.njit(cache=True, inline="always")
 def power(base, exponent):
     """Return ``base ** exponent`` of a non-negative integer exponent by multiplications alone, which every machine rounds alike."""

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from weft.collectors.lab.fabric import Fabric, FabricConfig
 from weft.collectors.lab.faults import Fault
-from weft.collectors.lab.topology import rail_fabric, toy
+from weft.collectors.lab.topology import clos, rail_fabric, toy
 from weft.collectors.lab.workload import Job, Phase, dense, inference, training
 
 US, MS = 1_000, 1_000_000
@@ -89,6 +89,24 @@ def test_no_byte_is_lost_from_the_books(faults, seed, step_ns, buffer_bytes, dcq
         assert leaks(fabric) == [], step
 
 
+@pytest.mark.parametrize("step_ns", [50 * US, 1000 * US])
+def test_the_books_of_three_tiers(step_ns):
+    """In a three-tier fabric with equal seeds, a tier that does not pause and small buffers, nothing leaks either."""
+    topology = clos([("G", f"P{n % 2}", f"S{n // 2 % 3}") for n in range(12)], aggregations=2, cores=2)
+    faults = (
+        Fault("hash_polarization", "", 2 * MS, 3 * MS),
+        Fault("pfc_off", "agg-G-P0-0"),
+        Fault("noisy_neighbour", "", MS, 5 * MS, 0.01),
+    )
+    job = Job("mixed", tuple(range(12)), (Phase(100 * US, "alltoall", "all", 2_000_000), Phase(0, "allreduce", "rail", 4_000_000)))
+    config = FabricConfig(topology, (job,), faults, step_ns=step_ns, sample_ns=step_ns, counter_ns=step_ns, buffer_bytes=400_000)
+    fabric = Fabric(config, 4)
+    for until in range(step_ns, 10 * MS, step_ns):
+        fabric.advance(until)
+        assert leaks(fabric) == [], until
+    assert fabric.world.ports.sent[topology.stage == 3].sum() > 0 and fabric.world.ports.dropped.sum() > 0
+
+
 def same(one: np.ndarray, other: np.ndarray) -> bool:
     """Return whether two arrays are the same to the last bit."""
     return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
@@ -138,6 +156,32 @@ def test_an_iteration_pays_for_its_slowest_adapter():
     assert slowed.iterations[1:, 4] == pytest.approx(2 * sound.iterations[1, 4], rel=0.02)
     pace = slowed.flows[:, 3] / (slowed.flows[:, 2] - slowed.flows[:, 1])
     assert pace == pytest.approx(np.full(len(pace), pace.mean()), rel=0.05)
+
+
+def test_a_neighbour_is_felt():
+    """Another job on the same hosts takes bandwidth while it is there, and only then."""
+    job = Job("ring", tuple(range(4)), (Phase(2 * MS, "allreduce", "rail", 40_000_000),), jitter=0.0)
+    fault = Fault("noisy_neighbour", "host-0000", 60 * MS, 100 * MS, 1.0)
+    ended = Fabric(FabricConfig(toy(), (job,), (fault,), step_ns=100 * US), 1).advance(260 * MS).iterations
+    mine = ended[ended[:, 0] == 0]
+    before, after = mine[mine[:, 3] < 60 * MS, 4], mine[mine[:, 2] > 200 * MS, 4]
+    during = mine[(mine[:, 2] > 100 * MS) & (mine[:, 3] < 160 * MS), 4]
+    assert len(during) and during.max() > 1.3 * before[1:].max()
+    assert after.mean() == pytest.approx(before[1:].mean(), rel=0.1)
+
+
+def test_an_incast_fills_one_queue():
+    """A repeated incast makes the one queue stand high every 20 ms, its packets be marked, and the path's delay grow."""
+    config = FabricConfig(rail_fabric(1, 8, 2, racks_per_pod=1), (), (Fault("incast", "host-0000/mlx5_1", severity=0.2),))
+    fabric = Fabric(config, 1)
+    step = fabric.advance(200 * MS)
+    port = 2 * 1 + 1
+    busy = np.flatnonzero(step.sent[:, port] > 0)
+    # 7 senders of 7.2 MB at 400G: a millisecond, then silence until the next.
+    starts = busy[np.flatnonzero(np.diff(busy, prepend=-9) > 5)]
+    assert len(starts) >= 8 and np.diff(starts) == pytest.approx(np.full(len(starts) - 1, 21), abs=1)
+    assert np.delete(step.depth.max(axis=0), port).max() < step.depth[:, port].max()
+    assert step.readings[-1].ports["marked"][port] > 0
 
 
 def test_a_slow_gpu_is_named():
