@@ -19,6 +19,8 @@ from .queues import NS_PER_S
 from .rng import power, unit
 from .state import PACKET_BYTES
 
+TIMEOUT_DRAW = 14 << 40
+
 
 class Control(NamedTuple):
     """DCQCN's and the adapters' settings; rates in bytes per second."""
@@ -37,7 +39,26 @@ class Control(NamedTuple):
 
 
 @numba.njit(cache=True)
-def receive(flows, adapters, order, control, now_ns, step_ns):
+def _deaf_bytes(flows, f, control, now_ns, step_ns):
+    """Return what a receiver discards in this step while it waits for what it missed, and the number of new gaps."""
+    came, lost = flows.delivered[f], flows.hurt[f]
+    if step_ns > 2 * control.round_trip_ns and lost > 0:
+        # Many round trips in a step: runs of good packets and of a round trip's discarded ones alternate. Losses among the latter make
+        # no new gap, hence 1 / (1 + x) of all losses do, x packets being discarded for each good one.
+        under_way = came + lost
+        window = min(np.int64(flows.rate[f] * control.round_trip_ns / NS_PER_S), under_way // 2)
+        losses = -(-lost // PACKET_BYTES)
+        gaps = max(np.int64(1), np.int64(losses / (1.0 + losses * window / under_way) + 0.5))
+        return min(came, gaps * window), gaps
+    gaps, begin = np.int64(0), now_ns
+    if lost > 0 and flows.deaf_ns[f] <= now_ns:
+        gaps, begin = np.int64(1), now_ns + step_ns // 2
+        flows.deaf_ns[f] = begin + control.round_trip_ns
+    return came * max(np.int64(0), min(flows.deaf_ns[f], now_ns + step_ns) - begin) // step_ns, gaps
+
+
+@numba.njit(cache=True)
+def receive(flows, adapters, order, control, now_ns, step_ns, seed, step):
     """Take in what was delivered: in order, or discarded behind a gap."""
     for k in range(order.count[0]):
         f = order.flows[k]
@@ -45,14 +66,14 @@ def receive(flows, adapters, order, control, now_ns, step_ns):
         flows.received[f] += came
         flows.flight[f] -= came
         discarded = np.int64(0)
-        if lost > 0:
+        if lost > 0 or flows.deaf_ns[f] > now_ns:
             unsent = flows.total[f] - flows.good[f] - came - flows.flight[f] - lost
-            if unsent <= 0 and flows.flight[f] == 0:
+            # The last packet is among the lost with their share of what was under way; then nothing tells the receiver of a gap.
+            if lost > 0 and unsent <= 0 and flows.flight[f] == 0 and unit(seed, TIMEOUT_DRAW + f, step) * (came + lost) < lost:
                 adapters.ack_timeout[flows.source[f]] += 1
                 flows.stall_ns[f] = now_ns + step_ns + control.ack_timeout_ns
             else:
-                gaps = min(-(-lost // PACKET_BYTES), max(np.int64(1), np.int64(step_ns // control.round_trip_ns)))
-                discarded = min(came, gaps * np.int64(flows.rate[f] * control.round_trip_ns / NS_PER_S))
+                discarded, gaps = _deaf_bytes(flows, f, control, now_ns, step_ns)
                 adapters.out_of_sequence[flows.target[f]] += gaps
                 adapters.sequence_error[flows.source[f]] += gaps
             flows.resent[f] += lost + discarded

@@ -86,7 +86,7 @@ def run(world, first, last, step_ns, window, nvlink_rate, packet_rate, sample_st
         forward(flows, ports, order, now_ns, step_ns, window, seed, step)
         back(flows, ports, order, world.net, world.buffers, step_ns)
         settle(flows, ports, order, world.net, world.buffers, step_ns)
-        receive(flows, world.adapters, order, world.control, now_ns, step_ns)
+        receive(flows, world.adapters, order, world.control, now_ns, step_ns, seed, step)
         react(flows, ports, world.adapters, order, world.control, step_ns, seed, step)
         if packet_rate > 0:
             _sample_packets(world, packet_rate, now_ns, step_ns, seed)

@@ -20,10 +20,11 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from .rng import draw
+from .rng import draw, unit
 from .state import PACKET_BYTES
 from .topology import STAGES
 
+LOSS_DRAW = 15 << 40
 HOP_BITS = 3  # HOPS_MAX = 8
 HOP_MASK = 7
 NS_PER_S = 1e9
@@ -107,19 +108,24 @@ def _open_step(ports, order, step_ns):
         ports.step_returned[p] = ports.step_excess[p] = 0
         cap = np.int64(min(ports.limit[p], ports.sink[p]) * step_ns / NS_PER_S) if ports.up[p] else np.int64(0)
         ports.step_cap[p] = cap if ports.ceiling[p] < 0 else min(cap, ports.ceiling[p])
-        ports.step_lose[p] = np.int64(ports.loss_due[p]) * PACKET_BYTES if ports.loss[p] > 0 else 0
+        ports.step_lose[p] = -1 if ports.loss[p] > 0 else 0
 
 
 @numba.njit(cache=True)
 def _lose(flows, ports, f, p, out, seed, step):
     """Take what vanishes on the link from the flow that a draw falls upon; return what is left of ``out``."""
     total = min(ports.step_demand[p], ports.step_cap[p])
+    if ports.step_lose[p] < 0:
+        # Packets are lost in the mean as often as they should, whatever is sent in a step.
+        packets = np.int64(total / PACKET_BYTES * ports.loss[p] + unit(seed, LOSS_DRAW + p, step))
+        ports.step_lose[p] = packets * PACKET_BYTES
+        if packets == 0:
+            return out
     where = np.int64(draw(seed, p, step) % np.uint64(total))
     if ports.step_sent[p] <= where:
         return out
     lost = min(ports.step_lose[p], out)
     ports.step_lose[p] = 0
-    ports.loss_due[p] -= lost / PACKET_BYTES
     if ports.seen[p]:
         ports.broken[p] += lost
     else:
@@ -162,7 +168,7 @@ def forward(flows, ports, order, now_ns, step_ns, window, seed, step):
                 flows.flight[f] += out
             else:
                 flows.queued[f, h] -= out
-            if ports.step_lose[p] > 0:
+            if ports.step_lose[p] != 0:
                 out = _lose(flows, ports, f, p, out, seed, step)
             if h == flows.hops[f] - 1:
                 flows.delivered[f] += out
@@ -314,8 +320,6 @@ def settle(flows, ports, order, net, buffers, step_ns):
     for k in range(order.count[1]):
         p = order.ports[k]
         ports.sent[p] += ports.step_sent[p]
-        if ports.loss[p] > 0:
-            ports.loss_due[p] += ports.step_sent[p] / PACKET_BYTES * ports.loss[p]
         _settle_port(ports, p, net.stage[p] < STAGES - 1, buffers, step_ns)
         ports.depth_max[p] = max(ports.depth_max[p], ports.depth[p])
         ports.held_max[p] = max(ports.held_max[p], ports.held[p])
