@@ -79,7 +79,7 @@ def run(world, first, last, step_ns, window, nvlink_rate, packet_rate, sample_st
         if log.count[0] > room:
             return step
         changed = begin(
-            world.members, world.programs, world.groups, flows, ports, world.net, world.seeds, world.alias, log, now_ns, step_ns, seed
+            world.members, world.programs, world.groups, flows, ports, world.net, world.seeds, world.alias, now_ns, step_ns, seed
         )
         if changed:
             rebuild(flows, ports, world.net, order)

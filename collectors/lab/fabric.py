@@ -28,7 +28,9 @@ from .workload import Job, Workload
 STEP_NS_MIN, STEP_NS_MAX = 10_000, NS_PER_MS
 # What a hop takes without a queue: switching and some metres of fibre.
 HOP_NS = 900
-# Columns of ``Ports`` that a reading holds.
+# The series that one call of ``advance`` hands out.
+SERIES_BYTES_MAX = 2 << 30
+# Columns of the ports that a reading holds.
 _READ = (
     *("sent", "dropped", "vanished", "broken", "marked", "paused_ns", "pauses", "frames", "depth", "depth_max", "held"),
     *("held_max", "headroom_max"),
@@ -147,10 +149,15 @@ class Fabric:
         return self._step * self.config.step_ns
 
     def advance(self, until_ns: int) -> Step:
-        """Run to ``until_ns`` since the fabric's start (down to a whole sample interval) and return what happened on the way."""
+        """Run to ``until_ns`` since the fabric's start (down to a whole sample interval) and return what happened on the way.
+
+        Raises ``ValueError`` where the series of so long a time would take more than ``SERIES_BYTES_MAX``.
+        """
         config = self.config
         first_ns, last = self.now_ns, until_ns // config.sample_ns * config.sample_ns // config.step_ns
         samples = max(0, last - self._step) * config.step_ns // config.sample_ns
+        if 3 * 8 * samples * self.topology.ports > SERIES_BYTES_MAX:
+            raise ValueError(f"{samples} samples of {self.topology.ports} ports at once are too many: advance in shorter pieces")
         sent, received, depth = (np.zeros((samples, self.topology.ports), np.int64) for _ in range(3))
         parts = _Parts()
         while self._step < last:

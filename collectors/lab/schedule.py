@@ -128,7 +128,7 @@ def drop_way(flows, ports, f):
 
 
 @numba.njit(cache=True)
-def _next_phase(members, programs, log, m, end_ns, seed):
+def _next_phase(members, programs, m, end_ns, seed):
     """Let a member go on after a phase that ended at ``end_ns``."""
     job = members.job[m]
     members.phase[m] += 1
@@ -180,7 +180,7 @@ def _enter(members, programs, groups, flows, ports, net, seeds, alias, m, seed):
 
 
 @numba.njit(cache=True)
-def begin(members, programs, groups, flows, ports, net, seeds, alias, log, now_ns, step_ns, seed):
+def begin(members, programs, groups, flows, ports, net, seeds, alias, now_ns, step_ns, seed):
     """Start what is due before the end of this step; return whether a flow started."""
     started, until = False, now_ns + step_ns
     for m in range(members.shape[0]):
@@ -192,7 +192,7 @@ def begin(members, programs, groups, flows, ports, net, seeds, alias, log, now_n
             if programs.phases.kind[phase] >= 0 and (members.iteration[m] + 1) % programs.phases.every[phase] == 0:
                 started |= _enter(members, programs, groups, flows, ports, net, seeds, alias, m, seed)
             else:
-                _next_phase(members, programs, log, m, members.ready_ns[m], seed)
+                _next_phase(members, programs, m, members.ready_ns[m], seed)
     return started
 
 
@@ -205,7 +205,6 @@ def _end_flow(flows, members, groups, ports, log, f, now_ns, step_ns):
     end = min(now_ns + step_ns, begun + np.int64(came / pace))
     drop_way(flows, ports, f)
     flows.active[f] = False
-    flows.end_ns[f] = end
     group = flows.group[f]
     groups.open[group] -= 1
     groups.end_ns[group] = max(groups.end_ns[group], end)
@@ -270,5 +269,5 @@ def finish(members, programs, groups, flows, ports, order, log, now_ns, step_ns,
         if programs.jobs.synchronous[job] and members.phase[programs.group_member[first]] == programs.jobs.last[job] - 1:
             _end_iteration(members, programs, groups, log, g, end_ns)
         for k in range(first, last):
-            _next_phase(members, programs, log, programs.group_member[k], end_ns, seed)
+            _next_phase(members, programs, programs.group_member[k], end_ns, seed)
     return ended

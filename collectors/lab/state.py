@@ -51,7 +51,6 @@ FLOW = columns(
     good=COUNT,  # received in order, of the present turn
     flight=COUNT,  # sent and neither received nor lost
     begin_ns=COUNT,
-    end_ns=COUNT,
     received=COUNT,  # all turns, duplicates too
     resent=COUNT,
     hurt=COUNT,  # bytes lost in this step

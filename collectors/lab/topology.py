@@ -194,7 +194,7 @@ def sized(gpus: int) -> Topology:
     """Return a rail-optimised fabric of 64 to 4,096 GPUs (whole racks of 64), non-blocking between pods."""
     racks = -(-gpus // 64)
     per_pod = max(1, racks // 8)
-    return rail_fabric(racks, racks_per_pod=per_pod, spines=8 * per_pod // 2 or 4, parallel=2)
+    return rail_fabric(racks, racks_per_pod=per_pod, spines=4 * per_pod, parallel=2)
 
 
 def toy(rails: int = 2, hosts_per_rack: int = 2, *, speed_bps: int = 100_000_000_000, spines: int = 2, parallel: int = 1) -> Topology:

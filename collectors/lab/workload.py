@@ -30,7 +30,7 @@ FLOWS_MAX = 4_000_000
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """Computing, then a collective of ``payload_bytes`` a rank ``over`` a group; ``every`` n-th iteration only, without a word then."""
+    """Computing, then a collective of ``payload_bytes`` a rank ``over`` a group, in each ``every``-th iteration only."""
 
     compute_ns: int
     collective: str = ""  # empty: none

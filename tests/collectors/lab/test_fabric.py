@@ -134,6 +134,16 @@ def test_any_cut_gives_the_same_bytes(cuts):
     assert not same(Fabric(config, 8).advance(30 * MS).sent, expected.sent)
 
 
+def test_what_does_not_fit_is_refused():
+    """A time too long for one call, and steps that do not divide the samples, are errors before anything is allocated."""
+    with pytest.raises(ValueError, match="shorter pieces"):
+        Fabric(FabricConfig(toy(), (ring(1),)), 1).advance(10**17)
+    with pytest.raises(ValueError, match="multiple"):
+        FabricConfig(toy(), step_ns=30 * US, sample_ns=100 * US)
+    with pytest.raises(ValueError, match="stages"):
+        Fabric(FabricConfig(toy(), (replace(ring(1), stages=3),)), 1)
+
+
 @pytest.mark.parametrize(("collective", "share"), [("allreduce", 2 * 3 / 4), ("allgather", 3 / 4), ("reducescatter", 3 / 4)])
 def test_a_ring_runs_at_line_rate(collective, share):
     """A ring over four hosts takes 2(n-1)/n S / B for an all-reduce, half of it for its halves, within 2 %."""
