@@ -31,6 +31,9 @@ _COMMON = ("ts", "recv_ts", "source", "device", "epoch")
 _NEEDED = {
     "port": ("port",),
     "queue": ("port", "queue", "direction"),
+    "nic": ("port",),
+    "nvlink": ("gpu",),
+    "gpu": ("gpu",),
     "reading": ("kind", "object", "name"),
     "burst_sample": ("port", "signal", "interval_ns"),
     "packet": ("src", "dst", "qp", "opcode", "psn"),

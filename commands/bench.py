@@ -14,6 +14,7 @@ import numpy as np
 from ..pipeline.bus import Bus, BusConfig, open_bus
 from ..pipeline.clock import NS_PER_S, SystemClock
 from .bench_counters import counters
+from .bench_fabric import fabric
 from .bench_gnmi import gnmi
 from .bench_hft import hft
 from .bench_lab import lab
@@ -145,8 +146,8 @@ PARTS: dict[str, Callable[[int], Iterator[Line]]] = {
     "sflow": sflow,
     "hft": hft,
     "gnmi": gnmi,
-    "hft": hft,
     "lab": lab,
+    "fabric": fabric,
 }
 
 

@@ -160,6 +160,42 @@ _FAMILY_LIST = (
         ),
     ),
     Table(
+        "nic",
+        "one reading of an RDMA adapter's counters",
+        (
+            *_COMMON,
+            PORT,
+            SPEED,
+            *_counters("tx_bytes", "rx_bytes", "tx_packets", "rx_packets"),
+            *_counters("ecn_marked_packets", "cnp_sent", "cnp_handled", "cnp_ignored"),
+            *_counters("out_of_sequence", "packet_seq_err", "implied_nak", "ack_timeout", "retransmits", "duplicate_request"),
+            *_counters("rnr_nak", "out_of_buffer", "retries_exceeded"),
+        ),
+    ),
+    Table(
+        "nvlink",
+        "one reading of a scale-up link, or of a GPU's links together",
+        (
+            *_COMMON,
+            Field("gpu", pl.String, "", "number of the GPU in its device"),
+            Field("link", pl.String, "", "number of the link; empty where all links of the GPU are counted together"),
+            SPEED,
+            *_counters("tx_bytes", "rx_bytes", "replay", "recovery", "crc", "symbol_errors"),
+        ),
+    ),
+    Table(
+        "gpu",
+        "one reading of a GPU",
+        (
+            *_COMMON,
+            Field("gpu", pl.String, "", "number of the GPU in its device"),
+            Field("sm_active_ratio", pl.Float64, "", "share of the time since the last reading with work on the multiprocessors"),
+            Field("tensor_active_ratio", pl.Float64, "", "the same of the tensor cores"),
+            Field("power_w", pl.Float64, "W", "power drawn now"),
+            Field("xid", pl.UInt64, "", "code of the last error that the driver told; null where none"),
+        ),
+    ),
+    Table(
         "reading",
         "one value that no other family has a column for",
         (

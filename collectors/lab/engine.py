@@ -1,0 +1,134 @@
+"""The loop over steps, compiled: what is due begins, bytes move, adapters react, what is done ends.
+
+It runs from one edge (a reading of counters, a fault that comes or goes) to the next, so that Python is called a few times a second of
+the fabric's time whatever the step.
+"""
+
+from typing import NamedTuple
+
+import numba
+import numpy as np
+
+from .dcqcn import Control, react, receive
+from .queues import Buffers, back, forward, rebuild, settle
+from .rng import draw
+from .routing import Net
+from .schedule import Log, Programs, begin, drop_way, find_way, finish
+from .state import PACKET_BYTES, Order
+
+PACKET_DRAW = 7 << 40
+PACKETS_MAX = 1 << 18
+
+
+class World(NamedTuple):
+    """Everything that changes, and what it changes by."""
+
+    net: Net
+    flows: np.recarray
+    ports: np.recarray
+    adapters: np.recarray
+    order: Order
+    members: np.recarray
+    programs: Programs
+    groups: np.recarray
+    log: Log
+    buffers: Buffers
+    control: Control
+    seeds: np.ndarray  # (devices,) of the hashes
+    alias: np.ndarray  # (adapters,) the adapter that sends and receives in its stead
+    packets: np.ndarray  # (PACKETS_MAX, 4) sampled: flow, time, number in the flow, chance of a mark in 2^-40
+    sampled: np.ndarray  # rows in it, rows that found no place
+
+
+@numba.njit(cache=True)
+def _sample_packets(world, rate, now_ns, step_ns, seed):
+    """Note every ``rate``-th packet that a flow delivers, at its even share of the step."""
+    flows, order = world.flows, world.order
+    for k in range(order.count[0]):
+        f = order.flows[k]
+        if flows.delivered[f] == 0:
+            continue
+        offset = np.int64(draw(seed, PACKET_DRAW, f) % np.uint64(rate))
+        first = (flows.received[f] - flows.delivered[f]) // PACKET_BYTES
+        last = flows.received[f] // PACKET_BYTES
+        number = first + (offset - first) % rate
+        while number < last:
+            if world.sampled[0] < PACKETS_MAX:
+                row = world.packets[world.sampled[0]]
+                row[0], row[2] = f, number
+                row[1] = now_ns + step_ns * (number - first + 1) // (last - first + 1)
+                row[3] = np.int64((1.0 - flows.clear[f]) * 1099511627776.0)
+                world.sampled[0] += 1
+            else:
+                world.sampled[1] += 1
+            number += rate
+
+
+@numba.njit(cache=True)
+def run(world, first, last, step_ns, window, nvlink_rate, packet_rate, sample_steps, sent, received, depth, seed):
+    """Run steps ``first`` to ``last``; stop early where the log might overflow. Return the step to go on with.
+
+    ``sent``, ``received`` and ``depth`` (samples, ports) take, at the end of each sample interval in turn, what the ports have sent, what
+    of it has come to the far end, and what waits at them.
+    """
+    flows, ports, order, log = world.flows, world.ports, world.order, world.log
+    row = 0
+    room = log.flow.shape[0] - flows.shape[0]
+    for step in range(first, last):
+        now_ns = step * step_ns
+        if log.count[0] > room:
+            return step
+        changed = begin(
+            world.members, world.programs, world.groups, flows, ports, world.net, world.seeds, world.alias, now_ns, step_ns, seed
+        )
+        if changed:
+            rebuild(flows, ports, world.net, order)
+        forward(flows, ports, order, now_ns, step_ns, window, seed, step)
+        back(flows, ports, order, world.net, world.buffers, step_ns)
+        settle(flows, ports, order, world.net, world.buffers, step_ns)
+        receive(flows, world.adapters, order, world.control, now_ns, step_ns, seed, step)
+        react(flows, ports, world.adapters, order, world.control, step_ns, seed, step)
+        if packet_rate > 0:
+            _sample_packets(world, packet_rate, now_ns, step_ns, seed)
+        ended = finish(world.members, world.programs, world.groups, flows, ports, order, log, now_ns, step_ns, nvlink_rate, seed)
+        if ended:
+            rebuild(flows, ports, world.net, order)
+        if (step + 1) % sample_steps == 0:
+            for p in range(ports.shape[0]):
+                sent[row, p], depth[row, p] = ports.sent[p], ports.depth[p]
+                received[row, p] = ports.sent[p] - ports.vanished[p] - ports.broken[p]
+            row += 1
+    return last
+
+
+@numba.njit(cache=True)
+def reroute(world, everything):
+    """After links or seeds have changed: lead active flows off dead links, at once; the others, if ``everything``, at their next start.
+
+    What a rerouted flow had in queues is lost.
+    """
+    flows, ports = world.flows, world.ports
+    for f in range(flows.shape[0]):
+        if flows.pinned[f]:
+            continue
+        flows.stale[f] |= everything
+        if not flows.active[f]:
+            continue
+        cut = flows.hops[f] == 0
+        for h in range(flows.hops[f]):
+            cut |= not ports.up[flows.path[f, h]]
+        if not cut:
+            continue
+        drop_way(flows, ports, f)
+        for h in range(1, flows.hops[f]):
+            p, lost = flows.path[f, h], flows.queued[f, h]
+            ports.dropped[p] += lost
+            ports.depth[p] -= lost
+            ports.held[flows.path[f, h - 1]] -= lost
+            flows.flight[f] -= lost
+            flows.resent[f] += lost
+            flows.queued[f, h] = 0
+            flows.arrived[f, h] = 0
+        job = world.members.job[flows.member[f]]
+        find_way(flows, ports, world.net, world.seeds, world.alias, f, world.programs.jobs.adaptive[job])
+    rebuild(flows, ports, world.net, world.order)

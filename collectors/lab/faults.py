@@ -1,0 +1,296 @@
+"""What goes wrong, when, where and how much: one line each in ``FAULTS``.
+
+A fault of the fabric changes what the model runs by, a fault of the telemetry what is exported of it. Faults are laid on anew from the
+fabric as configured whenever one comes or goes and at each reading of counters, so that they add up and leave nothing behind.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import fec
+from .state import WIRE_BYTES
+from .topology import Topology
+from .workload import Job, Phase
+
+NS_PER_MS = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One fault: its kind, its place (see ``FAULTS``), its time since the fabric's start, and how bad it is (0..1 unless said)."""
+
+    kind: str
+    place: str = ""
+    begin_ns: int = 0
+    duration_ns: int = 2**62
+    severity: float = 0.5
+
+    @property
+    def end_ns(self) -> int:
+        return self.begin_ns + self.duration_ns
+
+
+class Tuning(NamedTuple):
+    """What faults turn: the arrays that the model runs by, and what they were."""
+
+    topology: Topology
+    limit: np.ndarray
+    sink: np.ndarray
+    up: np.ndarray
+    lossless: np.ndarray
+    loss: np.ndarray
+    seen: np.ndarray
+    kmin: np.ndarray
+    kmax: np.ndarray
+    slow: np.ndarray
+    seeds: np.ndarray
+    queue_pairs: np.ndarray
+    alias: np.ndarray
+    error_ratio: np.ndarray  # bit errors before correction, by port
+    job_names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FaultKind:
+    """One line of ``FAULTS``: what it is, what its place names, and how it acts."""
+
+    doc: str
+    place: str  # what the place names: an adapter or link as ``device/port``, a switch, a job, a device; or nothing
+    apply: Callable[[Tuning, Fault, int], None] | None = None
+    jobs: Callable[[Topology, Fault, int], tuple[Job, ...]] | None = None
+    # The ports that each of these jobs' flows is held to, instead of the way that they would find.
+    paths: Callable[[Topology, Fault], tuple[tuple[int, ...], ...]] | None = None
+    on_export: bool = False
+    # Times since its begin at which a fault changes by itself.
+    period_ns: Callable[[Fault], int] | None = None
+
+
+def adapter_of(topology: Topology, place: str) -> int:
+    """Return the adapter named ``host/port``. Raises ``ValueError`` where there is none."""
+    device, _, port = place.partition("/")
+    return topology.port_of(device, port) // 2
+
+
+def link_of(topology: Topology, place: str) -> np.ndarray:
+    """Return both directed ports of the link at ``device/port``."""
+    device, _, port = place.partition("/")
+    number = topology.port_of(device, port)
+    return np.array([number, number ^ 1])
+
+
+def _slow_adapter(on: Tuning, fault: Fault, _now_ns: int) -> None:
+    adapter = adapter_of(on.topology, fault.place)
+    on.limit[2 * adapter] *= 1 - fault.severity
+    on.sink[2 * adapter + 1] *= 1 - fault.severity
+
+
+def _pause_storm(on: Tuning, fault: Fault, _now_ns: int) -> None:
+    on.sink[2 * adapter_of(on.topology, fault.place) + 1] *= 1 - fault.severity
+
+
+def _dirty_fibre(on: Tuning, fault: Fault, now_ns: int) -> None:
+    """Let the bit error ratio double with each eighth of the fault, the last being ``severity``."""
+    age = min(1.0, (now_ns - fault.begin_ns) / max(1, fault.duration_ns))
+    steps = 8 - int(8 * age)
+    for port in link_of(on.topology, fault.place).tolist():
+        # Division rounds alike on every machine, which a power need not.
+        ratio = fault.severity
+        for _ in range(steps - 1):
+            ratio /= 2
+        on.error_ratio[port] = max(on.error_ratio[port], ratio)
+
+
+def _flap(on: Tuning, fault: Fault, now_ns: int) -> None:
+    if (now_ns - fault.begin_ns) // _flap_period(fault) % 2 == 0:
+        on.up[link_of(on.topology, fault.place)] = False
+
+
+def _flap_period(fault: Fault) -> int:
+    """Return how long the link is down, and then up: severity 1 is 100 ms, 0.5 is 200 ms."""
+    return int(100 * NS_PER_MS / max(fault.severity, 0.01))
+
+
+def _rail_down(on: Tuning, fault: Fault, _now_ns: int) -> None:
+    """Take an adapter's link down; the next rail of its host sends and receives in its stead."""
+    adapter = adapter_of(on.topology, fault.place)
+    on.up[2 * adapter : 2 * adapter + 2] = False
+    host, rail = divmod(adapter, on.topology.rails)
+    on.alias[adapter] = host * on.topology.rails + (rail + 1) % on.topology.rails
+
+
+def _polarise(on: Tuning, _fault: Fault, _now_ns: int) -> None:
+    on.seeds[:] = on.seeds[0]
+
+
+def _few_queue_pairs(on: Tuning, fault: Fault, _now_ns: int) -> None:
+    on.queue_pairs[_jobs(on, fault.place)] = 1
+
+
+def _jobs(on: Tuning, place: str) -> np.ndarray:
+    named = np.array([place in ("", name) for name in on.job_names])
+    if not named.any():
+        raise ValueError(f"no job is called {place}")
+    return np.flatnonzero(named)
+
+
+def _marking(on: Tuning, fault: Fault, _now_ns: int) -> None:
+    """Raise Kmin and Kmax of a switch (all, if no place is given) by 1 + 1000 x severity: nothing is marked before ports are paused."""
+    ports = _owned(on.topology, fault.place)
+    on.kmin[ports] = on.kmin[ports] * int(1 + 1000 * fault.severity)
+    on.kmax[ports] = on.kmax[ports] * int(1 + 1000 * fault.severity)
+
+
+def _owned(topology: Topology, place: str) -> np.ndarray:
+    if not place:
+        return np.arange(topology.ports)
+    return np.flatnonzero(topology.owner == topology.device_names.index(place))
+
+
+def _no_pause(on: Tuning, fault: Fault, _now_ns: int) -> None:
+    """Let a switch pause none of its senders, or only not the one of the link that is named."""
+    if "/" in fault.place:
+        on.lossless[link_of(on.topology, fault.place)[1]] = False
+    else:
+        on.lossless[_owned(on.topology, fault.place) ^ 1] = False
+
+
+def _slow_gpu(on: Tuning, fault: Fault, _now_ns: int) -> None:
+    on.slow[adapter_of(on.topology, fault.place)] *= 1 + fault.severity
+
+
+def _silent_loss(on: Tuning, fault: Fault, _now_ns: int) -> None:
+    ports = link_of(on.topology, fault.place)
+    on.loss[ports] += fault.severity
+    on.seen[ports] = False
+
+
+def _incast(topology: Topology, fault: Fault, number: int) -> tuple[Job, ...]:
+    """Let all hosts but the target's own send to one adapter at once, 1 to 32 MB each, every 20 ms."""
+    target = adapter_of(topology, fault.place)
+    rail = target % topology.rails
+    hosts = tuple(host for host in range(topology.gpus // topology.rails) if host != target // topology.rails)
+    size = int(1_000_000 + 31_000_000 * fault.severity)
+    phase = Phase(20 * NS_PER_MS, "incast", "all", size)
+    job = Job("", hosts, (phase,), rails=(rail,), target=target, jitter=0.0)
+    return (_visitor(f"incast-{number}", fault, job),)
+
+
+def _neighbour(topology: Topology, fault: Fault, number: int) -> tuple[Job, ...]:
+    """Let another job run on the hosts of two racks, all-reducing up to 2 GB every 50 ms."""
+    first = topology.device_names.index(fault.place) if fault.place else 0
+    count = topology.gpus // topology.rails
+    hosts = tuple(sorted({(first + k * max(1, count // 4)) % count for k in range(4)}))
+    phase = Phase(50 * NS_PER_MS, "allreduce", "rail", int(2_000_000_000 * fault.severity / 8))
+    return (_visitor(f"neighbour-{number}", fault, Job("", hosts, (phase,))),)
+
+
+def _cycle_ends(topology: Topology, fault: Fault) -> tuple[list[int], list[int]]:
+    """Return two adapters on each of the two leaves that the place names, with a comma between."""
+    leaves = [topology.device_names.index(name) for name in fault.place.split(",")]
+    found = [np.flatnonzero(topology.leaf[: topology.gpus] == leaf).tolist() for leaf in leaves]
+    if len(found) != 2 or min(map(len, found)) < 2:
+        raise ValueError(f"{fault.kind}: {fault.place!r} is not two leaves with two adapters each")
+    return found[0][:2], found[1][:2]
+
+
+def _cycle_jobs(topology: Topology, fault: Fault, number: int) -> tuple[Job, ...]:
+    phase = Phase(0, "incast", "self", int(1_000_000_000 * fault.severity))
+    made = []
+    for letter, (source, target) in zip("ab", _cycle_ends(topology, fault), strict=True):
+        host, rail = divmod(source, topology.rails)
+        job = Job("", (host,), (phase,), rails=(rail,), queue_pairs=1, jitter=0.0, target=target)
+        made.append(_visitor(f"cycle-{number}-{letter}", fault, job))
+    return tuple(made)
+
+
+def _cycle_paths(topology: Topology, fault: Fault) -> tuple[tuple[int, ...], ...]:
+    """Return two ways that each go up a second time, as misconfigured routes do: leaf a, spine, leaf b, other spine, leaf a, and from b
+    likewise.
+
+    The ingress of each of the four switches then waits for the next one round the ring.
+    """
+    ends = _cycle_ends(topology, fault)
+    a, b = (int(topology.leaf[pair[0]]) for pair in ends)
+    above = [np.flatnonzero((topology.owner == leaf) & (topology.stage == 1)) for leaf in (a, b)]
+    spines = [sorted(set(topology.peer[ports].tolist())) for ports in above]
+    if len(spines[0]) < 2 or spines[0] != spines[1]:
+        raise ValueError(f"{fault.kind}: {fault.place!r} have no two spines in common")
+    first, second = spines[0][:2]
+    up = {leaf: {int(topology.peer[port]): int(port) for port in ports} for leaf, ports in zip((a, b), above, strict=True)}
+    ring = (up[a][first], up[b][first] ^ 1, up[b][second], up[a][second] ^ 1)
+    around = (ring, ring[2:] + ring[:2])
+    return tuple((2 * source, *way, 2 * target + 1) for (source, target), way in zip(ends, around, strict=True))
+
+
+def _visitor(name: str, fault: Fault, job: Job) -> Job:
+    return replace(job, name=name, start_ns=fault.begin_ns, stop_ns=fault.end_ns)
+
+
+FAULTS: dict[str, FaultKind] = {
+    "slow_nic": FaultKind("an adapter, or the bus behind it, is slower by the severity, both ways", "adapter", _slow_adapter),
+    "pause_storm": FaultKind("a host takes less by the severity, at 1 nothing, and pauses its leaf", "adapter", _pause_storm),
+    "dirty_fibre": FaultKind("a link's bit error ratio doubles step by step up to the severity", "link", _dirty_fibre),
+    "link_flap": FaultKind("a link goes down and comes back, faster with the severity", "link", _flap, period_ns=_flap_period),
+    "rail_down": FaultKind("an adapter's link is dead, the next rail takes over", "adapter", _rail_down),
+    "hash_polarization": FaultKind("all switches hash with one seed", "", _polarise),
+    "few_qps": FaultKind("connections of a job use one queue pair", "job", _few_queue_pairs),
+    "incast": FaultKind("all hosts send to one adapter at once, again and again", "adapter", jobs=_incast),
+    "ecn_thresholds": FaultKind("marking begins too late: ports are paused first", "switch", _marking),
+    "pfc_off": FaultKind("a switch, or the far end of one link, does not pause its senders and drops", "switch", _no_pause),
+    "cyclic_buffers": FaultKind(
+        "misrouted flows make four switches wait for each other", "two leaves", jobs=_cycle_jobs, paths=_cycle_paths
+    ),
+    "slow_gpu": FaultKind("a GPU computes longer by the severity", "adapter", _slow_gpu),
+    "noisy_neighbour": FaultKind("another job shares hosts and links", "device", jobs=_neighbour),
+    "silent_loss": FaultKind("a link loses packets, a share of the severity, and nobody counts them", "link", _silent_loss),
+    "frozen_counter": FaultKind("a device's counters keep their value", "device", on_export=True),
+    "counter_reset": FaultKind("a device's counters start again from zero", "device", on_export=True),
+    "lossy_collector": FaultKind("a share of a device's readings never comes", "device", on_export=True),
+    "late_collector": FaultKind("a device's readings come late, by the severity in seconds", "device", on_export=True),
+    "skewed_clock": FaultKind("a device's clock is ahead, by the severity in milliseconds", "device", on_export=True),
+}
+
+
+class Plan:
+    """The faults of a run, over the fabric as configured."""
+
+    def __init__(self, faults: tuple[Fault, ...], tuning: Tuning) -> None:
+        for fault in faults:
+            if fault.kind not in FAULTS:
+                raise ValueError(f"there is no fault {fault.kind}; there are {', '.join(FAULTS)}")
+        self.faults = tuple(fault for fault in faults if not FAULTS[fault.kind].on_export)
+        self._tuning = tuning
+        self._base: dict[str, Any] = {name: column.copy() for name, column in tuning._asdict().items() if isinstance(column, np.ndarray)}
+
+    def next_edge(self, now_ns: int) -> int:
+        """Return the first time after ``now_ns`` at which a fault comes, goes or changes by itself."""
+        edges = [2**62]
+        for fault in self.faults:
+            edges += [edge for edge in (fault.begin_ns, fault.end_ns) if edge > now_ns]
+            period = FAULTS[fault.kind].period_ns
+            if period is not None and fault.begin_ns <= now_ns < fault.end_ns:
+                edges.append(now_ns + period(fault) - (now_ns - fault.begin_ns) % period(fault))
+        return min(edges)
+
+    def apply(self, now_ns: int) -> bool:
+        """Lay on what is wrong at this time; return whether flows have to look for their way again."""
+        before = {name: getattr(self._tuning, name).copy() for name in ("up", "seeds", "alias")}
+        for name, column in self._base.items():
+            getattr(self._tuning, name)[:] = column
+        for fault in self.faults:
+            act = FAULTS[fault.kind].apply
+            if act is not None and fault.begin_ns <= now_ns < fault.end_ns:
+                act(self._tuning, fault, now_ns)
+        _fibre_loss(self._tuning)
+        return any((getattr(self._tuning, name) != column).any() for name, column in before.items())
+
+
+def _fibre_loss(on: Tuning) -> None:
+    """Let bit errors that are not corrected take packets, as errors that the receiver counts."""
+    for port in np.flatnonzero(on.error_ratio > 1e-5).tolist():
+        chance = fec.packet_loss(float(on.error_ratio[port]), WIRE_BYTES)
+        if chance > on.loss[port]:
+            on.loss[port], on.seen[port] = chance, True

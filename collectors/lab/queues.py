@@ -1,0 +1,340 @@
+"""One step of every queue: what moves, what is held back, what is marked, what is lost. Integers throughout, so that nothing leaks.
+
+**Forward.** Stage by stage, each port sends what waits at it and what reached it in this step, at most what its line carries; where it
+cannot send all, flows share it as a FIFO does, in proportion to what they have there. A byte may cross the whole fabric in one step,
+so that coarse steps do not delay it.
+
+**Back.** A switch holds what came in by a port (its ingress priority group) up to a threshold T. T is the dynamic threshold of shared
+buffers, T = a (B - used), at its fixed point over the ingresses [Choudhury, Hahne, IEEE/ACM ToN 1998]. Above it, and above what flies in
+until a pause takes effect (which the headroom takes), the bytes never left: they return to the sender's queue. Stages go backwards, so
+that pressure reaches the hosts in the same step. While paused, a port may send in a step as much as its receiver has passed on in the
+step before plus the room that is left: what a sequence of XOFF and XON lets through on average, victims behind it included. Where a hop
+does not pause, the excess is dropped.
+
+**Marks.** P(q) = 0 up to Kmin, Pmax (q - Kmin) / (Kmax - Kmin) up to Kmax, 1 above [Zhu et al., SIGCOMM 2015], q the mean of the queue
+before and after the step.
+"""
+
+from typing import NamedTuple
+
+import numba
+import numpy as np
+
+from .rng import draw, unit
+from .state import PACKET_BYTES
+from .topology import STAGES
+
+LOSS_DRAW = 15 << 40
+HOP_BITS = 3  # HOPS_MAX = 8
+HOP_MASK = 7
+NS_PER_S = 1e9
+# A pause frame asks for at most 65,535 times 512 bit times and is repeated at half of that.
+REFRESH_BITS = 65_535 * 512 / 2
+
+
+class Buffers(NamedTuple):
+    """What all switches have: the shared pool, the headroom of each ingress, and how they pause."""
+
+    shared: int
+    headroom: int
+    alpha: float
+    delay_ns: int  # from the decision to pause until the last byte has arrived
+    hysteresis: int  # XOFF minus XON
+    in_start: np.ndarray  # ports into a device, compressed rows
+    in_port: np.ndarray
+
+
+@numba.njit(cache=True)
+def rebuild(flows, ports, net, order):
+    """List the slots of all active flows by stage, and their ports; put ports that left the list to rest."""
+    old = order.ports[: order.count[1]].copy()
+    count, listed = 0, 0
+    sizes = np.zeros(STAGES + 1, np.int64)
+    for p in old:
+        ports.listed[p] = 1
+    for f in range(flows.shape[0]):
+        if flows.active[f]:
+            order.flows[count] = f
+            count += 1
+            for h in range(flows.hops[f]):
+                p = flows.path[f, h]
+                sizes[net.stage[p] + 1] += 1
+                if ports.listed[p] != 2:
+                    ports.listed[p] = 2
+                    order.ports[listed] = p
+                    listed += 1
+    order.count[0], order.count[1] = count, listed
+    for p in old:
+        if ports.listed[p] == 1:
+            ports.listed[p] = 0
+            ports.ceiling[p] = -1
+            ports.depth[p] = ports.depth_before[p] = ports.held[p] = ports.held_before[p] = 0
+    for s in range(STAGES):
+        sizes[s + 1] += sizes[s]
+    order.start[:] = sizes
+    for k in range(count):
+        f = order.flows[k]
+        for h in range(flows.hops[f]):
+            s = net.stage[flows.path[f, h]]
+            order.slot[sizes[s]] = (f << HOP_BITS) | h
+            sizes[s] += 1
+    for k in range(listed):
+        ports.listed[order.ports[k]] = 1
+
+
+@numba.njit(cache=True)
+def _wish(flows, f, now_ns, step_ns, window):
+    """Return the bytes that a flow would send in this step: pace, what is left, and what the flow ahead of it in a ring has brought."""
+    if not flows.active[f] or flows.hops[f] == 0:
+        return np.int64(0)
+    began = max(flows.begin_ns[f], flows.stall_ns[f], now_ns)
+    span = now_ns + step_ns - began
+    if span <= 0:
+        return np.int64(0)
+    wish = min(flows.total[f] - flows.good[f] - flows.flight[f], np.int64(flows.rate[f] * span / NS_PER_S))
+    ahead = flows.ahead[f]
+    if ahead >= 0 and flows.turn[ahead] <= flows.turn[f]:
+        brought = flows.good[ahead] if flows.turn[ahead] == flows.turn[f] else np.int64(0)
+        wish = min(wish, brought + window - flows.good[f] - flows.flight[f])
+    return max(wish, np.int64(0))
+
+
+@numba.njit(cache=True)
+def _open_step(ports, order, step_ns):
+    """Set what each port may send in this step, and what will vanish on it."""
+    for k in range(order.count[1]):
+        p = order.ports[k]
+        ports.step_demand[p] = ports.step_sent[p] = ports.step_scan[p] = ports.step_done[p] = 0
+        ports.step_returned[p] = ports.step_excess[p] = 0
+        cap = np.int64(min(ports.limit[p], ports.sink[p]) * step_ns / NS_PER_S) if ports.up[p] else np.int64(0)
+        ports.step_cap[p] = cap if ports.ceiling[p] < 0 else min(cap, ports.ceiling[p])
+        ports.step_lose[p] = -1 if ports.loss[p] > 0 else 0
+
+
+@numba.njit(cache=True)
+def _lose(flows, ports, f, p, out, seed, step):
+    """Take what vanishes on the link from the flow that a draw falls upon; return what is left of ``out``."""
+    total = min(ports.step_demand[p], ports.step_cap[p])
+    if ports.step_lose[p] < 0:
+        # Packets are lost in the mean as often as they should, whatever is sent in a step.
+        packets = np.int64(total / PACKET_BYTES * ports.loss[p] + unit(seed, LOSS_DRAW + p, step))
+        ports.step_lose[p] = packets * PACKET_BYTES
+        if packets == 0:
+            return out
+    where = np.int64(draw(seed, p, step) % np.uint64(total))
+    if ports.step_sent[p] <= where:
+        return out
+    lost = min(ports.step_lose[p], out)
+    ports.step_lose[p] = 0
+    if ports.seen[p]:
+        ports.broken[p] += lost
+    else:
+        ports.vanished[p] += lost
+    flows.hurt[f] += lost
+    flows.flight[f] -= lost
+    return out - lost
+
+
+@numba.njit(cache=True)
+def forward(flows, ports, order, now_ns, step_ns, window, seed, step):
+    """Move bytes from the hosts to the hosts, stage by stage."""
+    _open_step(ports, order, step_ns)
+    for k in range(order.count[0]):
+        f = order.flows[k]
+        flows.moved[f, 0] = _wish(flows, f, now_ns, step_ns, window)
+        flows.before[f] = flows.delivered[f]
+        flows.delivered[f] = 0
+        flows.hurt[f] = 0
+        flows.arrived[f, :] = 0
+    for s in range(STAGES):
+        for k in range(order.start[s], order.start[s + 1]):
+            f, h = order.slot[k] >> HOP_BITS, order.slot[k] & HOP_MASK
+            ports.step_demand[flows.path[f, h]] += flows.moved[f, 0] if h == 0 else flows.queued[f, h]
+        for k in range(order.start[s], order.start[s + 1]):
+            f, h = order.slot[k] >> HOP_BITS, order.slot[k] & HOP_MASK
+            p = flows.path[f, h]
+            out = flows.moved[f, 0] if h == 0 else flows.queued[f, h]
+            if ports.step_demand[p] > ports.step_cap[p]:
+                # Differences of a rounded running share: they add up to the whole.
+                ports.step_scan[p] += out
+                done = ports.step_scan[p] * ports.step_cap[p] // ports.step_demand[p]
+                out = done - ports.step_done[p]
+                ports.step_done[p] = done
+            flows.moved[f, h] = out
+            if out == 0:
+                continue
+            ports.step_sent[p] += out
+            if h == 0:
+                flows.flight[f] += out
+            else:
+                flows.queued[f, h] -= out
+            if ports.step_lose[p] != 0:
+                out = _lose(flows, ports, f, p, out, seed, step)
+            if h == flows.hops[f] - 1:
+                flows.delivered[f] += out
+            else:
+                flows.queued[f, h + 1] += out
+                flows.arrived[f, h + 1] += out
+
+
+@numba.njit(cache=True)
+def _fixed_point(ports, net, buffers, device, stage, rest):
+    """Return the largest T with T <= a (B - rest - sum of min(held, T)) over the ingresses of one stage."""
+    low, high = np.int64(0), np.int64(buffers.shared)
+    while low < high:
+        middle = (low + high + 1) // 2
+        used = rest
+        for k in range(buffers.in_start[device], buffers.in_start[device + 1]):
+            p = buffers.in_port[k]
+            if net.stage[p] == stage:
+                used += min(ports.held[p], middle)
+        if middle <= buffers.alpha * (buffers.shared - used):
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+@numba.njit(cache=True)
+def _thresholds(ports, net, buffers, stage, used, step_ns):
+    """Set the threshold and the excess of every ingress that ports of one stage feed; return whether there is any excess."""
+    found = False
+    for device in range(used.shape[0]):
+        first, last = buffers.in_start[device], buffers.in_start[device + 1]
+        if first == last or used[device] == 0:
+            continue
+        free = np.int64(buffers.alpha * max(np.int64(0), buffers.shared - used[device]))
+        over, own = False, np.int64(0)
+        for k in range(first, last):
+            p = buffers.in_port[k]
+            if net.stage[p] == stage:
+                over |= ports.held[p] > free
+                own += ports.held[p]
+        threshold = _fixed_point(ports, net, buffers, device, stage, used[device] - own) if over else free
+        for k in range(first, last):
+            p = buffers.in_port[k]
+            if net.stage[p] != stage:
+                continue
+            ports.threshold[p] = threshold
+            fly = min(buffers.headroom, np.int64(ports.rate[p] * buffers.delay_ns / NS_PER_S)) if ports.lossless[p] else np.int64(0)
+            excess = ports.held[p] - threshold - fly
+            if excess > 0:
+                ports.step_excess[p] = excess
+                found = True
+    return found
+
+
+@numba.njit(cache=True)
+def _push(flows, ports, order, stage, net, used):
+    """Return to the senders of one stage what their receivers cannot hold, or drop it where nothing pauses them."""
+    for k in range(order.start[stage], order.start[stage + 1]):
+        f, h = order.slot[k] >> HOP_BITS, order.slot[k] & HOP_MASK
+        p = flows.path[f, h]
+        ports.step_scan[p] = ports.step_done[p] = 0
+        if h < flows.hops[f] - 1 and ports.step_excess[p] > 0:
+            ports.step_returned[p] += min(flows.arrived[f, h + 1], flows.queued[f, h + 1])
+    for k in range(order.start[stage], order.start[stage + 1]):
+        f, h = order.slot[k] >> HOP_BITS, order.slot[k] & HOP_MASK
+        p = flows.path[f, h]
+        if h == flows.hops[f] - 1 or ports.step_excess[p] == 0:
+            continue
+        fresh, total = min(flows.arrived[f, h + 1], flows.queued[f, h + 1]), ports.step_returned[p]
+        ports.step_scan[p] += fresh
+        done = ports.step_scan[p] * min(total, ports.step_excess[p]) // max(total, 1)
+        back = done - ports.step_done[p]
+        ports.step_done[p] = done
+        flows.queued[f, h + 1] -= back
+        ports.held[p] -= back
+        used[net.peer[p]] -= back
+        if not ports.lossless[p]:
+            ports.dropped[flows.path[f, h + 1]] += back
+            flows.hurt[f] += back
+            flows.flight[f] -= back
+            continue
+        flows.moved[f, h] -= back
+        ports.step_sent[p] -= back
+        if h == 0:
+            flows.flight[f] -= back
+        else:
+            flows.queued[f, h] += back
+            before = flows.path[f, h - 1]
+            ports.held[before] += back
+            used[net.owner[p]] += back
+
+
+@numba.njit(cache=True)
+def back(flows, ports, order, net, buffers, step_ns):
+    """Hold every ingress to its threshold, from the receivers back to the senders."""
+    for k in range(order.count[1]):
+        p = order.ports[k]
+        ports.held_before[p], ports.held[p] = ports.held[p], 0
+    used = np.zeros(buffers.in_start.shape[0] - 1, np.int64)
+    for k in range(order.count[0]):
+        f = order.flows[k]
+        for h in range(1, flows.hops[f]):
+            ports.held[flows.path[f, h - 1]] += flows.queued[f, h]
+            used[net.owner[flows.path[f, h]]] += flows.queued[f, h]
+    for stage in range(STAGES - 2, -1, -1):
+        if _thresholds(ports, net, buffers, stage, used, step_ns):
+            _push(flows, ports, order, stage, net, used)
+
+
+@numba.njit(cache=True)
+def _settle_port(ports, p, inner, buffers, step_ns):
+    """Decide whether the port is paused, how long it was in this step, and what it may send in the next."""
+    line = max(np.int64(1), np.int64(min(ports.rate[p], ports.limit[p]) * step_ns / NS_PER_S))
+    blocked = min(ports.step_demand[p], line) - ports.step_sent[p]
+    was = ports.ceiling[p] >= 0
+    ports.ceiling[p] = -1
+    if inner and ports.lossless[p]:
+        threshold = ports.threshold[p]
+        on = threshold - min(buffers.hysteresis, threshold // 2)
+        fly = min(buffers.headroom, np.int64(ports.rate[p] * buffers.delay_ns / NS_PER_S))
+        ports.headroom_max[p] = max(ports.headroom_max[p], min(fly, ports.held[p] - threshold))
+        if ports.held[p] > 0 and (ports.held[p] >= threshold or (was and ports.held[p] > on)):
+            drained = ports.held_before[p] + ports.step_sent[p] - ports.held[p]
+            ports.ceiling[p] = max(np.int64(0), drained + threshold + fly - ports.held[p])
+    slow = not inner and ports.sink[p] < ports.rate[p]
+    if blocked > 0 and ports.up[p] and (was or ports.ceiling[p] >= 0 or slow):
+        paused_ns = step_ns * blocked // line
+        # Each cycle of XOFF and XON lets about their difference pass; a long pause is refreshed.
+        cycles = max(np.int64(1), ports.step_sent[p] // max(1, buffers.hysteresis))
+        if ports.step_sent[p] == 0:
+            cycles = np.int64(not was)
+        ports.paused_ns[p] += paused_ns
+        ports.pauses[p] += cycles
+        ports.frames[p] += 2 * cycles + np.int64(paused_ns * (ports.rate[p] * 8 / NS_PER_S) / REFRESH_BITS)
+
+
+@numba.njit(cache=True)
+def settle(flows, ports, order, net, buffers, step_ns):
+    """Close the step: depths, marks, pauses, cumulative counters; leave in ``flows.clear`` the chance of no mark."""
+    for k in range(order.count[1]):
+        p = order.ports[k]
+        ports.depth_before[p], ports.depth[p] = ports.depth[p], 0
+    for k in range(order.count[0]):
+        f = order.flows[k]
+        flows.clear[f] = 1.0
+        for h in range(1, flows.hops[f]):
+            ports.depth[flows.path[f, h]] += flows.queued[f, h]
+    for k in range(order.count[1]):
+        p = order.ports[k]
+        ports.sent[p] += ports.step_sent[p]
+        _settle_port(ports, p, net.stage[p] < STAGES - 1, buffers, step_ns)
+        ports.depth_max[p] = max(ports.depth_max[p], ports.depth[p])
+        ports.held_max[p] = max(ports.held_max[p], ports.held[p])
+        mean = (ports.depth_before[p] + ports.depth[p]) / 2
+        chance = 0.0
+        if mean > ports.kmax[p]:
+            chance = 1.0
+        elif mean > ports.kmin[p]:
+            chance = ports.pmax[p] * (mean - ports.kmin[p]) / (ports.kmax[p] - ports.kmin[p])
+        ports.marked[p] += ports.step_sent[p] / PACKET_BYTES * chance
+        # The step's scan column is free by now and carries the chance, in 2^-40, to the flows.
+        ports.step_scan[p] = np.int64(chance * 1099511627776.0)
+    for k in range(order.count[0]):
+        f = order.flows[k]
+        for h in range(1, flows.hops[f]):
+            chance = ports.step_scan[flows.path[f, h]]
+            if chance > 0:
+                flows.clear[f] *= 1.0 - chance / 1099511627776.0

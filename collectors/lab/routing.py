@@ -1,0 +1,113 @@
+"""Which way a flow goes: up-down shortest paths, one of several by a hash of its five-tuple with each switch's seed.
+
+Equal seeds on two tiers make the second choice a function of the first (polarisation); few queue pairs make few draws.
+Adaptive routing takes the port with the fewest flows instead. A link that is down is no choice, nor is a switch from which the
+only way on is down.
+"""
+
+from typing import NamedTuple
+
+import numba
+import numpy as np
+
+from .rng import draw, mix
+from .topology import Topology
+
+HOPS_MAX = 8
+
+
+class Net(NamedTuple):
+    """The topology's arrays as kernels take them."""
+
+    owner: np.ndarray
+    peer: np.ndarray
+    stage: np.ndarray
+    leaf: np.ndarray
+    leaf_number: np.ndarray
+    up_start: np.ndarray
+    up_port: np.ndarray
+    down_start: np.ndarray
+    down_port: np.ndarray
+    leaves: int
+
+
+def net_of(topology: Topology) -> Net:
+    """Return a topology as kernels take it."""
+    t = topology
+    return Net(
+        t.owner,
+        t.peer.astype(np.int32),
+        t.stage,
+        t.leaf,
+        t.leaf_number,
+        t.up_start,
+        t.up_port,
+        t.down_start,
+        t.down_port,
+        int(t.leaf_number.max()) + 1,
+    )
+
+
+@numba.njit(cache=True)
+def _usable(net, up, port, goal):
+    """Return whether a port is up and leads to where there is a way on to the leaf ``goal``."""
+    if not up[port]:
+        return False
+    device = net.peer[port]
+    if net.leaf_number[device] >= 0:
+        return True
+    row = device * net.leaves + goal
+    found = False
+    for k in range(net.down_start[row], net.down_start[row + 1]):
+        found |= up[net.down_port[k]]
+    return found or net.down_start[row] == net.down_start[row + 1]
+
+
+@numba.njit(cache=True)
+def _choose(net, up, ports, goal, key, seed, adaptive, load):
+    """Return one of the usable ports, -1 if there is none."""
+    usable = 0
+    least = np.int64(-1)
+    for port in ports:
+        if _usable(net, up, port, goal):
+            usable += 1
+            if least < 0 or load[port] < load[least]:
+                least = port
+    if usable == 0 or adaptive:
+        return least
+    pick = np.int64(draw(seed, key, 0) % np.uint64(usable))
+    for port in ports:
+        if _usable(net, up, port, goal):
+            if pick == 0:
+                return np.int64(port)
+            pick -= 1
+    return least
+
+
+@numba.njit(cache=True)
+def route(net, up, seeds, source, target, entropy, adaptive, load, path):
+    """Write the ports from adapter ``source`` to adapter ``target`` into ``path`` (HOPS_MAX,); return their number, 0 for no way.
+
+    ``entropy`` is the UDP source port; ``load`` (ports,) is the number of active flows per port, which adaptive routing looks at.
+    """
+    path[:] = -1
+    if not (up[2 * source] and up[2 * target + 1]):
+        return 0
+    key = np.int64(mix(np.uint64(source) << np.uint64(40) | np.uint64(target) << np.uint64(16) | np.uint64(entropy)) >> np.uint64(1))
+    path[0] = 2 * source
+    device, goal_device, hops = net.leaf[source], net.leaf[target], 1
+    goal = net.leaf_number[goal_device]
+    while device != goal_device:
+        row = device * net.leaves + goal
+        if net.down_start[row] < net.down_start[row + 1]:
+            ports = net.down_port[net.down_start[row] : net.down_start[row + 1]]
+        else:
+            ports = net.up_port[net.up_start[device] : net.up_start[device + 1]]
+        port = _choose(net, up, ports, goal, key, seeds[device], adaptive, load)
+        if port < 0 or hops >= HOPS_MAX - 1:
+            return 0
+        path[hops] = port
+        hops += 1
+        device = net.peer[port]
+    path[hops] = 2 * target + 1
+    return hops + 1

@@ -1,0 +1,174 @@
+"""The fabric's state as columns: flows, ports and members of jobs, as the kernels walk over them.
+
+A flow is one queue pair's one direction. It stands in the table from the beginning, is active while it has something to send, and
+has a slot (flow, hop) for each port of its path: ``queued[flow, hop]`` is what waits at that port. Bytes are bytes of the link layer,
+header to checksum, in full-sized packets of ``PACKET_BYTES``; acknowledgements and notifications take no bytes.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .routing import HOPS_MAX
+from .topology import STAGES, Topology
+
+PAYLOAD_BYTES = 4096
+# Ethernet 14, IPv4 20, UDP 8, BTH 12, ICRC 4, FCS 4.
+PACKET_BYTES = PAYLOAD_BYTES + 62
+# Preamble and gap between packets take line rate and are in no counter.
+WIRE_BYTES = PACKET_BYTES + 20
+
+COUNT: Any = np.int64
+REAL: Any = np.float64
+FLAG: Any = np.bool_
+HOPS_OF_I4: Any = (np.int32, (HOPS_MAX,))
+HOPS_OF_I8: Any = (np.int64, (HOPS_MAX,))
+
+
+def columns(**types: Any) -> np.dtype:
+    """Return the type of a row with these fields."""
+    return np.dtype([(name, *kind) if isinstance(kind, tuple) else (name, kind) for name, kind in types.items()], align=True)
+
+
+def rows(columns: np.dtype, count: int) -> np.recarray:
+    """Return so many rows of zeros. One array of records costs a kernel one argument, and one flow one place in memory."""
+    return np.zeros(count, columns).view(np.recarray)
+
+
+FLOW = columns(
+    source=COUNT,
+    target=COUNT,
+    entropy=COUNT,  # UDP source port
+    queue_pair=COUNT,
+    ordinal=COUNT,  # this queue pair's place among those of its connection
+    ahead=COUNT,  # the flow that this one passes on in a ring, -1: none
+    member=COUNT,  # member that sends it
+    other=COUNT,  # member that receives it, -1: a host outside the job
+    group=COUNT,  # group that waits for it in its present phase
+    turn=COUNT,  # how often it has been started
+    active=FLAG,
+    total=COUNT,  # bytes of the present turn
+    good=COUNT,  # received in order, of the present turn
+    flight=COUNT,  # sent and neither received nor lost
+    begin_ns=COUNT,
+    received=COUNT,  # all turns, duplicates too
+    resent=COUNT,
+    hurt=COUNT,  # bytes lost in this step
+    delivered=COUNT,  # in this step
+    before=COUNT,  # delivered in the step before
+    stall_ns=COUNT,  # sends nothing before
+    deaf_ns=COUNT,  # its receiver discards what comes before
+    hops=COUNT,
+    stale=FLAG,  # to be routed anew at its next start
+    pinned=FLAG,  # keeps its path whatever happens
+    rate=REAL,  # bytes/s, allowed by congestion control
+    goal=REAL,  # bytes/s, its target rate
+    alpha=REAL,
+    clear=REAL,  # chance that a packet of this step met no mark
+    timer_ns=COUNT,
+    counted=COUNT,  # bytes since the last increase by bytes
+    timer_stage=COUNT,
+    byte_stage=COUNT,
+    quiet_ns=COUNT,  # until the receiver may send another notification
+    decay_ns=COUNT,  # since the last notification or decay of alpha
+    path=HOPS_OF_I4,
+    queued=HOPS_OF_I8,
+    arrived=HOPS_OF_I8,  # in this step
+    moved=HOPS_OF_I8,  # out of the slot in this step
+)
+
+# What begins with ``step`` is of the present step alone; other bytes and times are cumulative.
+PORT = columns(
+    rate=REAL,  # bytes/s on the line, without preambles and gaps
+    limit=REAL,  # bytes/s that the sender can
+    sink=REAL,  # bytes/s that the receiver can take: below ``rate`` only in front of a host in trouble
+    up=FLAG,
+    lossless=FLAG,  # whether the receiver stops the sender
+    loss=REAL,  # chance that a packet vanishes on the link
+    seen=FLAG,  # whether the receiver counts it as an error
+    ceiling=COUNT,  # bytes that may be sent in this step while paused, -1: not paused
+    kmin=COUNT,
+    kmax=COUNT,
+    pmax=REAL,
+    step_demand=COUNT,
+    step_cap=COUNT,
+    step_sent=COUNT,
+    step_scan=COUNT,
+    step_done=COUNT,
+    step_returned=COUNT,
+    step_excess=COUNT,
+    step_lose=COUNT,
+    load=COUNT,  # active flows
+    listed=COUNT,
+    depth=COUNT,  # bytes in the queue of the port
+    depth_before=COUNT,
+    held=COUNT,  # bytes that came by this port and wait in the receiving switch
+    held_before=COUNT,
+    threshold=COUNT,  # of ``held``, at which the receiver pauses
+    sent=COUNT,
+    dropped=COUNT,  # in the queue of the port
+    vanished=COUNT,  # on the link, uncounted
+    broken=COUNT,  # on the link, counted as errors
+    marked=REAL,  # packets, with fraction
+    paused_ns=COUNT,
+    pauses=COUNT,
+    frames=COUNT,
+    depth_max=COUNT,  # since the counters were last read
+    held_max=COUNT,
+    headroom_max=COUNT,
+)
+
+# Cumulative counters of the adapters.
+ADAPTER = columns(
+    ecn_marked=REAL,  # packets, with fraction
+    cnp_sent=COUNT,
+    cnp_handled=COUNT,
+    out_of_sequence=COUNT,
+    sequence_error=COUNT,
+    ack_timeout=COUNT,
+    resent=COUNT,  # packets
+)
+
+
+class Order(NamedTuple):
+    """Slots of the active flows by stage: ``slot[start[s]:start[s + 1]]`` is stage s.
+
+    ``flows[:count[0]]`` are the flows, ``ports[:count[1]]`` the ports on their way. What is in no list rests.
+    """
+
+    slot: np.ndarray
+    start: np.ndarray
+    flows: np.ndarray
+    ports: np.ndarray
+    count: np.ndarray
+
+
+def make_flows(count: int) -> np.recarray:
+    """Return flows at rest."""
+    flows = rows(FLOW, count)
+    flows.path[:] = -1
+    flows.ahead[:] = flows.group[:] = flows.other[:] = -1
+    flows.stale[:] = True
+    flows.clear[:] = 1.0
+    return flows
+
+
+def make_ports(topology: Topology) -> np.recarray:
+    """Return ports that are up, lossless and empty; marking thresholds are the caller's to set."""
+    ports = rows(PORT, topology.ports)
+    for name in ("rate", "limit", "sink"):
+        ports[name] = topology.speed_bps / 8 * PACKET_BYTES / WIRE_BYTES
+    ports.up[:] = ports.lossless[:] = True
+    ports.ceiling[:] = -1
+    return ports
+
+
+def make_order(flows: int, ports: int) -> Order:
+    """Return an order without active flows."""
+    return Order(
+        np.zeros(flows * HOPS_MAX, np.int32),
+        np.zeros(STAGES + 1, np.int64),
+        np.zeros(flows, np.int32),
+        np.zeros(ports, np.int32),
+        np.zeros(2, np.int64),
+    )
