@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 ARGS ?=
+KERNELS = $(shell grep -rlE '^(from|import) numba' --include='*.py' collectors pipeline 2>/dev/null)
 
 LOCK := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-header --quiet
@@ -20,10 +21,10 @@ help: ## print this list
 	@echo
 	@echo '  PYTHON=python3.12 names another Python; ARGS="--port 9000" goes to weft (run, bench) or pytest (test)'
 
-run: $(VENV)/.installed ## install what is missing, start Weft on this machine, print the dashboard's address
+run: $(VENV)/.compiled ## install what is missing, start Weft on this machine, print the dashboard's address
 	@exec $(BIN)/weft up $(ARGS)
 
-install: $(VENV)/.installed ## virtual environment with Weft in it
+install: $(VENV)/.compiled ## virtual environment with Weft in it
 
 dev: $(VENV)/.developed ## the same, with what the tests and checks need
 
@@ -39,7 +40,7 @@ lint: $(VENV)/.developed ## the static half of check
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.installed ## print the benchmark tables
+bench: $(VENV)/.compiled ## print the benchmark tables
 	@exec $(BIN)/weft bench $(ARGS)
 
 fuzz: $(VENV)/.developed ## fuzz every decoder, ten minutes each (ARGS="--seconds 60 roce" for one and less)
@@ -78,12 +79,17 @@ $(VENV)/.installed: requirements.lock pyproject.toml $(VENV)/.made
 	@echo 'installing Weft and its dependencies (about 260 MB to download, once)'
 	@$(PIP) install --quiet --require-hashes -r requirements.lock
 	@$(PIP) install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+# What Numba has compiled is kept beside the source, and is not made anew where only a kernel that it calls has changed.
+$(VENV)/.compiled: $(KERNELS) $(VENV)/.installed
 	@echo 'compiling kernels (a minute or two, once)'
+	@find collectors pipeline -name '*.nb[ci]' -delete 2>/dev/null || true
 	@$(BIN)/python -m weft.pipeline.warm
 	@$(BIN)/python -m weft.collectors.warm
 	@touch $@
 
-$(VENV)/.developed: requirements-dev.lock $(VENV)/.installed
+$(VENV)/.developed: requirements-dev.lock $(VENV)/.compiled
 	@echo 'installing what the tests and checks need'
 	@$(PIP) install --quiet --require-hashes -r requirements-dev.lock
 	@touch $@

@@ -108,8 +108,8 @@ def _script() -> Script:
 
 def _assert_samples_are_the_switch_s(weft: Any, data: Path) -> None:
     """Bytes of seconds that were sampled without a hole are those that the switch moved in these seconds, to the last byte."""
-    query = """SELECT list({'ts': epoch_ns(ts), 'port': port, 'direction': direction, 'bytes': bytes::BIGINT} ORDER BY ts, port, direction) AS rows
-        FROM ports_1s WHERE samples = 1000 AND sample_interval_ns = 1000000"""
+    query = """SELECT list({'ts': epoch_ns(ts), 'port': port, 'direction': direction, 'bytes': bytes::BIGINT}) AS rows FROM ports_1s
+         WHERE samples = 1000 AND sample_interval_ns = 1000000"""
     rows = _row(weft, data, query)["rows"]
     rows = json.loads(rows) if isinstance(rows, str) else rows
     script = _script()

@@ -70,7 +70,7 @@ def test_a_second_install_does_nothing(alone):
     """When nothing has changed, nothing is installed again; a newer lock is noticed."""
     stamps = alone / ".venv"
     stamps.mkdir()
-    for name in (".made", ".installed", ".developed"):
+    for name in (".made", ".installed", ".compiled", ".developed"):
         (stamps / name).touch()
     assert "Nothing to be done" in make(alone, "dev").stdout
     ahead = (stamps / ".developed").stat().st_mtime + 10
