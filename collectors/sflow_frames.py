@@ -212,9 +212,14 @@ def _raw(buffer: np.ndarray, at: np.ndarray, value: tables.Value) -> tuple[np.nd
 
 
 def _depths(rows: np.ndarray, view: View, _ends: np.ndarray) -> pl.DataFrame:
-    """Return what sampled packets found in their egress queue: a reading of that queue's occupancy, so ``queue`` is its family."""
+    """Return what sampled packets found in their egress queue: a reading of that queue's occupancy, so ``queue`` is its family.
+
+    Packets of one datagram have one time; of those that found the same queue the one that found it fullest counts.
+    """
     names = {"port": view.port(rows["output"]), "queue": pl.Series(rows["queue"]), "direction": "tx"}
-    return frame("queue", {**view.common(rows["datagram"]), **names, "occupancy_bytes": rows["depth_bytes"]})
+    found = frame("queue", {**view.common(rows["datagram"]), **names, "occupancy_bytes": rows["depth_bytes"]})
+    fullest = pl.col("occupancy_bytes").rank("ordinal", descending=True).over("ts", "device", "port", "queue") == 1
+    return found.filter(fullest)
 
 
 def _delays(rows: np.ndarray, view: View, ends: np.ndarray) -> pl.DataFrame:

@@ -4,6 +4,9 @@ Windows are 1 s of the devices' own time. Per device a *mark* trails the newest 
 cut to a window; it is moved message by message in the order of the log, so which rows are late depends on the
 log alone: not on how many messages one poll happens to return. Windows below the mark close.
 
+A device may be told of by several sources, one of which sends every 100 ms and another once a second. The mark trails by
+as much more as the slowest of them was seen to trail the others, up to ``TRAIL_NS_MAX``.
+
 A message stays held until every window that it touches has closed. ``resume`` is the oldest held offset: a
 restart reads on from there with the marks and carries of the last commit, ignores what the marks say is done, and
 so rebuilds exactly the windows that were open. Rows of messages before ``read`` were judged (late or not) before
@@ -31,6 +34,12 @@ AHEAD_NS_MAX = 60_000_000_000
 # Times taken: 1970 to 2116. Whatever is outside is no time but a mistake, and sums of times stay in 63 bits.
 TS_NS_MAX = 2**62
 
+# A source that trails the others of its device by more than this is late.
+TRAIL_NS_MAX = 5_000_000_000
+
+# Sources followed for one device; the rows of more are judged by the mark that these make.
+SOURCES_MAX = 64
+
 # Streams (source and device) whose sequence is followed in one partition; beyond it the longest silent is forgotten.
 STREAMS_MAX = 10_000
 
@@ -57,6 +66,23 @@ class _Device:
     live: bool = False
     heard_ns: int = 0
     held: list["_Held"] = field(default_factory=list)
+    sources: dict[str, list[int]] = field(default_factory=dict)
+
+    def follow(self, source: str, start_ns: int, newest_ns: int) -> None:
+        """Take note of how far a source is, and by how much its oldest news trails what others have told before.
+
+        What trails a source's own front is a straggler of that source, for which the lateness stands. A source that has
+        caught up is believed slowly.
+        """
+        if source not in self.sources and len(self.sources) >= SOURCES_MAX:
+            return
+        front, trail = self.sources.get(source, (start_ns, 0))
+        trailing = min(max(0, self.seen_ns - max(front, start_ns)), TRAIL_NS_MAX)
+        self.sources[source] = [max(front, newest_ns), max(trailing, trail - trail // 64)]
+
+    @property
+    def trail_ns(self) -> int:
+        return max((trail for _, trail in self.sources.values()), default=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +128,7 @@ class PartitionWindows:
         if frame.height:
             frame, start, end = self._refuse(message, frame, device, again)
             if len(start):
-                device = self._hold(message, frame, start, end, device)
+                device = self._hold(message, frame, start, end, device, again)
         if device is not None:
             device.live, device.heard_ns = message.headers.get("live") == "1", now_ns
             if message.headers.get("end") == "1" and not again:
@@ -157,6 +183,7 @@ class PartitionWindows:
                 "mark": device.mark_ns,
                 "closed": device.closed_ns,
                 "live": device.live,
+                "sources": device.sources,
                 "carry": base64.b64encode(self._metric.carry(name)).decode(),
             }
             for name, device in self._devices.items()
@@ -171,7 +198,8 @@ class PartitionWindows:
         self.read = state["read"]
         self._streams = {key: (epoch, sequence) for key, (epoch, sequence) in state["streams"].items()}
         for name, kept in state["devices"].items():
-            self._devices[name] = _Device(kept["seen"], kept["mark"], kept["closed"], kept["live"], now_ns)
+            device = _Device(kept["seen"], kept["mark"], kept["closed"], kept["live"], now_ns, sources=kept.get("sources", {}))
+            self._devices[name] = device
             self._metric.restore(name, base64.b64decode(kept["carry"]))
         return state["resume"]
 
@@ -181,13 +209,17 @@ class PartitionWindows:
             raise CodecError(f"schema {table.name!r} in the topic of {self._metric.family!r}")
         return decode(message.value, table, widen=False)
 
-    def _hold(self, message: Message, frame: pl.DataFrame, start: np.ndarray, end: np.ndarray, device: _Device | None) -> _Device:
-        newest = int(end.max())
+    def _hold(
+        self, message: Message, frame: pl.DataFrame, start: np.ndarray, end: np.ndarray, device: _Device | None, again: bool
+    ) -> _Device:
+        oldest, newest = int(start.min()), int(end.max())
         if device is None:
-            device = self._devices[message.key] = _Device(newest)
-        device.held.append(_Held(message.offset, int(start.min()), newest, frame))
+            device = self._devices[message.key] = _Device(oldest)
+        device.held.append(_Held(message.offset, oldest, newest, frame))
+        if not again:
+            device.follow(str(frame["source"][0]), oldest, newest)
         device.seen_ns = max(device.seen_ns, newest)
-        mark = (device.seen_ns - self._config.lateness_ns) // WINDOW_NS * WINDOW_NS
+        mark = (device.seen_ns - device.trail_ns - self._config.lateness_ns) // WINDOW_NS * WINDOW_NS
         device.mark_ns = mark if device.mark_ns is None else max(device.mark_ns, mark)
         return device
 

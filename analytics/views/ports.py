@@ -77,11 +77,12 @@ def _same(left: str, right: str) -> str:
     return " AND ".join(f"{left}.{name} = {right}.{name}" for name in _KEY)
 
 
-# One source per port and window: figures of two would be of different intervals.
+# One source per port and window: figures of two would be of different intervals. The one that tells most of them.
+_TELLS = " + ".join(f"({name} IS NOT NULL)::INT" for name in ("rx_bytes", "rx_packets", "rx_errors", "corrected_bits", "up_ns"))
 _COUNTERS = f"""SELECT ts, device, port, direction, {", ".join(f"{name} AS c_{name}" for name in _OF_PORT)},
     {", ".join(f"CASE direction WHEN 'rx' THEN {rx} ELSE {tx} END AS c_{name}" for name, (rx, tx) in _OF_SIDE.items())}
   FROM (
-    SELECT * FROM state.port_counters_{{r}} QUALIFY row_number() OVER (PARTITION BY ts, device, port ORDER BY readings DESC, source) = 1
+    SELECT * FROM state.port_counters_{{r}} QUALIFY row_number() OVER (PARTITION BY ts, device, port ORDER BY {_TELLS} DESC, readings DESC, source) = 1
   ), (VALUES ('rx'), ('tx')) AS directions(direction)"""
 
 # Two halves below each other instead of a full join, so that a condition on the key reaches every table below.
@@ -240,6 +241,6 @@ PORTS = View(
             "time that the counters speak of over the window: intervals count where they end, so above 1 where they are longer than it",
             "c_covered_ns / {ns}",
         ),
-        _counted("source", "", "the collector whose counters these are: of several the one with most readings"),
+        _counted("source", "", "the collector whose counters these are: of several the one that tells most"),
     ),
 )

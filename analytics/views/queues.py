@@ -2,17 +2,25 @@
 
 from .base import Column, View
 
-# One source per queue and window: figures of two would be of different intervals. The line rate of a queue is its port's.
-_QUEUES_SOURCE = """(
+# One source per queue and window: figures of two would be of different intervals. The one that tells most of them; how full a queue
+# was at the most is that of any.
+_TELLS = " + ".join(
+    f"({name} IS NOT NULL)::INT" for name in ("bytes", "packets", "pfc_rx_frames", "pfc_rx_pause_us", "dropped_packets", "watermark_high")
+)
+_FULLEST = ", ".join(f"max({name}) OVER one AS {name}" for name in ("occupancy_high", "watermark_high", "headroom_high", "delay_high_ns"))
+
+# The line rate of a queue is its port's.
+_QUEUES_SOURCE = f"""(
   SELECT q.* EXCLUDE (speed_bps), coalesce(q.speed_bps, p.speed_bps) AS speed_bps,
     coalesce(q.dropped_packets, q.wred_dropped_packets) AS drops,
     coalesce(q.pfc_rx_pause_us * 1000.0, q.pfc_rx_pause_quanta * 512e9 / coalesce(q.speed_bps, p.speed_bps)) AS pause_rx_ns,
     coalesce(q.pfc_tx_pause_us * 1000.0, q.pfc_tx_pause_quanta * 512e9 / coalesce(q.speed_bps, p.speed_bps)) AS pause_tx_ns
   FROM (
-    SELECT * FROM state.queue_counters_{r}
-    QUALIFY row_number() OVER (PARTITION BY ts, device, port, queue, direction ORDER BY readings DESC, source) = 1
+    SELECT * REPLACE ({_FULLEST}) FROM state.queue_counters_{{r}}
+    WINDOW one AS (PARTITION BY ts, device, port, queue, direction)
+    QUALIFY row_number() OVER (PARTITION BY ts, device, port, queue, direction ORDER BY {_TELLS} DESC, readings DESC, source) = 1
   ) q
-  LEFT JOIN (SELECT ts, device, port, max(speed_bps) AS speed_bps FROM state.port_counters_{r} GROUP BY ALL) p
+  LEFT JOIN (SELECT ts, device, port, max(speed_bps) AS speed_bps FROM state.port_counters_{{r}} GROUP BY ALL) p
     ON q.ts = p.ts AND q.device = p.device AND q.port = p.port)"""
 
 # An XOFF frame stops its priority for at most 65535 quanta of 512 bit times.
@@ -39,7 +47,7 @@ QUEUES = View(
         Column("port", "port", "", "interface; empty for a shared buffer"),
         Column("queue", "queue", "", "queue, priority or buffer"),
         Column("direction", "direction", "", "tx: egress queue or priority; rx: ingress priority group; pool: shared buffer"),
-        Column("source", "source", "", "the collector whose readings these are: of several the one with most readings"),
+        Column("source", "source", "", "the collector whose readings these are: of several the one that tells most"),
         Column("speed_bps", "speed_bps", "bit/s", "line rate of the port"),
         Column("readings", "readings", "", "readings in the window"),
         Column("covered_ratio", "covered_ns / {ns}", "", "time that the counters speak of over the window; above 1 where read less often"),

@@ -445,3 +445,34 @@ def test_instants_are_windowed_too() -> None:
     assert all_rows([{"quality": made["quality"]}])["quality"] == Counter(
         {(T0, "d0", "", "packet", "late"): 1, (T0, "d0", "", "packet", "implausible"): 2}
     )
+
+
+def _two_sources(seconds: int) -> list[Message]:
+    """Return a log in which one source tells every 100 ms, and another tells of each second when it is over."""
+    log: list[Message] = []
+    for tick in range(10 * seconds):
+        if tick and tick % 10 == 0:
+            rows = [{**run(T0 + (tick - 10) * 100 * MS, [7] * 20, port="slow"), "source": "slow"}]
+            log.append(message(len(log), rows))
+        log.append(message(len(log), [run(T0 + tick * 100 * MS, [1, 2], port="fast")]))
+    return log
+
+
+def test_a_slow_source_is_waited_for() -> None:
+    """Beside a source that tells at once, one that tells of each second when it is over loses nothing once it is known."""
+    quality = drive(_two_sources(12))["quality"]
+    late = {key[0]: count for key, count in quality.items() if key[-1] == "late"}
+    assert set(late) <= {T0, T0 + S}, "only before it is known how far it trails"
+    held = windows()
+    for entry in _two_sources(12):
+        held.add(entry, 0)
+        held.close(0)
+    closed = pl.concat([held.take()["port_samples"]]).filter(pl.col("port") == "fast")
+    assert closed["ts"].max() >= T0 + 8 * S, "it is not waited for longer than it trails"
+
+
+def test_sources_that_trail_survive_crashes() -> None:
+    """How far sources trail is remembered: a reader that dies at any moment judges what is late as one that does not."""
+    log = _two_sources(6)
+    for seed in range(20):
+        assert drive_with_crashes(log, np.random.default_rng(seed)) == drive(log)
