@@ -78,7 +78,7 @@ class _Device:
             return
         front, trail = self.sources.get(source, (start_ns, 0))
         trailing = min(max(0, self.seen_ns - max(front, start_ns)), TRAIL_NS_MAX)
-        self.sources[source] = [max(front, newest_ns), max(trailing, trail - trail // 64)]
+        self.sources[source] = [max(front, newest_ns), max(trailing, trail - trail // 8)]
 
     @property
     def trail_ns(self) -> int:
