@@ -139,4 +139,10 @@ def test_the_lab_prints_where_it_is(weft: Any, tmp_path: Path) -> None:
     """What `weft lab serve` prints is a configuration that `weft check` takes."""
     config = _serve(weft, tmp_path, dict(zip(SOURCES, _free_ports(4), strict=True)))
     done = weft.run("check", "--config", config, "--data", tmp_path / "data", "--dump")
-    assert re.search(r"^\[collect\.sflow\]\nenabled = true", done.stdout, re.MULTILINE)
+    sections = dict(re.findall(r"^\[([\w.]+)\]\n((?:[^\[\n].*\n)*)", done.stdout, re.MULTILINE))
+    assert [name for name in ("sflow", "hft", "otlp", "host") if "enabled = true" in sections[f"collect.{name}"]] == [
+        "sflow",
+        "hft",
+        "otlp",
+    ]
+    assert "lab-leaf-1" in sections["collect.gnmi"]
