@@ -1,7 +1,7 @@
 """The collectors, one line each."""
 
 from .base import Collector
-from .gnmi_config import GNMI
+from .gnmi_entry import GNMI
 from .hft import HFT
 from .host import HOST
 from .inventory import INVENTORY

@@ -12,9 +12,7 @@ from functools import cache
 from pathlib import Path as File
 from typing import TYPE_CHECKING, Any
 
-from ..pipeline.clock import Clock
 from ..pipeline.errors import ConfigError, ServiceError
-from .base import Collector, Live, Options, Recorded
 
 if TYPE_CHECKING:
     from gnmi_pb import gnmi_pb2
@@ -250,32 +248,3 @@ def parse(text: str, origin: str = "") -> "gnmi_pb2.Path":
         keys = {key: re.sub(r"\\(.)", r"\1", value) for key, value in _KEY.findall(step[2])}
         path.elem.add(name=step[1], key=keys)
     return path
-
-
-def _live(config: GnmiConfig, clock: Clock) -> Live:
-    from .gnmi import Gnmi
-
-    return Gnmi(config, clock)
-
-
-def _recorded(path: File, options: Options) -> Recorded:
-    from .gnmi_recording import GnmiRecording
-
-    return GnmiRecording(path, options)
-
-
-def _recognises(path: File, head: bytes) -> bool:
-    from .gnmi_recording import recognises
-
-    return recognises(path, head)
-
-
-GNMI = Collector(
-    name="gnmi",
-    doc="switches by gNMI: counters, queues, priority flow control, link states, neighbours; and recorded responses",
-    families=("port", "queue", "reading", "event", "inventory", "gap"),
-    config=GnmiConfig,
-    live=_live,
-    recorded=_recorded,
-    recognises=_recognises,
-)

@@ -134,8 +134,7 @@ class Otlp:
     def counters(self) -> Mapping[str, float]:
         """Return requests, points and samples, and what was refused by reason."""
         with self._lock:
-            told = {**self._counts, "queued_bytes": self._queued_bytes}
-        told |= self._points.counters()
+            told = {**self._counts, "queued_bytes": self._queued_bytes, **self._points.counters()}
         return {f"weft_collectors_{SOURCE}_{what}{'' if what in _GAUGES else '_total'}": float(number) for what, number in told.items()}
 
     def _export(self, content: bytes, context: Any) -> bytes:

@@ -11,7 +11,7 @@ Partitions change hands on the client's own thread at any moment. What changed i
 import re
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from kafka import ConsumerRebalanceListener, KafkaConsumer, OffsetSpec
 from kafka import TopicPartition as KafkaPlace
@@ -20,15 +20,12 @@ from kafka.admin import MemberToRemove
 from kafka.coordinator.assignors.abstract import AbstractPartitionAssignor, RebalanceProtocol
 from kafka.protocol.consumer.metadata import ConsumerProtocolAssignment, ConsumerProtocolSubscription
 
-from ..clock import NS_PER_S
-from ..errors import FencedError
-from . import AssignmentListener, Loss, Message, TopicPartition
+from ..clock import NS_PER_S, Clock
+from ..errors import BusError, FencedError
+from . import AssignmentListener, BusConfig, Loss, Message, TopicPartition
 from .kafka_settings import FETCH_WAIT_MS, POLL_MAX_MESSAGES, REQUEST_TIMEOUT_MS, member_settings, reader_settings
 from .membership import share_claimed
 from .within import Result, within
-
-if TYPE_CHECKING:
-    from .kafka import KafkaBus
 
 # An idle consumer asks so often whether the broker is there, and waits so long for the answer.
 PROBE_INTERVAL_S = 10.0
@@ -44,6 +41,31 @@ def hopeless(error: Exception) -> bool:
     """Return whether waiting mends nothing: the broker itself said no, or the client is set up wrongly."""
     final = (kafka_errors.BrokerResponseError, kafka_errors.KafkaConfigurationError)
     return isinstance(error, final) and not isinstance(error, kafka_errors.RetriableError)
+
+
+class Cluster(Protocol):
+    """What a reader needs of the bus that it belongs to."""
+
+    config: BusConfig
+    clock: Clock
+    client_settings: dict[str, Any]
+    admin: Any
+
+    def retried(self, action: Callable[[], Result]) -> Result:
+        """Return what ``action`` returns, repeated while the broker is away. Raises ``BusError``."""
+        ...
+
+    def attempt(self, action: Callable[[], object]) -> None:
+        """Do it if it can be done soon."""
+        ...
+
+    def away(self, seconds: float, error: Exception) -> BusError: ...
+
+    def refused(self, error: Exception) -> BusError: ...
+
+    def offsets(self, places: Any, spec: Any) -> dict[KafkaPlace, int]:
+        """Return an offset of each place. Raises an error of the client."""
+        ...
 
 
 class IndexAssignor(AbstractPartitionAssignor):
@@ -108,7 +130,7 @@ class KafkaReader:
 
     def __init__(
         self,
-        bus: "KafkaBus",
+        bus: Cluster,
         topics: Sequence[str],
         *,
         group: str | None,
