@@ -144,7 +144,9 @@ class Archive:
         days = dict(self._config.keep_days).get(resolution, dict(self._config.keep_days)[""])
         oldest = self._clock.now_ns() - int(days * 86_400 * NS_PER_S)
         if name in FAMILIES:
-            self._store.execute(f"DELETE FROM base.{name} WHERE recv_ts < make_timestamp_ns({oldest})")
+            # Against what was received last: a store of an old recording keeps what came with it.
+            newest = f"(SELECT max(recv_ts) FROM base.{name})"
+            self._store.execute(f"DELETE FROM base.{name} WHERE recv_ts < {newest} - to_seconds({int(days * 86_400)})")
         # A replay of old recordings is news to this store: age counts from when a segment was cut.
         for row in self._store.query("SELECT path FROM base.segments WHERE name = ?", [name]):
             path = str(row["path"])

@@ -159,6 +159,8 @@ def _summary(chosen: Namespace, note: dict, seconds: float, restarts: dict[str, 
         """SELECT
         (SELECT coalesce(sum(samples), 0) FROM state.port_samples_1h)::BIGINT AS samples,
         (SELECT count(*) FROM bursts) AS bursts,
+        (SELECT coalesce(sum(readings), 0) FROM state.port_counters_1h)::BIGINT AS port_readings,
+        (SELECT coalesce(sum(readings), 0) FROM state.queue_counters_1h)::BIGINT AS queue_readings,
         (SELECT coalesce(sum(packets), 0) FROM state.roce_1h)::BIGINT AS roce_packets,
         (SELECT coalesce(sum(samples), 0) FROM state.latency_1h)::BIGINT AS latency_samples,
         (SELECT coalesce(sum(late), 0) FROM quality_1h)::BIGINT AS late,
@@ -177,7 +179,7 @@ def _summary(chosen: Namespace, note: dict, seconds: float, restarts: dict[str, 
     if chosen.format == "json":
         print(json.dumps(result))
         return
-    figures = ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in counted.items())
+    figures = ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in counted.items() if value) or "nothing yet"
     print(f"replayed {chosen.path}: {result['rows']:,} rows in {seconds:.1f} s\nthe store now holds {figures}")
     print(f'look at it:  weft sql --data {chosen.data} "FROM bursts ORDER BY bytes DESC LIMIT 10"   or   weft dash --data {chosen.data}')
 

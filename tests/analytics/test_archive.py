@@ -190,14 +190,18 @@ def test_every_table_can_be_cut(rig: Rig) -> None:
 
 
 def test_what_is_kept_as_it_comes_expires_by_its_receipt(tmp_path: Path) -> None:
-    """Rows of families go thirty days after they were received, hot or not."""
+    """Rows of families go when what was received last is thirty days newer, hot or not; a store of an old recording keeps its own."""
     rig = Rig(tmp_path)
     now = rig.clock.now_ns()
+    recorded = pl.DataFrame({"ts": [T0], "recv_ts": [T0], "device": ["recorded"], "what": ["packets"]})
+    with rig.store.transaction():
+        rig.store.insert("base.gap", stored(FAMILIES["gap"], recorded))
     frame = pl.DataFrame({"ts": [now, now], "recv_ts": [now - 31 * 86_400 * NS_PER_S, now], "device": ["old", "new"]})
     with rig.store.transaction():
         rig.store.insert("base.event", stored(FAMILIES["event"], frame))
     rig.archive.run()
     assert [row["device"] for row in rig.store.query("SELECT device FROM base.event")] == ["new"]
+    assert [row["device"] for row in rig.store.query("SELECT device FROM base.gap")] == ["recorded"]
     rig.store.stop()
 
 

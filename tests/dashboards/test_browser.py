@@ -30,7 +30,7 @@ FLAGS = [
     "--no-first-run",
     "--disable-dev-shm-usage",
 ]
-PICTURED = ("overview-light", "overview-dark", "bursts-light", "latency-light", "pipeline-light", "sql-light")
+PICTURED = ("overview-light", "overview-dark", "bursts-light", "congestion-light", "latency-light", "pipeline-light", "sql-light")
 PICTURES = Path(__file__).parents[2] / "dashboards" / "docs" / "images"
 
 # Streamlit asks for these beside every page it is opened at, to find where it is mounted.
