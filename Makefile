@@ -29,7 +29,7 @@ install: $(VENV)/.compiled ## virtual environment with Weft in it
 dev: $(VENV)/.developed ## the same, with what the tests and checks need
 
 test: $(VENV)/.developed needs ## install what the tests need, then run them
-	@exec $(BIN)/python -m pytest $(ARGS)
+	@exec $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 check: lint test ## format, lint, types, import rules, then the tests
 

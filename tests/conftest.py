@@ -1,10 +1,12 @@
 """Fixtures for all tests: the Kafka broker, and what a test may need of this machine."""
 
+import fcntl
 import importlib.util
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -38,6 +40,20 @@ def pytest_configure(config: pytest.Config) -> None:
     # Kafka's client reads its schemas in a way that Python 3.11 alone calls old.
     for function in ("read_text", "open_text"):
         config.addinivalue_line("filterwarnings", f"ignore:{function} is deprecated:DeprecationWarning")
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Let a test marked ``alone`` run while no other worker runs one; whoever waits for that holds the gate that all pass."""
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID")
+    if run is None:
+        return (yield)
+    folder = Path(tempfile.gettempdir())
+    with (folder / f"weft-gate-{run}").open("w") as gate, (folder / f"weft-turn-{run}").open("w") as turn:
+        fcntl.flock(gate, fcntl.LOCK_EX)
+        fcntl.flock(turn, fcntl.LOCK_EX if item.get_closest_marker("alone") else fcntl.LOCK_SH)
+        fcntl.flock(gate, fcntl.LOCK_UN)
+        return (yield)
 
 
 def _missing(reason: str) -> NoReturn:

@@ -27,7 +27,7 @@ SYS = Path("/sys/class/net")
 # What a test may wait for, at most; each ends as soon as it has come.
 PATIENCE_S = 20
 
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="interfaces are read on Linux only")
+pytestmark = [pytest.mark.alone, pytest.mark.skipif(not sys.platform.startswith("linux"), reason="interfaces are read on Linux only")]
 
 
 def wait_for(condition) -> None:

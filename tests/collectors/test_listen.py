@@ -14,6 +14,8 @@ from weft.collectors.listen import LOOPBACK, Sources, UdpListener
 from weft.pipeline.clock import SystemClock
 from weft.pipeline.errors import ServiceError
 
+pytestmark = pytest.mark.alone
+
 CLOCK = SystemClock()
 PATIENCE_S = 10.0
 

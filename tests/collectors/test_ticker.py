@@ -9,6 +9,8 @@ from weft.collectors.netlink import Link
 from weft.collectors.ticker import INTERVALS_NS, READINGS_MAX, REVIEWS_BAD, Ticker
 from weft.pipeline.clock import SystemClock
 
+pytestmark = pytest.mark.alone
+
 MS = 1_000_000
 SECOND = 1_000_000_000
 # What a test may wait for, at most; each ends as soon as it has come.

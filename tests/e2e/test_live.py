@@ -19,6 +19,8 @@ from typing import Any
 import psutil
 import pytest
 
+pytestmark = pytest.mark.alone
+
 # The best of so many transfers counts: others may use the machine, and its loopback, as well.
 TRANSFERS = 3
 TRANSFER_S = 0.8
