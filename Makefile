@@ -29,7 +29,7 @@ install: $(VENV)/.compiled ## virtual environment with Weft in it
 dev: $(VENV)/.developed ## the same, with what the tests and checks need
 
 test: $(VENV)/.developed needs ## install what the tests need, then run them
-	@exec $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+	@exec $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: lint test ## format, lint, types, import rules, then the tests
 
@@ -85,8 +85,7 @@ $(VENV)/.installed: requirements.lock pyproject.toml $(VENV)/.made
 $(VENV)/.compiled: $(KERNELS) $(VENV)/.installed
 	@echo 'compiling kernels (a minute or two, once)'
 	@find collectors pipeline -name '*.nb[ci]' -delete 2>/dev/null || true
-	@$(BIN)/python -m weft.pipeline.warm
-	@$(BIN)/python -m weft.collectors.warm
+	@$(BIN)/python -m weft.pipeline.warm & first=$$!; $(BIN)/python -m weft.collectors.warm && wait $$first
 	@touch $@
 
 $(VENV)/.developed: requirements-dev.lock $(VENV)/.compiled

@@ -2,11 +2,11 @@
 
 from .base import Collector
 from .gnmi_entry import GNMI
-from .hft import HFT
+from .hft_entry import HFT
 from .host import HOST
 from .inventory import INVENTORY
 from .millisampler import MILLISAMPLER
-from .otlp import OTLP
+from .otlp_entry import OTLP
 from .packets import PACKETS
 from .recording import RECORDING
 from .sflow import SFLOW

@@ -16,8 +16,9 @@ from ..pipeline.errors import InputError
 from .base import Batch, Options
 from .decode.ipfix import EXPORTERS_MAX, Block, Decoder, Loss
 from .decode.ipfix_kernel import HEADER_BYTES
+from .hft_config import PORT
 from .hft_names import Names, read_names
-from .hft_streams import PORT, Streams, gaps
+from .hft_streams import Streams, gaps
 from .readings import Pace
 from .runs import closing
 

@@ -16,13 +16,12 @@ from . import readings_kernel as kernel
 from .base import Batch
 from .decode.ipfix import Block, Loss
 from .decode.ipfix_template import Template
+from .hft_config import SOURCE
 from .hft_names import Names
 from .readings import Ledger, Pace
 from .sai import series
 
-SOURCE = "hft"
 # IPFIX has it.
-PORT = 4739
 # All rows of a device that are published together lie this close, so that none is late behind another.
 SLICE_NS = 250 * NS_PER_MS
 _SLICES_MAX = 64

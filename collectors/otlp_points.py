@@ -20,9 +20,9 @@ from ..pipeline.schema import FAMILIES
 from . import readings_kernel, sai
 from .base import Batch
 from .decode import otlp_kernel as kernel
+from .otlp_entry import SOURCE
 from .readings import Ledger, Pace, gaps
 
-SOURCE = "otlp"
 SLICE_NS = 250 * NS_PER_MS
 TEXT_CHARS_MAX = 512
 

@@ -87,7 +87,7 @@ def summary(span: Span) -> str:
     return f"""SELECT
   (SELECT count(DISTINCT device) FROM devices WHERE last_ts >= {instant(span.to_ns)} - INTERVAL 2 MINUTE) AS devices_heard,
   (SELECT count(DISTINCT device) FROM devices WHERE last_ts IS NOT NULL) AS devices,
-  count(DISTINCT (device, port)) AS ports,
+  count(DISTINCT (device, port)) FILTER (samples > 0) AS ports,
   coalesce(sum(burst_count), 0)::BIGINT AS bursts,
   max(burst_time_ratio) AS burst_time_ratio
 FROM ports_{r} WHERE {last.inside(r)}"""

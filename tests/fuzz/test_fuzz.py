@@ -17,7 +17,7 @@ MEMORY_FACTOR_MAX = 16
 # What a call may take however small its input: tables of counters, threads of the frame engine.
 MEMORY_FIXED = 48 * 2**20
 MEGABYTES = 4
-ATHERIS_SECONDS = 4
+ATHERIS_SECONDS = 2
 
 
 def _load() -> Any:
@@ -67,7 +67,7 @@ def test_any_bytes(name: str) -> None:
     for seed in (b"", *target.seeds):
         target.run(seed)
 
-    @settings(max_examples=150, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=100, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
     @given(st.one_of(damaged(target.seeds), damaged(target.seeds), st.binary(max_size=512)) if target.seeds else st.binary())
     def feed(data: bytes) -> None:
         target.run(data)
