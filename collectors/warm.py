@@ -24,7 +24,7 @@ def warm() -> set[tuple[str, str]]:
     """Let the lab feed every collector; return the sources and families that never came. Raises ``WeftError``."""
     clock = SystemClock()
     with tempfile.TemporaryDirectory(prefix="weft-warm-") as folder:
-        lab = Lab(LabConfig(ports={name: 0 if name == "gnmi" else _free_port() for name in PROTOCOLS}, switch_ports=8), clock, Path(folder))
+        lab = Lab(LabConfig(ports={name: 0 if name == "gnmi" else free_port() for name in PROTOCOLS}, switch_ports=8), clock, Path(folder))
         lab.start()
         file = Path(folder) / "weft.toml"
         file.write_text(f"{lab.toml()}\n[collect.host]\nenabled = false\n".replace("[collect.", "["))
@@ -45,7 +45,7 @@ def warm() -> set[tuple[str, str]]:
         return missing
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """Return a port that neither TCP nor UDP has in use on loopback now."""
     while True:
         with socket.socket() as stream, socket.socket(type=socket.SOCK_DGRAM) as datagrams:

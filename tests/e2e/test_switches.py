@@ -2,7 +2,6 @@
 
 import json
 import re
-import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 
 from weft.collectors.lab.script import LOSSLESS, Script, Shape
+from weft.collectors.warm import free_port
 from weft.pipeline.clock import NS_PER_S
 
 LIMIT_S = 150.0
@@ -29,21 +29,6 @@ BROUGHT = """SELECT
   (SELECT count(*) FROM links WHERE peer_device LIKE 'gpu-%') AS links,
   (SELECT count(*) FROM readings_1s) AS readings,
   (SELECT count(*) FROM events WHERE kind = 'target_up') AS up"""
-
-
-def _free_ports(count: int) -> list[int]:
-    """Return ports that neither TCP nor UDP has in use on loopback."""
-    found: list[int] = []
-    while len(found) < count:
-        with socket.socket() as stream, socket.socket(type=socket.SOCK_DGRAM) as datagrams:
-            stream.bind(("127.0.0.1", 0))
-            port = stream.getsockname()[1]
-            try:
-                datagrams.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            found.append(port)
-    return found
 
 
 def _serve(weft: Any, folder: Path, ports: dict[str, int]) -> Path:
@@ -83,7 +68,7 @@ def test_every_protocol_at_once(weft: Any, request: pytest.FixtureRequest, tmp_p
     environment = {}
     if kind == "kafka":
         environment = {"WEFT_BUS__KIND": "kafka", "WEFT_BUS__SERVERS": request.getfixturevalue("clean_kafka")}
-    config = _serve(weft, tmp_path, dict(zip(SOURCES, _free_ports(4), strict=True)))
+    config = _serve(weft, tmp_path, {name: free_port() for name in SOURCES})
     data = tmp_path / "data"
     up = weft.start("up", "--config", config, "--data", data, "--no-dashboard", environment=environment)
     brought: dict[str, Any] = {}
@@ -137,7 +122,7 @@ def _assert_marks_are_the_switch_s(weft: Any, data: Path) -> None:
 
 def test_the_lab_prints_where_it_is(weft: Any, tmp_path: Path) -> None:
     """What `weft lab serve` prints is a configuration that `weft check` takes."""
-    config = _serve(weft, tmp_path, dict(zip(SOURCES, _free_ports(4), strict=True)))
+    config = _serve(weft, tmp_path, {name: free_port() for name in SOURCES})
     done = weft.run("check", "--config", config, "--data", tmp_path / "data", "--dump")
     sections = dict(re.findall(r"^\[([\w.]+)\]\n((?:[^\[\n].*\n)*)", done.stdout, re.MULTILINE))
     assert [name for name in ("sflow", "hft", "otlp", "host") if "enabled = true" in sections[f"collect.{name}"]] == [
