@@ -87,6 +87,8 @@ SIGNAL = Field(
 INTERVAL = Field("interval_ns", pl.Int64, "ns", "time that one sample covers")
 SPEED = Field("speed_bps", pl.UInt64, "bit/s", "line rate of the port; null where unknown")
 SOURCE = Field("source", pl.String, "", "the collector that made this row")
+GPU = Field("gpu", pl.String, "", "number of the GPU in its device")
+LINK = Field("link", pl.String, "", "number of the link; empty where all links of the GPU are counted together")
 DIRECTION = Field(
     "direction",
     pl.String,
@@ -177,8 +179,8 @@ _FAMILY_LIST = (
         "one reading of a scale-up link, or of a GPU's links together",
         (
             *_COMMON,
-            Field("gpu", pl.String, "", "number of the GPU in its device"),
-            Field("link", pl.String, "", "number of the link; empty where all links of the GPU are counted together"),
+            GPU,
+            LINK,
             SPEED,
             *_counters("tx_bytes", "rx_bytes", "replay", "recovery", "crc", "symbol_errors"),
         ),
@@ -188,7 +190,7 @@ _FAMILY_LIST = (
         "one reading of a GPU",
         (
             *_COMMON,
-            Field("gpu", pl.String, "", "number of the GPU in its device"),
+            GPU,
             Field("sm_active_ratio", pl.Float64, "", "share of the time since the last reading with work on the multiprocessors"),
             Field("tensor_active_ratio", pl.Float64, "", "the same of the tensor cores"),
             Field("power_w", pl.Float64, "W", "power drawn now"),
@@ -538,6 +540,53 @@ _STATE_LIST = (
                 )
             ),
             *_moved("queue"),
+        ),
+        state=True,
+    ),
+    *(
+        Table(
+            f"{family}_counters",
+            f"what the counters of one {what} moved in one window, as one source tells it",
+            (
+                *_keys(TS, DEVICE, *keys, SOURCE),
+                *_sums(
+                    pl.UInt64,
+                    "",
+                    ("readings", "readings in the window"),
+                    ("covered_ns", "time that the counters speak of: of the intervals between readings that end here"),
+                    ("rx_covered_ns", "the same of rx_bytes"),
+                    ("tx_covered_ns", "the same of tx_bytes"),
+                ),
+                Field("speed_bps", pl.UInt64, "bit/s", "line rate; null where unknown", "max"),
+                *_moved(family),
+            ),
+            state=True,
+        )
+        for family, what, keys in (("nic", "adapter", (PORT,)), ("nvlink", "scale-up link", (GPU, LINK)))
+    ),
+    Table(
+        "gpu_gauges",
+        "what one GPU was read to be in one window, as one source tells it",
+        (
+            *_keys(TS, DEVICE, GPU, SOURCE),
+            *_sums(pl.UInt64, "", ("readings", "readings in the window")),
+            # Whole numbers, so that sums are the same in whatever order they are made.
+            *(
+                field
+                for gauge, unit, doc in (
+                    ("sm_active", "1e-9", "share of the time with work on the multiprocessors"),
+                    ("tensor_active", "1e-9", "the same of the tensor cores"),
+                    ("power", "mW", "power"),
+                )
+                for field in (
+                    Field(f"{gauge}_count", pl.UInt64, "", f"readings of the {doc}", "sum"),
+                    Field(f"{gauge}_total", pl.UInt64, unit, "sum of them; null where there are none", "sum"),
+                    Field(f"{gauge}_low", pl.UInt64, unit, "smallest", "min"),
+                    Field(f"{gauge}_high", pl.UInt64, unit, "largest", "max"),
+                )
+            ),
+            Field("xid_readings", pl.UInt64, "", "readings that tell an error of the driver; null where none speaks of errors", "sum"),
+            Field("xid", pl.UInt64, "", "its code; of several the largest", "max"),
         ),
         state=True,
     ),

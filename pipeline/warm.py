@@ -38,7 +38,7 @@ def warm() -> None:
         "sampling_rate": [1],
     }
     frames = {"burst_sample": runs, "packet": [pl.DataFrame(packet, schema=FAMILIES["packet"].polars)]}
-    frames |= {family: [_readings(family)] for family in ("port", "queue")}
+    frames |= {family: [_readings(family)] for family in ("port", "queue", "nic", "nvlink")}
     for family, make in METRICS.items():
         make(MetricConfig()).close(Closing("warm", 0, WINDOW_NS, frames.get(family, []), ended=True))
 

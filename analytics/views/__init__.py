@@ -7,7 +7,8 @@ labels of the dashboard derive from it. A new ratio over kept statistics is a ne
 from ...pipeline.schema import RESOLUTIONS_NS
 from .base import Column, View
 from .fabric import GROUPS, LATENCY, READINGS, ROCE
-from .inventory import DEVICES, INVENTORY, LINKS
+from .hosts import GPUS, NICS, NVLINKS
+from .inventory import DEVICES, INVENTORY, JOBS, LINKS
 from .kept import BURSTS, EVENTS, GAPS, PIPELINE, QUALITY, SAMPLES
 from .ports import BLOCKS, HURST_SCALES, PORTS, UNIT_BYTES
 from .queues import DROPS, QUEUES
@@ -18,6 +19,9 @@ VIEWS: tuple[View, ...] = (
     PORTS,
     QUEUES,
     DROPS,
+    NICS,
+    NVLINKS,
+    GPUS,
     LATENCY,
     ROCE,
     GROUPS,
@@ -28,6 +32,7 @@ VIEWS: tuple[View, ...] = (
     INVENTORY,
     DEVICES,
     LINKS,
+    JOBS,
     GAPS,
     EVENTS,
     PIPELINE,

@@ -66,7 +66,10 @@ _PLACES = f"""
 # What tells that a device is alive.
 _HEARD = " UNION ALL BY NAME ".join(
     f"SELECT device, {ports} AS ports, min(ts) AS first_ts, max(ts) AS last_ts FROM state.{table}_1m GROUP BY device"
-    for table, ports in (("port_samples", "count(DISTINCT port)"), ("port_counters", "count(DISTINCT port)"), ("roce", "0"))
+    for table, ports in (
+        *((table, "count(DISTINCT port)") for table in ("port_samples", "port_counters", "nic_counters")),
+        *((table, "0") for table in ("roce", "gpu_gauges")),
+    )
 )
 
 _DEVICES = f"""(
@@ -192,4 +195,19 @@ LINKS = View(
         _plain("agrees", "false where two statements about this link contradict, true where two agree, NULL where there is but one"),
     ),
     resolutions=False,
+)
+
+JOBS = View(
+    "jobs",
+    "which hosts a job runs on, one row for each",
+    "main.inventory",
+    (
+        Column("job", "coalesce(job, key)", "", "its name"),
+        _plain("device", "host"),
+        _plain("role", "what the host does in it; NULL where nobody says"),
+        _plain("source", "who says it"),
+        _plain("ts", "when it was said, UTC"),
+    ),
+    resolutions=False,
+    where="kind = 'job'",
 )

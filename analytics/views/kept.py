@@ -4,6 +4,9 @@ from .base import Column, View
 
 _LACKS = ("late", "duplicates", "implausible", "resets", "wraps", "gaps")
 
+# What ``quality`` calls a scale-up link.
+NVLINK_PLACE = "'gpu' || gpu || CASE WHEN link <> '' THEN '/' || link ELSE '' END"
+
 # Rows of all that say something are laid below each other and grouped, which is cheaper than a join, and lets a condition on the
 # key reach every table.
 _QUALITY_SOURCE = f"""(
@@ -14,6 +17,9 @@ _QUALITY_SOURCE = f"""(
     SELECT ts, device, port, signal, samples, samples * interval_ns AS sampled_ns FROM state.port_samples_{{r}}
     UNION ALL BY NAME SELECT ts, device, port, 'port' AS signal, readings AS samples, covered_ns FROM state.port_counters_{{r}}
     UNION ALL BY NAME SELECT ts, device, port, 'queue' AS signal, readings AS samples, covered_ns FROM state.queue_counters_{{r}}
+    UNION ALL BY NAME SELECT ts, device, port, 'nic' AS signal, readings AS samples, covered_ns FROM state.nic_counters_{{r}}
+    UNION ALL BY NAME SELECT ts, device, {NVLINK_PLACE} AS port, 'nvlink' AS signal, readings AS samples, covered_ns FROM state.nvlink_counters_{{r}}
+    UNION ALL BY NAME SELECT ts, device, 'gpu' || gpu AS port, 'gpu' AS signal, readings AS samples FROM state.gpu_gauges_{{r}}
     UNION ALL BY NAME SELECT ts, device, port, signal, {", ".join(_LACKS)} FROM state.quality_{{r}}
   ) GROUP BY ts, device, port, signal)"""
 
@@ -24,8 +30,8 @@ QUALITY = View(
     (
         Column("ts", "ts", "", "start of the window, UTC"),
         Column("device", "device", "", "switch or host"),
-        Column("port", "port", "", "interface"),
-        Column("signal", "signal", "", "what is sampled; port or queue where counters are read"),
+        Column("port", "port", "", "interface; of a GPU and its scale-up links, such as gpu0/3"),
+        Column("signal", "signal", "", "what is sampled; port, queue, nic, nvlink or gpu where counters and gauges are read"),
         Column("samples", "samples", "", "samples that count, or readings"),
         Column("coverage_ratio", "coverage_ratio", "", "share of the window that was sampled, or that the counters speak of"),
         Column("late", "late", "", "samples or readings that came after their window had closed; not counted"),

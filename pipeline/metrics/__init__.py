@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from .base import WindowMetric
 from .bursts import BurstConfig, BurstMetric
 from .counters import CounterConfig, CounterMetric
+from .gauges import GpuMetric
 from .latency import LatencyMetric
 from .packets import PacketMetric
 from .readings import ReadingMetric
@@ -24,6 +25,9 @@ METRICS: dict[str, Callable[[MetricConfig], WindowMetric]] = {
     "packet": lambda _config: PacketMetric(),
     "port": lambda config: CounterMetric("port", config.counters),
     "queue": lambda config: CounterMetric("queue", config.counters),
+    "nic": lambda config: CounterMetric("nic", config.counters),
+    "nvlink": lambda config: CounterMetric("nvlink", config.counters),
+    "gpu": lambda _config: GpuMetric(),
     "latency": lambda _config: LatencyMetric(),
     "reading": lambda _config: ReadingMetric(),
 }

@@ -1,4 +1,4 @@
-"""From readings of counters to what they moved in a window: ``port_counters``, ``queue_counters``, ``quality``, ``event``.
+"""From readings of counters to what they moved in a window: ``port_counters`` and its like, ``quality``, ``event``.
 
 An interval between two readings counts in the window in which it ends, whole, beside the time that it covers: rates are of
 covered time, and nothing is spread over windows in which nobody looked. So what the windows hold of a counter adds up to its
@@ -52,7 +52,7 @@ class CounterConfig:
 
 
 class CounterMetric:
-    """``WindowMetric`` of the families ``port`` and ``queue``."""
+    """``WindowMetric`` of the families ``port``, ``queue``, ``nic`` and ``nvlink``."""
 
     def __init__(self, family: str, config: CounterConfig | None = None) -> None:
         self.family = family

@@ -11,11 +11,15 @@ from ..dictionary import dictionary
 from ..schema import FAMILIES, FEC_BINS, WINDOW_NS, counters_of
 from .base import Closing
 
-KEYS = {"port": ("source", "port"), "queue": ("source", "port", "queue", "direction")}
+KEYS = {
+    "port": ("source", "port"),
+    "queue": ("source", "port", "queue", "direction"),
+    "nic": ("source", "port"),
+    "nvlink": ("source", "gpu", "link"),
+}
 
-# The gauges of a queue, and the columns of the state that hold their largest.
+# Gauges, and the columns of the state that hold their largest.
 GAUGES = {
-    "port": {},
     "queue": {
         "occupancy_bytes": "occupancy_high",
         "watermark_bytes": "watermark_high",
@@ -51,9 +55,17 @@ class Plan:
         self.table = f"{family}_counters"
         self.keys = KEYS[family]
         self.counters = (*(BINS if family == "port" else ()), *counters_of(family))
-        self.gauges = GAUGES[family]
+        self.gauges = GAUGES.get(family, {})
         wanted = ("ts", "recv_ts", "epoch", "speed_bps", "oper_up", *self.keys, *counters_of(family), *self.gauges)
         self.plain = [name for name in FAMILIES[family].polars if name in wanted]
+
+    def place(self, keys: pl.DataFrame) -> pl.Series:
+        """Return what ``quality`` calls each object: its port; a scale-up link by its GPU and number."""
+        if "port" in keys.columns:
+            return keys["port"]
+        return keys.select(
+            pl.format("gpu{}{}", "gpu", pl.when(pl.col("link") != "").then("/" + pl.col("link")).otherwise(pl.lit("")))
+        ).to_series()
 
     def cost(self, counter: str) -> float:
         """Return how many bits of the line a unit of a counter takes at least, 0 where nothing says it."""

@@ -12,8 +12,11 @@ from .counters_state import Known
 
 _FEC = (*BINS, "fec_corrected", "fec_uncorrectable", "corrected_bits")
 # Columns that say of what time some counters speak.
+_SIDES = {"rx_covered_ns": ("rx_bytes",), "tx_covered_ns": ("tx_bytes",)}
 _COVERED = {
-    "port": {"rx_covered_ns": ("rx_bytes",), "tx_covered_ns": ("tx_bytes",), "fec_covered_ns": _FEC},
+    "port": _SIDES | {"fec_covered_ns": _FEC},
+    "nic": _SIDES,
+    "nvlink": _SIDES,
     "queue": {
         "pause_rx_covered_ns": ("pfc_rx_pause_us", "pfc_rx_pause_quanta"),
         "pause_tx_covered_ns": ("pfc_tx_pause_us", "pfc_tx_pause_quanta"),
@@ -52,7 +55,7 @@ class Walk:
         more = {"speed_bps": _nullable(fastest, fastest)}
         if self._plan.family == "queue":
             event, more["storm_ns"] = self._storms((detection_ns, restoration_ns), moved, since, occupancy)
-        else:
+        elif self._plan.family == "port":
             more |= self._of_link(link)
         return {self._plan.table: self._table(more), "quality": self._quality(), "event": event}
 
@@ -158,10 +161,11 @@ class Walk:
         if not self._flags.any() and not self._repeats.any():
             return STATES["quality"].empty()
         columns = self._columns_of_cells()
+        port = self._plan.place(pl.DataFrame([columns[name] for name in self._plan.keys]))
         kinds = {name: np.add.reduceat((self._flags & bit != 0).astype(np.int64), self._first[:-1]) for name, bit in _KINDS.items()}
         kinds["duplicates"] = np.add.reduceat(self._repeats, self._first[:-1])
         rows = pl.DataFrame(
-            {"ts": columns["ts"], "device": columns["device"], "port": columns["port"], **kinds, "late": np.zeros(self._cells, np.int64)}
+            {"ts": columns["ts"], "device": columns["device"], "port": port, **kinds, "late": np.zeros(self._cells, np.int64)}
         ).filter(pl.any_horizontal(pl.col(*kinds) > 0))
         rows = rows.group_by("ts", "device", "port").sum().with_columns(signal=pl.lit(self._plan.family))
         return rows.select(pl.col(name).cast(dtype) for name, dtype in table.items())
