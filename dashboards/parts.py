@@ -19,6 +19,9 @@ from .sql import Span, chosen
 # No device in particular; pages share the control, so they share the word.
 ANY = "any device"
 
+# No port in particular, where all are meant together.
+ALL_PORTS = "all ports"
+
 # Where a page leaves word of the page that is to be shown next.
 GOING = "going"
 
@@ -126,6 +129,18 @@ def table(
             return frame, []
         event: Any = st.dataframe(frame, key=f"rows_{key}", on_select=chosen_row, selection_mode="single-row", **options)
         return frame, list(event.selection.rows)
+
+
+def choose_port(known: pl.DataFrame, anything: str, doc: str = "") -> tuple[str, str]:
+    """Show the choice of a device and one of its ports, and return both; empty where none in particular is chosen.
+
+    ``known`` has the columns ``device`` and ``port``; ``anything`` is the word for no port in particular.
+    """
+    devices = known["device"].unique(maintain_order=True).to_list()
+    device = st.selectbox("Device", [ANY, *devices], key="device", bind="query-params", width=240)
+    ports = known.filter(pl.col("device") == device)["port"].unique(maintain_order=True).to_list()
+    port = st.selectbox("Port", [anything, *ports], key="port", bind="query-params", width=240, disabled=not ports, help=doc or None)
+    return "" if device in (ANY, None) else str(device), "" if port in (anything, None) else str(port)
 
 
 def nothing(words: str, *, good: bool = False) -> None:

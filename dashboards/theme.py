@@ -10,6 +10,9 @@ DARK = ("#56B4E9", "#E69F00", "#009E73", "#F0E442", "#CC79A7", "#D55E00", "#CFCF
 
 CIVIDIS = ("#00224e", "#123570", "#3b496c", "#575d6d", "#707173", "#8a8678", "#a59c74", "#c3b369", "#e1cc55", "#fee838")
 
+# From nothing to much, for pictures in which most places are at rest: the background's own grey, then cividis.
+_REST = ("#EEF1F4", "#1C232B")
+
 # Text and background, by whether it is dark.
 INK = ("#1B1F24", "#E6EAEE")
 PAPER = ("#FFFFFF", "#0F1318")
@@ -61,3 +64,8 @@ def categories(dark: bool) -> list[str]:
 def sequence(dark: bool) -> list[str]:
     """Return the colours from little to much: much is what stands out from the background."""
     return list(CIVIDIS if dark else reversed(CIVIDIS))
+
+
+def pressure(dark: bool) -> list[str]:
+    """Return the colours from rest to much."""
+    return [_REST[dark], *(CIVIDIS[1:] if dark else reversed(CIVIDIS[:-1]))]

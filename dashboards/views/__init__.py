@@ -3,10 +3,11 @@
 
 from types import ModuleType
 
-from . import bursts, congestion, docs, latency, overview, pipeline, sql
+from . import bursts, congestion, docs, fabric, latency, overview, pipeline, sql
 
 VIEWS: dict[str, ModuleType] = {
     "overview": overview,
+    "fabric": fabric,
     "bursts": bursts,
     "congestion": congestion,
     "latency": latency,

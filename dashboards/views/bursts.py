@@ -9,10 +9,10 @@ import streamlit as st
 from ...analytics.views import PORTS
 from .. import charts, queries
 from ..parts import (
-    ANY,
     NOTHING_YET,
     Visit,
     age_badges,
+    choose_port,
     duration,
     fetch,
     figure,
@@ -82,18 +82,7 @@ def _choose(visit: Visit, span: Span) -> Entity | None:
     """Show the choice of port, and return the port that is meant."""
     known = visit.board.frame(queries.ports())
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        devices = [ANY, *known["device"].unique().sort().to_list()]
-        device = st.selectbox("Device", devices, key="device", bind="query-params", width=240)
-        of_device = known.filter(pl.col("device") == device) if device != ANY else known.clear()
-        ports = [WORST, *of_device["port"].unique(maintain_order=True).to_list()]
-        port = st.selectbox(
-            "Port",
-            ports,
-            key="port",
-            bind="query-params",
-            width=240,
-            help="the worst: the one with most time in bursts, of what the other choices leave",
-        )
+        device, port = choose_port(known, WORST, "the worst: the one with most time in bursts, of what the other choices leave")
         direction = st.segmented_control(
             "Direction",
             ["both", "rx", "tx"],
@@ -103,8 +92,7 @@ def _choose(visit: Visit, span: Span) -> Entity | None:
             bind="query-params",
             help="as the port's owner sees it",
         )
-    where = [f"device = {queries.text(device)}"] if device and device != ANY else []
-    where += [f"port = {queries.text(port)}"] if port and port != WORST else []
+    where = [f"{name} = {queries.text(value)}" for name, value in (("device", device), ("port", port)) if value]
     where += [f"direction = {queries.text(direction)}"] if direction and direction != "both" else []
     frame = fetch(visit, queries.worst_ports(span, 1, " AND ".join(where) or "true"))
     if frame is None or frame.is_empty():

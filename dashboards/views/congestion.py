@@ -5,9 +5,10 @@ import streamlit as st
 
 from .. import charts, queries_congestion
 from ..parts import (
-    ANY,
+    ALL_PORTS,
     Visit,
     age_badges,
+    choose_port,
     fetch,
     figure,
     nothing,
@@ -26,8 +27,6 @@ TITLE = "Congestion"
 ICON = ":material/traffic:"
 STORED = True
 LIVE = True
-
-ALL = "all ports"
 
 NO_COUNTERS = (
     "No counters of a queue or port have come yet. Let switches tell them (`[collect.gnmi]`, `[collect.sflow]`, `[collect.hft]`, "
@@ -64,10 +63,7 @@ def _choose(visit: Visit) -> tuple[Place, str]:
     known = fetch(visit, queries_congestion.places())
     known = known if known is not None else pl.DataFrame(schema={"device": pl.String, "port": pl.String})
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        devices = known["device"].unique(maintain_order=True).to_list()
-        device = st.selectbox("Device", [ANY, *devices], key="device", bind="query-params", width=240)
-        ports = known.filter(pl.col("device") == device)["port"].to_list()
-        port = st.selectbox("Port", [ALL, *ports], key="port", bind="query-params", width=200, disabled=not ports)
+        place = Place(*choose_port(known, ALL_PORTS))
         measure = st.segmented_control(
             "Heat map shows the share",
             list(MEASURES),
@@ -77,7 +73,7 @@ def _choose(visit: Visit) -> tuple[Place, str]:
             bind="query-params",
             help="paused: of the time in which PFC stopped the queue; marked: of the packets with congestion experienced",
         )
-    return Place("" if device in (ANY, None) else device, "" if port in (ALL, None) else port), measure or "paused"
+    return place, measure or "paused"
 
 
 def _tiles(row: dict[str, object]) -> None:
