@@ -3,6 +3,7 @@
 Places are laid out here, in pixels from the top and in columns from the left: a column is a host or, of many, a rack.
 """
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,9 +18,13 @@ from . import theme
 _TIERS = ("core", "spine", "aggregation")
 _LEAF = "leaf"
 
-_SWITCH, _SWITCH_GAP = 30, 20
-_GRID_HEIGHT, _CELL_MIN, _CELL_MAX = 300, 12, 34
-_RACK_LABEL, _JOB, _JOB_GAP = 26, 20, 10
+_SWITCH, _SWITCH_GAP, _LINES = 26, 14, 46
+_GRID_HEIGHT, _CELL_MIN, _CELL_MAX = 280, 12, 34
+_RACK_LABEL, _JOB, _JOB_GAP = 24, 22, 10
+# More places than these that are equally bad are no outliers.
+_RINGS_MAX = 3
+# What legend and names of hosts take besides.
+_LEGEND, _NAMES = 70, 75
 # Between two racks, in columns.
 _RACK_GAP = 0.5
 
@@ -27,6 +32,16 @@ _RACK_GAP = 0.5
 _NAMES_MAX, _RACKS_MAX, _SWITCHES_MAX = 40, 16, 16
 
 _PLACE = {"name": pl.String, "x": pl.Float64, "x2": pl.Float64, "y": pl.Float64, "y2": pl.Float64}
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """What colours mean: words, the form of numbers, the value that has the full colour at the least, and where a logarithm begins."""
+
+    title: str
+    form: str
+    full: float
+    log_from: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,48 +53,66 @@ class _Grid:
     width: float
 
 
-def fabric(frame: pl.DataFrame, title: str, *, form: str, logarithmic: bool, dark: bool, columns: str = "host") -> alt.TopLevelMixin:
+def fabric(frame: pl.DataFrame, scale: Scale, *, dark: bool, columns: str = "host") -> alt.TopLevelMixin:
     """Draw places, rows of ``tier``, ``name``, ``rail``, ``value`` and ``worst`` (the link's end to look at); a click selects ``cell``.
 
     A place with no value is hollow, the worst one ringed.
     """
     hosts = frame.filter(tier="host")
     grid = _columns(hosts)
-    switches, top, ticks = _switches(frame.filter(pl.col("tier") != "host"), grid.width)
+    pairs = frame.filter(pl.col("peer").is_not_null())
+    switches, top, ticks = _switches(
+        frame.filter(pl.col("tier") != "host", pl.col("peer").is_null()), grid.width, _LINES if pairs.height else _SWITCH_GAP
+    )
     cells, bottom, rails = _cells(hosts, grid, top)
     ticks |= rails
     jobs, foot = _jobs(hosts, grid, bottom)
     if jobs.height:
         ticks[(bottom + _JOB_GAP + foot) / 2] = "jobs"
     places = pl.concat([switches, cells], how="diagonal_relaxed")
-    frames = _Frames(places, jobs, _labels(switches, grid, top, columns))
+    frames = _Frames(places, _lines(pairs, switches), jobs, _labels(grid, top, columns), _names(switches))
     names = {grid.left[name] + 0.5: name for name in grid.left} if 0 < len(grid.left) <= _NAMES_MAX else {}
-    return _drawn(frames, (grid.width, foot), (names, ticks), _Colours(title, form, logarithmic, dark))
+    return _drawn(frames, (grid.width, foot), (names, ticks), _Colours(scale, _largest(places), dark))
 
 
 @dataclass(frozen=True, slots=True)
 class _Frames:
     places: pl.DataFrame
+    lines: pl.DataFrame
     jobs: pl.DataFrame
-    labels: pl.DataFrame
+    racks: pl.DataFrame
+    names: pl.DataFrame
 
 
 @dataclass(frozen=True, slots=True)
 class _Colours:
-    title: str
-    form: str
-    logarithmic: bool
+    scale: Scale
+    largest: float
     dark: bool
 
-    def scale(self, values: pl.Series) -> alt.Scale:
-        """Return the scale from rest to the largest value; where all are at rest, to one of the smallest unit shown."""
-        high = values.max()
-        high = float(high) if isinstance(high, int | float) and high > 0 else 1.0 if self.form.startswith(",") else 0.01
-        low = values.filter(values > 0).min()
-        if self.logarithmic:
-            low = float(low) if isinstance(low, int | float) and low < high else high / 10
-            return alt.Scale(type="log", domain=[low, high], range=theme.pressure(self.dark), interpolate="rgb")
-        return alt.Scale(domain=[0, high], range=theme.pressure(self.dark), interpolate="rgb")
+    @property
+    def _ends(self) -> tuple[float, float]:
+        return self.scale.log_from, max(self.scale.full, self.largest)
+
+    def is_deep(self, values: pl.Series) -> pl.Series:
+        """Return which values have a colour that the theme's ink would not be read on."""
+        low, high = self._ends
+        share = (values / low).log() / math.log(high / low) if low else values / high
+        return (share > 0.45).fill_null(False)
+
+    def encoding(self) -> alt.Color:
+        """Return the scale with its legend."""
+        scale = alt.Scale(
+            type="log" if self.scale.log_from else "linear",
+            domain=list(self._ends),
+            range=theme.pressure(self.dark),
+            interpolate="rgb",
+            clamp=True,
+        )
+        legend = alt.Legend(
+            title=self.scale.title, format=self.scale.form, type="gradient", orient="top", gradientLength=280, titleLimit=400, tickCount=4
+        )
+        return alt.Color("value:Q", scale=scale, legend=legend)
 
 
 def natural(name: str | None) -> tuple[tuple[int, str], ...]:
@@ -100,7 +133,7 @@ def _columns(hosts: pl.DataFrame) -> _Grid:
     return _Grid(left, racks, max(1.0, racks[-1][2] if racks else 1.0))
 
 
-def _switches(frame: pl.DataFrame, width: float) -> tuple[pl.DataFrame, float, dict[float, str]]:
+def _switches(frame: pl.DataFrame, width: float, gap: float) -> tuple[pl.DataFrame, float, dict[float, str]]:
     """Lay each tier out over the whole width; return the places, where they end, and the label of each row."""
     tiers = sorted(frame["tier"].unique().to_list(), key=lambda tier: (tier == _LEAF, (*_TIERS, tier).index(tier)))
     rows, ticks, y = [], {}, 0.0
@@ -111,7 +144,7 @@ def _switches(frame: pl.DataFrame, width: float) -> tuple[pl.DataFrame, float, d
             edges = {"x": k * step + 0.07 * step, "x2": (k + 1) * step - 0.07 * step, "y": y, "y2": y + _SWITCH}
             rows.append(_place(row, row["name"], edges, count=len(mine)))
         ticks[y + _SWITCH / 2] = tier
-        y += _SWITCH + _SWITCH_GAP
+        y += _SWITCH + (_SWITCH_GAP if tier == tiers[-1] else gap)
     return _framed(rows), y, ticks
 
 
@@ -169,17 +202,50 @@ def _jobs(hosts: pl.DataFrame, grid: _Grid, bottom: float) -> tuple[pl.DataFrame
     ), y + _JOB
 
 
-def _labels(switches: pl.DataFrame, grid: _Grid, top: float, columns: str) -> pl.DataFrame:
+def _lines(pairs: pl.DataFrame, switches: pl.DataFrame) -> pl.DataFrame:
+    """Return a line for each pair of switches, from the lower edge of the upper one to the upper edge of the lower one."""
+    if not pairs.height:
+        return pl.DataFrame()
+    ends = switches.select("name", at=(pl.col("x") + pl.col("x2")) / 2, top="y", foot="y2")
+    both = pairs.select("name", "peer", "value").join(ends, on="name").join(ends, left_on="peer", right_on="name", suffix="_peer")
+    upper = pl.col("top") <= pl.col("top_peer")
+    own, other = (("at", "foot", "top"), ("at_peer", "foot_peer", "top_peer"))
+    return both.select(
+        "value",
+        name=pl.format("{} to {}", "name", "peer"),
+        x=pl.when(upper).then(own[0]).otherwise(other[0]),
+        x2=pl.when(upper).then(other[0]).otherwise(own[0]),
+        y=pl.when(upper).then(own[1]).otherwise(other[1]),
+        y2=pl.when(upper).then(other[2]).otherwise(own[2]),
+    ).sort("value", nulls_last=False)
+
+
+def _labels(grid: _Grid, top: float, columns: str) -> pl.DataFrame:
+    """Return the racks' names above them, as many as there is room for."""
+    step = -(-len(grid.racks) // _RACKS_MAX)
+    y = top + _RACK_LABEL / 2
+    rows = [(name, (x + x2) / 2, y) for name, x, x2 in (grid.racks[::step] if step and columns == "host" else ())]
+    return pl.DataFrame(rows, schema={"name": pl.String, "x": pl.Float64, "y": pl.Float64}, orient="row")
+
+
+def _names(switches: pl.DataFrame) -> pl.DataFrame:
+    """Return what stands in the switches' boxes: their names without what all of a tier have in common."""
     rows = []
-    if columns == "host" or len(grid.racks) <= _NAMES_MAX:
-        step = -(-len(grid.racks) // _RACKS_MAX)
-        for name, x, x2 in grid.racks[::step] if columns == "host" else ():
-            rows.append({"name": name, "x": (x + x2) / 2, "y": top + _RACK_LABEL / 2 + 2, "room": (x2 - x) * step})
-    if switches.height:
-        named = switches.filter(pl.col("count") <= _SWITCHES_MAX)
-        for name, x, x2, y2 in named.select("name", "x", "x2", "y2").iter_rows():
-            rows.append({"name": name, "x": (x + x2) / 2, "y": y2 + 8, "room": x2 - x})
-    return pl.DataFrame(rows, schema={"name": pl.String, "x": pl.Float64, "y": pl.Float64, "room": pl.Float64})
+    for tier in switches["tier"].unique().to_list() if switches.height else ():
+        mine = switches.filter(pl.col("tier") == tier, pl.col("count") <= _SWITCHES_MAX)
+        names = mine["name"].to_list()
+        common = _common(names)
+        for name, x, x2, y, y2, value in mine.select("name", "x", "x2", "y", "y2", "value").iter_rows():
+            rows.append((name.removeprefix(common), (x + x2) / 2, (y + y2) / 2 + 1, value))
+    return pl.DataFrame(rows, schema={"name": pl.String, "x": pl.Float64, "y": pl.Float64, "value": pl.Float64}, orient="row")
+
+
+def _common(names: Sequence[str]) -> str:
+    """Return what all names begin with, up to a mark that parts words; nothing where there is but one."""
+    if len(names) < 2:
+        return ""
+    same = next((k for k, letters in enumerate(zip(*names, strict=False)) if len(set(letters)) > 1), min(map(len, names)))
+    return re.sub(r"[^-_. ]*$", "", names[0][:same])
 
 
 def _drawn(
@@ -192,42 +258,65 @@ def _drawn(
     y_axis = alt.Axis(**plain, values=list(ticks[1]), labelExpr=_lookup(ticks[1].items()), labelPadding=8)
     x = alt.X("x:Q", scale=alt.Scale(domain=[0, width], nice=False), axis=x_axis)
     y = alt.Y("y:Q", scale=alt.Scale(domain=[height, 0], nice=False), axis=y_axis)
-    legend = alt.Legend(title=colours.title, format=colours.form, orient="top", gradientLength=280, titleLimit=400, tickCount=4)
-    scale = colours.scale(frames.places["value"].drop_nulls().cast(pl.Float64))
     tips = [
         alt.Tooltip("name:N", title="place"),
-        alt.Tooltip("value:Q", title=colours.title, format=colours.form),
+        alt.Tooltip("value:Q", title=colours.scale.title, format=colours.scale.form),
         alt.Tooltip("says:N", title="worst at"),
         alt.Tooltip("other:N", title="other end"),
         alt.Tooltip("job:N", title="job"),
     ]
     area = {"x": x, "x2": "x2:Q", "y": y, "y2": "y2:Q"}
     cell = alt.selection_point(name="cell", fields=["column", "device", "port", "tier"], on="click", empty=False)
+    color = colours.encoding()
     known = alt.Chart(frames.places.filter(pl.col("value").is_not_null())).mark_rect(cursor="pointer", cornerRadius=2)
-    # All marks below share the axes of the first layer.
+    words = {"color": ink, "baseline": "middle", "fontSize": 11}
+    deep = frames.names.with_columns(deep=colours.is_deep(frames.names["value"]))
+    # All marks share the axes of the first layer.
     layers = [
-        known.encode(**area, color=alt.Color("value:Q", scale=scale, legend=legend), tooltip=tips).add_params(cell),
+        *_line_marks(frames.lines, area, color, ink),
+        known.encode(**area, color=color, tooltip=tips).add_params(cell),
         alt.Chart(frames.places.filter(pl.col("value").is_null()))
         .mark_rect(cornerRadius=2, fillOpacity=0, stroke=ink, strokeOpacity=0.3, strokeDash=[2, 2])
         .encode(**area, tooltip=[tips[0], alt.Tooltip("tier:N", title="no data")]),
         *_ring(frames.places, area, dark),
-        alt.Chart(frames.labels).mark_text(fontSize=11, color=ink, baseline="middle").encode(x=x, y=y, text="name:N"),
+        alt.Chart(frames.racks).mark_text(**words, fontWeight="bold").encode(x=x, y=y, text="name:N"),
+        *(
+            alt.Chart(deep.filter(pl.col("deep") == is_deep))
+            .mark_text(**words | {"color": theme.PAPER[dark] if is_deep else ink})
+            .encode(x=x, y=y, text="name:N")
+            for is_deep in (False, True)
+        ),
     ]
     if frames.jobs.height:
         layers += _job_bars(frames.jobs, area, (x, y), dark)
-    return alt.layer(*layers).resolve_scale(color="independent").properties(height=height)
+    return alt.layer(*layers).resolve_scale(fill="independent").properties(height=height + _LEGEND + (_NAMES if ticks[0] else 0))
+
+
+def _line_marks(lines: pl.DataFrame, area: dict, color: alt.Color, ink: str) -> list[alt.Chart]:
+    """Return faint lines for what is connected, and coloured ones over those that are not at rest."""
+    if not lines.height:
+        return []
+    tips = [alt.Tooltip("name:N", title="links"), alt.Tooltip("value:Q", title="pressure", format=".3~g")]
+    pressed = lines.filter(pl.col("value") > 0)
+    faint = alt.Chart(lines).mark_rule(strokeWidth=1, opacity=0.12, color=ink).encode(**area)
+    return [faint, *([alt.Chart(pressed).mark_rule(strokeWidth=1.5).encode(**area, color=color, tooltip=tips)] if pressed.height else [])]
+
+
+def _largest(places: pl.DataFrame) -> float:
+    largest = places["value"].max()
+    return float(largest) if isinstance(largest, int | float) else 0.0
 
 
 def _ring(places: pl.DataFrame, area: dict, dark: bool) -> list[alt.Chart]:
-    """Return a ring around the worst place, so that not its colour alone tells it."""
-    worst = places.filter(pl.col("value") > 0).sort(pl.col("tier") != "host", "value", descending=[False, True])
-    worst = places.filter((pl.col("value") == pl.col("value").max()) & (pl.col("value") > 0)).sort(pl.col("tier") != "host").head(1)
+    """Return rings around the worst places, so that not colour alone tells them; none where many are alike."""
+    worst = places.filter(pl.col("tier") == "host", pl.col("value") > 0, pl.col("value") >= 0.999 * _largest(places))
     mark = alt.Chart(worst).mark_rect(fillOpacity=0, stroke=theme.categories(dark)[1], strokeWidth=3, cornerRadius=3)
-    return [mark.encode(**area)] if worst.height else []
+    return [mark.encode(**area)] if 0 < worst.height <= _RINGS_MAX else []
 
 
 def _job_bars(jobs: pl.DataFrame, area: dict, axes: tuple[alt.X, alt.Y], dark: bool) -> list[alt.Chart]:
-    palette = theme.categories(dark)
+    # The second colour is the ring's.
+    palette = [colour for k, colour in enumerate(theme.categories(dark)) if k != 1]
     ink = theme.INK[dark]
     bars = jobs.with_columns(fill=pl.col("number").map_elements(lambda k: palette[k % len(palette)], return_dtype=pl.String))
     words = jobs.with_columns(x=(pl.col("x") + pl.col("x2")) / 2, y=(pl.col("y") + pl.col("y2")) / 2 + 1)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from .sql import Span, text
 
 ROWS_MAX = 200
+# More links between switches than these are not drawn.
+LINES_MAX = 600
 # With more hosts than these the picture has a column for each rack.
 HOSTS_MAX = 128
 
@@ -19,18 +21,21 @@ _HOSTS = "('host', 'server', 'gpu', 'compute', 'storage')"
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """One meaning of pressure: words for it, its unit and form, and the SQL of a value by device and port."""
+    """One meaning of pressure: words for it with the unit, the form of its numbers, and the SQL of a value by device and port.
+
+    ``full`` is a value that deserves full colour, even where nothing is worse; a logarithmic one begins at ``log_from``.
+    """
 
     title: str
     doc: str
     form: str
+    full: float
     value: str
     source: str
     page: str = "congestion"
-    logarithmic: bool = False
+    log_from: float = 0.0
     # Whether what one end of a link tells is true of the other.
     of_link: bool = True
-    empty: str = ""
 
 
 _LOST = """(SELECT ts, device, port, drops AS n, 1 AS who FROM queues_{r}
@@ -43,6 +48,7 @@ MEASURES = {
         "share of the time paused (PFC)",
         "worst window: share of the time in which pauses stopped the link, either way",
         ".1%",
+        0.02,
         "max(greatest(pause_rx_ratio, pause_tx_ratio))",
         "queues_{r}",
     ),
@@ -50,6 +56,7 @@ MEASURES = {
         "share of the packets ECN-marked",
         "share of the packets that the queue marked congestion experienced",
         ".2%",
+        0.01,
         "weft_ratio(sum(ecn_marked_packets)::DOUBLE, sum(packets) FILTER (ecn_marked_packets IS NOT NULL))",
         "queues_{r}",
     ),
@@ -57,6 +64,7 @@ MEASURES = {
         "CNPs sent per gigabyte received",
         "congestion notifications that the adapter sent for each 10^9 bytes that it received",
         ",.0f",
+        100,
         "weft_ratio(sum(cnp_sent) * 1e9, sum(rx_bytes))",
         "nics_{r}",
     ),
@@ -64,6 +72,7 @@ MEASURES = {
         "largest utilisation of the line",
         "largest sample's share of the line; where there are no samples, the mean of the busiest window",
         ".0%",
+        1,
         "coalesce(max(utilization_max_ratio), max(utilization_mean_ratio))",
         "ports_{r}",
         page="bursts",
@@ -72,6 +81,7 @@ MEASURES = {
         "packets dropped or sent again",
         "packets that queues or ports dropped or found broken, or that adapters sent again: the largest of the three",
         ",.0f",
+        10,
         "max(n)",
         f"(SELECT device, port, min(ts) AS ts, sum(n)::DOUBLE AS n FROM {_LOST} WHERE {{inside}} GROUP BY device, port, who)",
     ),
@@ -79,6 +89,7 @@ MEASURES = {
         "p99 latency, µs",
         "worst window: 99 % of the samples that the device took were within this; of the device as a whole",
         ",.1f",
+        100,
         "max(p99_ns) / 1e3",
         "(SELECT ts, device, port, p99_ns FROM latency_{r} JOIN (SELECT DISTINCT device, port FROM links) USING (device))",
         page="latency",
@@ -88,9 +99,10 @@ MEASURES = {
         "bit errors before correction (BER)",
         "worst window: bit error ratio before forward error correction; RS(544,514) is specified for up to 2.4e-4",
         ".1e",
+        2.4e-4,
         "max(nullif(prefec_ber, 0))",
         "ports_{r}",
-        logarithmic=True,
+        log_from=1e-9,
     ),
 }
 
@@ -107,7 +119,8 @@ def shape() -> str:
     return f"""SELECT count(*) FILTER (is_host) AS hosts, count(*) FILTER (NOT is_host) AS switches, sum(ends)::BIGINT // 2 AS links,
   count(DISTINCT rack) FILTER (is_host) AS racks, (SELECT count(DISTINCT job) FROM jobs) AS jobs
 FROM (
-  SELECT device, any_value(rack) AS rack, lower(any_value(tier)) IN {_HOSTS} IS TRUE AS is_host, count(*) AS ends FROM links GROUP BY device)"""
+  SELECT device, any_value(rack) AS rack, lower(any_value(tier)) IN {_HOSTS} IS TRUE AS is_host, count(*) AS ends
+  FROM links GROUP BY device)"""
 
 
 def racks() -> str:
@@ -148,7 +161,10 @@ def _ends(span: Span, measure: str, rack: str) -> str:
 
 
 def picture(span: Span, measure: str, rack: str, by_rack: bool) -> str:
-    """Every host on every rail (every rack on every rail, where there are many hosts) and every switch, each with its worst link."""
+    """Every host on every rail (every rack on every rail, where there are many hosts) and every switch, each with its worst link.
+
+    Where there are few enough of them, pairs of switches too, which have a ``peer``.
+    """
     column = "coalesce(rack, above)" if by_rack else "device"
     job = "NULL" if by_rack else "any_value(job)"
     return f"""{_ends(span, measure, rack)}, working AS (
@@ -161,21 +177,42 @@ FROM ends LEFT JOIN working USING (device) WHERE is_host GROUP BY {column}, coal
 UNION ALL BY NAME
 SELECT tier, device AS name, max(value) AS value, count(*) AS members, arg_max(place, coalesce(value, -1)) AS worst
 FROM ends WHERE NOT is_host GROUP BY tier, device
-ORDER BY tier, name, rail"""
+UNION ALL BY NAME
+SELECT tier, device AS name, peer_device AS peer, max(value) AS value, count(*) AS members, arg_max(place, coalesce(value, -1)) AS worst
+FROM ends WHERE NOT is_host AND NOT is_under AND device < peer_device GROUP BY tier, device, peer_device
+QUALIFY count(*) OVER () <= {LINES_MAX}
+ORDER BY tier, name, rail, peer"""
 
 
 def worst(span: Span, measure: str, rack: str) -> str:
     """The links under most pressure, each once, from the end that tells it; the devices, where it is told of devices."""
     link = f"least({_AT}, {_TO}), greatest({_AT}, {_TO})" if MEASURES[measure].of_link else "device"
     return f"""{_ends(span, measure, rack)}
-SELECT value, place.device AS device, place.port AS port, place.to_device AS peer_device, place.to_port AS peer_port, rail, rack,
+SELECT value, concat_ws(' ', place.device, place.port) || coalesce(' ↔ ' || concat_ws(' ', place.to_device, place.to_port), '') AS link,
+  place.device AS device, place.port AS port, place.to_device AS peer_device, place.to_port AS peer_port, rail, rack,
   '/congestion?device=' || url_encode(place.device) || '&port=' || url_encode(place.port) AS congestion,
   '/bursts?device=' || url_encode(place.device) || '&port=' || url_encode(place.port) AS bursts,
   '/latency?device=' || url_encode(CASE WHEN is_under THEN ends.peer_device ELSE ends.device END) AS latency
-FROM ends WHERE value IS NOT NULL
+FROM ends WHERE value > 0
 QUALIFY row_number() OVER (PARTITION BY {link} ORDER BY value DESC, is_host DESC, ends.device, ends.port) = 1
 ORDER BY value DESC, is_host DESC, ends.device, ends.port LIMIT {ROWS_MAX}"""
 
 
 # One name for both ends of a link.
 _AT, _TO = "(place.device || '/' || place.port)", "coalesce(place.to_device || '/' || place.to_port, place.device || '/' || place.port)"
+
+
+def over_time(span: Span, measure: str, rack: str, count: int) -> str:
+    """The measure of the worst places over time, a series for each end that tells it."""
+    r, chosen = span.resolution(300), MEASURES[measure]
+    source = (
+        chosen.source.replace("{r}", r).replace("{inside}", span.inside(r)).replace("min(ts) AS ts,", "ts,").replace(", who)", ", who, ts)")
+    )
+    keys = "device, port" if chosen.of_link else "device"
+    return f"""WITH worst AS (
+  SELECT device, port FROM (
+    {worst(span, measure, rack).replace(chr(10), chr(10) + "    ")}
+  ) ORDER BY value DESC, device, port LIMIT {count}
+)
+SELECT epoch_ms(ts)::DOUBLE AS ms, concat_ws(' ', {keys}) AS series, {chosen.value} AS y
+FROM {source} SEMI JOIN worst USING ({keys}) WHERE {span.inside(r)} GROUP BY ts, {keys} HAVING y IS NOT NULL ORDER BY series, ms"""

@@ -2,10 +2,10 @@
 
 import streamlit as st
 
-from .. import charts_fabric, queries_fabric
-from ..parts import Visit, age_badges, fetch, figure, nothing, number, number_column, percent, plain, ratio_column, table, tiles
+from .. import charts, charts_fabric, queries_fabric
+from ..parts import Visit, age_badges, fetch, figure, nothing, number, percent, plain, table, tiles
 from ..queries_fabric import MEASURES
-from ..sql import Span
+from ..sql import WORDS, Span
 
 TITLE = "Fabric"
 ICON = ":material/hub:"
@@ -13,6 +13,12 @@ STORED = True
 LIVE = True
 
 ALL = "all racks"
+
+# Lines of the chart over time.
+SERIES = 6
+
+# How the table writes what the picture's legend writes in these forms.
+_FORMS = {".0%": "percent", ".1%": "percent", ".2%": "percent", ",.0f": "localized", ",.1f": "%.1f µs", ".1e": "scientific"}
 
 NO_FABRIC = (
     "What is connected to what is not known yet, so there is no fabric to draw. Name a file with your topology (containerlab, a SONiC "
@@ -37,11 +43,12 @@ def render(visit: Visit) -> None:
     _tiles(visit, span, shape)
     hosts = shape.get("hosts")
     by_rack = not rack and isinstance(hosts, int) and hosts > queries_fabric.HOSTS_MAX
-    left, right = st.columns([5, 3])
+    left, right = st.columns([11, 10])
     with left:
         _picture(visit, span, measure, rack, by_rack)
     with right:
         _worst(visit, span, measure, rack)
+    _over_time(visit, span, measure, rack)
 
 
 def _choose(visit: Visit) -> tuple[str, str]:
@@ -78,18 +85,12 @@ def _tiles(visit: Visit, span: Span, shape: dict[str, object]) -> None:
 
 def _picture(visit: Visit, span: Span, measure: str, rack: str, by_rack: bool) -> None:
     chosen = MEASURES[measure]
+    scale = charts_fabric.Scale(chosen.title, chosen.form, chosen.full, chosen.log_from)
     event = figure(
         visit,
         "Where the pressure is" + (f": rack {plain(rack)}" if rack else ""),
         queries_fabric.picture(span, measure, rack, by_rack),
-        lambda frame: charts_fabric.fabric(
-            frame,
-            chosen.title,
-            form=chosen.form,
-            logarithmic=chosen.logarithmic,
-            dark=visit.dark,
-            columns="rack" if by_rack else "host",
-        ),
+        lambda frame: charts_fabric.fabric(frame, scale, dark=visit.dark, columns="rack" if by_rack else "host"),
         key="fabric",
         describe=f"The fabric: switches above, hosts by rack below with a row for each rail; colour is the {chosen.title}",
         empty=NO_FABRIC,
@@ -108,27 +109,48 @@ def _picture(visit: Visit, span: Span, measure: str, rack: str, by_rack: bool) -
 
 def _worst(visit: Visit, span: Span, measure: str, rack: str) -> None:
     chosen = MEASURES[measure]
-    label = measure
+    sql = queries_fabric.worst(span, measure, rack)
+    frame = fetch(visit, sql)
+    top = frame["value"].max() if frame is not None and frame.height else 1
     columns = {
-        "value": ratio_column(label, chosen.doc, bar=True)
-        if chosen.form.endswith("%")
-        else number_column(label, chosen.doc, {",.0f": "%.0f", ",.1f": "%.1f µs", ".1e": "%.1e"}[chosen.form]),
-        "device": st.column_config.TextColumn("device", help="the end of the link that tells it"),
-        "port": st.column_config.TextColumn("port"),
-        "peer_device": st.column_config.TextColumn("other end"),
-        "rail": st.column_config.TextColumn("rail", width="small"),
+        "value": st.column_config.ProgressColumn(
+            measure,
+            help=chosen.doc,
+            format=_FORMS[chosen.form],
+            min_value=0,
+            max_value=float(top) if isinstance(top, int | float) and top else 1.0,
+        ),
+        "link": st.column_config.TextColumn("link", width=265, help="the end that tells it, and the other"),
+        "rail": st.column_config.TextColumn("rail", width=35),
         **{
-            name: st.column_config.LinkColumn(name, display_text="open", width="small", help=f"the page {name.capitalize()} of this end")
+            name: st.column_config.LinkColumn(
+                name.capitalize(), display_text="open", width=58, help=f"the page {name.capitalize()} of this end"
+            )
             for name in ("congestion", "bursts", "latency")
         },
     }
     table(
         visit,
         "The worst links",
-        queries_fabric.worst(span, measure, rack),
+        sql,
         columns,
         key="worst",
-        empty=f"Nobody tells this of any link in this range: {plain(chosen.doc)}.",
-        note="Each link once, from the end that tells it.",
-        height=560,
+        empty="Every link of which this is told is at rest in this range.",
+        good=True,
+        note="Each link once, from the end that tells it; those at rest are left out.",
+        height=620,
+    )
+
+
+def _over_time(visit: Visit, span: Span, measure: str, rack: str) -> None:
+    chosen = MEASURES[measure]
+    figure(
+        visit,
+        f"The {SERIES} worst over time, in each {WORDS[span.resolution(300)]}",
+        queries_fabric.over_time(span, measure, rack, SERIES),
+        lambda frame: charts.lines(frame, chosen.title, dark=visit.dark, percent=chosen.form.endswith("%"), log=chosen.log_from > 0),
+        key="over_time",
+        describe=f"Lines over time: {chosen.title} of the worst places",
+        empty="Every link of which this is told is at rest in this range.",
+        good=True,
     )
