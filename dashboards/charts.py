@@ -44,6 +44,7 @@ def lines(
     log: bool = False,
     rule: tuple[float, str] | None = None,
     steps: bool = False,
+    columns: int = LEGEND_COLUMNS,
     height: int = HEIGHT,
 ) -> alt.TopLevelMixin:
     """Draw lines over time: the columns of ``names`` (column -> label), or rows of ``series`` and ``y``.
@@ -61,7 +62,7 @@ def lines(
     else:
         labels = sorted({str(name) for name in frame["series"].unique()})
         top = _number(frame["y"].max())
-    color, dash = _series(labels, dark)
+    color, dash = _series(labels, dark, columns)
     pointed = not steps and frame.height < POINTED_MAX * (1 if names else len(labels))
     mark = chart.mark_line(interpolate="step-after" if steps else "linear", strokeWidth=2.5, point={"size": 40} if pointed else False)
     tips = [_when(), alt.Tooltip("series:N", title="what"), alt.Tooltip("y:Q", title=title, format=".2%" if percent else ".4~g")]
@@ -238,15 +239,13 @@ def _legend() -> alt.Legend:
     return alt.Legend(title=None, orient="top", labelLimit=340, columns=LEGEND_COLUMNS, symbolType="square", symbolSize=160)
 
 
-def _series(names: Sequence[str], dark: bool) -> tuple[alt.Color, alt.StrokeDash]:
+def _series(names: Sequence[str], dark: bool, columns: int = LEGEND_COLUMNS) -> tuple[alt.Color, alt.StrokeDash]:
     """Return a colour and a dash pattern for each name, in one legend."""
     colours, dashes = theme.categories(dark), list(theme.DASHES)
     count = len(names)
     color = alt.Scale(domain=list(names), range=[colours[k % len(colours)] for k in range(count)])
     dash = alt.Scale(domain=list(names), range=[dashes[k % len(dashes)] for k in range(count)])
-    legend = alt.Legend(
-        title=None, orient="top", labelLimit=340, columns=LEGEND_COLUMNS, symbolType="stroke", symbolSize=400, symbolStrokeWidth=3
-    )
+    legend = alt.Legend(title=None, orient="top", labelLimit=340, columns=columns, symbolType="stroke", symbolSize=400, symbolStrokeWidth=3)
     return (
         alt.Color("series:N", sort=list(names), scale=color, legend=legend),
         alt.StrokeDash("series:N", sort=list(names), scale=dash, legend=legend),

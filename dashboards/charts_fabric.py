@@ -21,6 +21,8 @@ _LEAF = "leaf"
 _SWITCH, _SWITCH_GAP, _LINES = 26, 14, 46
 _GRID_HEIGHT, _CELL_MIN, _CELL_MAX = 280, 12, 34
 _RACK_LABEL, _JOB, _JOB_GAP = 24, 22, 10
+# Letters that the narrowest picture has room for in a line.
+_LETTERS = 80
 # More places than these that are equally bad are no outliers.
 _RINGS_MAX = 3
 # What legend and names of hosts take besides.
@@ -193,7 +195,8 @@ def _jobs(hosts: pl.DataFrame, grid: _Grid, bottom: float) -> tuple[pl.DataFrame
     for job, names in groupby(grid.left, key=job_of.get):
         members = list(names)
         if job:
-            runs.append({"name": job, "x": grid.left[members[0]] + 0.06, "x2": grid.left[members[-1]] + 0.94, "hosts": len(members)})
+            x, x2 = grid.left[members[0]] + 0.06, grid.left[members[-1]] + 0.94
+            runs.append({"name": job, "label": _fitting(job, (x2 - x) / grid.width), "x": x, "x2": x2, "hosts": len(members)})
     if not runs:
         return pl.DataFrame(), bottom
     y = bottom + _JOB_GAP
@@ -278,7 +281,7 @@ def _drawn(
         alt.Chart(frames.places.filter(pl.col("value").is_null()))
         .mark_rect(cornerRadius=2, fillOpacity=0, stroke=ink, strokeOpacity=0.3, strokeDash=[2, 2])
         .encode(**area, tooltip=[tips[0], alt.Tooltip("tier:N", title="no data")]),
-        *_ring(frames.places, area, dark),
+        *_rings(frames.places, area, colours),
         alt.Chart(frames.racks).mark_text(**words, fontWeight="bold").encode(x=x, y=y, text="name:N"),
         *(
             alt.Chart(deep.filter(pl.col("deep") == is_deep))
@@ -298,8 +301,10 @@ def _line_marks(lines: pl.DataFrame, area: dict, color: alt.Color, ink: str) -> 
         return []
     tips = [alt.Tooltip("name:N", title="links"), alt.Tooltip("value:Q", title="pressure", format=".3~g")]
     pressed = lines.filter(pl.col("value") > 0)
+    # The legend is of the places: with lines in it, it would be one of strokes.
+    stroke = alt.Stroke("value:Q", scale=color["scale"], legend=None)
     faint = alt.Chart(lines).mark_rule(strokeWidth=1, opacity=0.12, color=ink).encode(**area)
-    return [faint, *([alt.Chart(pressed).mark_rule(strokeWidth=1.5).encode(**area, color=color, tooltip=tips)] if pressed.height else [])]
+    return [faint, *([alt.Chart(pressed).mark_rule(strokeWidth=1.5).encode(**area, stroke=stroke, tooltip=tips)] if pressed.height else [])]
 
 
 def _largest(places: pl.DataFrame) -> float:
@@ -307,10 +312,10 @@ def _largest(places: pl.DataFrame) -> float:
     return float(largest) if isinstance(largest, int | float) else 0.0
 
 
-def _ring(places: pl.DataFrame, area: dict, dark: bool) -> list[alt.Chart]:
-    """Return rings around the worst places, so that not colour alone tells them; none where many are alike."""
-    worst = places.filter(pl.col("tier") == "host", pl.col("value") > 0, pl.col("value") >= 0.999 * _largest(places))
-    mark = alt.Chart(worst).mark_rect(fillOpacity=0, stroke=theme.categories(dark)[1], strokeWidth=3, cornerRadius=3)
+def _rings(places: pl.DataFrame, area: dict, colours: _Colours) -> list[alt.Chart]:
+    """Return rings around the worst places, so that not colour alone tells them; none where many are alike, or nothing is bad."""
+    worst = places.filter(pl.col("tier") == "host", colours.is_deep(places["value"]), pl.col("value") >= 0.999 * colours.largest)
+    mark = alt.Chart(worst).mark_rect(fillOpacity=0, stroke=theme.categories(colours.dark)[1], strokeWidth=3, cornerRadius=3)
     return [mark.encode(**area)] if 0 < worst.height <= _RINGS_MAX else []
 
 
@@ -319,7 +324,7 @@ def _job_bars(jobs: pl.DataFrame, area: dict, axes: tuple[alt.X, alt.Y], dark: b
     palette = [colour for k, colour in enumerate(theme.categories(dark)) if k != 1]
     ink = theme.INK[dark]
     bars = jobs.with_columns(fill=pl.col("number").map_elements(lambda k: palette[k % len(palette)], return_dtype=pl.String))
-    words = jobs.with_columns(x=(pl.col("x") + pl.col("x2")) / 2, y=(pl.col("y") + pl.col("y2")) / 2 + 1)
+    words = jobs.with_columns(x=(pl.col("x") + pl.col("x2")) / 2, y=(pl.col("y") + pl.col("y2")) / 2 + 1).filter(pl.col("label") != "")
     return [
         alt.Chart(bars)
         .mark_rect(cornerRadius=4, fillOpacity=0.3, strokeWidth=1.5)
@@ -329,8 +334,14 @@ def _job_bars(jobs: pl.DataFrame, area: dict, axes: tuple[alt.X, alt.Y], dark: b
             stroke=alt.Stroke("fill:N", scale=None),
             tooltip=[alt.Tooltip("name:N", title="job"), alt.Tooltip("hosts:Q", title="hosts in a row")],
         ),
-        alt.Chart(words).mark_text(fontSize=12, color=ink, baseline="middle", limit=200).encode(x=axes[0], y=axes[1], text="name:N"),
+        alt.Chart(words).mark_text(fontSize=12, color=ink, baseline="middle", limit=200).encode(x=axes[0], y=axes[1], text="label:N"),
     ]
+
+
+def _fitting(name: str, share: float) -> str:
+    """Return as much of a name as a bar of this share of the width has room for."""
+    room = int(share * _LETTERS)
+    return name if len(name) <= room else f"{name[: room - 1]}…" if room > 3 else ""
 
 
 def _lookup(labels: Iterable[tuple[float, str]]) -> str:

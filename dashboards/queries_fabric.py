@@ -188,7 +188,7 @@ def worst(span: Span, measure: str, rack: str) -> str:
     """The links under most pressure, each once, from the end that tells it; the devices, where it is told of devices."""
     link = f"least({_AT}, {_TO}), greatest({_AT}, {_TO})" if MEASURES[measure].of_link else "device"
     return f"""{_ends(span, measure, rack)}
-SELECT value, concat_ws(' ', place.device, place.port) || coalesce(' ↔ ' || concat_ws(' ', place.to_device, place.to_port), '') AS link,
+SELECT value, concat_ws(' ', place.device, place.port) AS "end",
   place.device AS device, place.port AS port, place.to_device AS peer_device, place.to_port AS peer_port, rail, rack,
   '/congestion?device=' || url_encode(place.device) || '&port=' || url_encode(place.port) AS congestion,
   '/bursts?device=' || url_encode(place.device) || '&port=' || url_encode(place.port) AS bursts,

@@ -21,10 +21,11 @@ class Path:
     src: str = ""
     dst: str = ""
     kind: str = ""
+    device: str = ""
 
     def where(self, *names: str) -> str:
-        """Return the condition on a view that has the columns ``names``."""
-        parts = [f"{name} = {text(value)}" for name in names if (value := getattr(self, name))]
+        """Return the condition on a view that has the columns ``device`` and ``names``."""
+        parts = [f"{name} = {text(value)}" for name in ("device", *names) if (value := getattr(self, name))]
         return " AND ".join(parts) or "true"
 
 
@@ -35,9 +36,9 @@ def bounds() -> str:
 
 
 def addresses() -> str:
-    """Every requester, responder and kind of latency sample."""
-    return """SELECT DISTINCT src, dst, kind FROM (
-  SELECT src, dst, kind FROM state.latency_1h UNION ALL SELECT src, dst, '' FROM state.roce_1h) ORDER BY ALL LIMIT 20000"""
+    """Every requester, responder and kind of latency sample, and where it was seen."""
+    return """SELECT DISTINCT src, dst, kind, device FROM (
+  SELECT src, dst, kind, device FROM state.latency_1h UNION ALL SELECT src, dst, '', device FROM state.roce_1h) ORDER BY ALL LIMIT 20000"""
 
 
 def latency_summary(span: Span, path: Path) -> str:

@@ -43,12 +43,12 @@ def render(visit: Visit) -> None:
     _tiles(visit, span, shape)
     hosts = shape.get("hosts")
     by_rack = not rack and isinstance(hosts, int) and hosts > queries_fabric.HOSTS_MAX
-    left, right = st.columns([11, 10])
+    left, right = st.columns(2)
     with left:
         _picture(visit, span, measure, rack, by_rack)
     with right:
         _worst(visit, span, measure, rack)
-    _over_time(visit, span, measure, rack)
+        _over_time(visit, span, measure, rack)
 
 
 def _choose(visit: Visit) -> tuple[str, str]:
@@ -120,13 +120,14 @@ def _worst(visit: Visit, span: Span, measure: str, rack: str) -> None:
             min_value=0,
             max_value=float(top) if isinstance(top, int | float) and top else 1.0,
         ),
-        "link": st.column_config.TextColumn("link", width=265, help="the end that tells it, and the other"),
-        "rail": st.column_config.TextColumn("rail", width=35),
+        "end": st.column_config.TextColumn("link", width=130, help="the end that tells it"),
+        "peer_device": st.column_config.TextColumn("other end", width=80),
+        "rail": st.column_config.TextColumn("rail", width=30),
         **{
             name: st.column_config.LinkColumn(
                 name.capitalize(), display_text="open", width=58, help=f"the page {name.capitalize()} of this end"
             )
-            for name in ("congestion", "bursts", "latency")
+            for name, width in (("congestion", 98), ("bursts", 52), ("latency", 58))
         },
     }
     table(
@@ -138,7 +139,7 @@ def _worst(visit: Visit, span: Span, measure: str, rack: str) -> None:
         empty="Every link of which this is told is at rest in this range.",
         good=True,
         note="Each link once, from the end that tells it; those at rest are left out.",
-        height=620,
+        height=283,
     )
 
 
@@ -148,9 +149,12 @@ def _over_time(visit: Visit, span: Span, measure: str, rack: str) -> None:
         visit,
         f"The {SERIES} worst over time, in each {WORDS[span.resolution(300)]}",
         queries_fabric.over_time(span, measure, rack, SERIES),
-        lambda frame: charts.lines(frame, chosen.title, dark=visit.dark, percent=chosen.form.endswith("%"), log=chosen.log_from > 0),
+        lambda frame: charts.lines(
+            frame, chosen.title, dark=visit.dark, percent=chosen.form.endswith("%"), log=chosen.log_from > 0, columns=3
+        ),
         key="over_time",
         describe=f"Lines over time: {chosen.title} of the worst places",
+        note="From when on, and whether it comes and goes.",
         empty="Every link of which this is told is at rest in this range.",
         good=True,
     )

@@ -4,7 +4,7 @@ import polars as pl
 import streamlit as st
 
 from .. import charts, queries_roce
-from ..parts import Visit, age_badges, fetch, figure, nothing, number, number_column, percent, ratio_column, table, tiles
+from ..parts import ANY, Visit, age_badges, fetch, figure, nothing, number, number_column, percent, ratio_column, table, tiles
 from ..queries_roce import QUANTILES, Path, text_name
 from ..sql import WORDS, Span
 
@@ -56,12 +56,12 @@ def render(visit: Visit) -> None:
 def _choose(visit: Visit) -> Path:
     """Show the choice of path and return it."""
     known = fetch(visit, queries_roce.addresses())
-    known = known if known is not None else pl.DataFrame(schema={"src": pl.String, "dst": pl.String, "kind": pl.String})
+    known = known if known is not None else pl.DataFrame(schema=dict.fromkeys(("src", "dst", "kind", "device"), pl.String))
     with st.container(horizontal=True, vertical_alignment="bottom"):
         chosen = [
             st.selectbox(
                 label,
-                [ALL, *(value for value in known[name].unique().sort().to_list() if value)],
+                [ANY if name == "device" else ALL, *(value for value in known[name].unique().sort().to_list() if value)],
                 key=name,
                 bind="query-params",
                 width=220,
@@ -75,9 +75,10 @@ def _choose(visit: Visit) -> Path:
                     "kind",
                     "ack: from a request to its acknowledgement, where it was captured; probe, transit, hop: measured by others",
                 ),
+                ("Device", "device", "where it was seen"),
             )
         ]
-    return Path(*("" if value in (ALL, None) else str(value) for value in chosen))
+    return Path(*("" if value in (ALL, ANY, None) else str(value) for value in chosen))
 
 
 def _tiles(summary: dict[str, object]) -> None:
