@@ -48,6 +48,8 @@ class LiveConfig:
     onset_s: float = 10.0
     apart_s: float = 5.0
     packet_sampling: int = 2_000_000
+    # Of ``scene.TELLS``; a switch each.
+    protocols: tuple[str, ...] = tuple(scene.TELLS)
 
 
 class LiveFabric:
@@ -67,7 +69,7 @@ class LiveFabric:
         config = self._config
         topology = scene.layout(config.scale)
         faults = scene.place_faults(config.faults, topology, config.seed, config.onset_s, config.apart_s)
-        self.carried = scene.carriers(topology, faults)
+        self.carried = scene.carriers(topology, faults, config.protocols)
         made = FabricConfig(
             topology,
             scene.jobs(topology, config.jobs),

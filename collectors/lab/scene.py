@@ -181,12 +181,12 @@ TELLS: dict[str, tuple[str, ...]] = {
 }
 
 
-def carriers(topology: Topology, faults: Sequence[Fault]) -> dict[str, str]:
+def carriers(topology: Topology, faults: Sequence[Fault], protocols: Sequence[str] = tuple(TELLS)) -> dict[str, str]:
     """Return which protocol carries which leaf: one leaf for each, first those on which something goes wrong."""
     names = topology.device_names
     kept = {device for fault in faults if fault.kind in APART for device in _ends(fault.place, topology)}
     leaves = [name for name, tier in zip(names, topology.tier.tolist(), strict=True) if tier == LEAF and name not in kept]
-    order = ["hft", "gnmi", "otlp", "sflow"]
+    order = list(protocols)
     found: dict[str, str] = {}
     for fault in faults:
         here = [device for device in _ends(fault.place, topology) if device in leaves and device not in found]
