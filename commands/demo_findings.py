@@ -31,11 +31,20 @@ WHERE {_T_SPAN} AND r.source = t.source AND t.counter_bytes = 0 AND r.counter_by
 UNEVEN = f"""SELECT t.device, NULL AS port, avg(uneven) AS value FROM (
   SELECT t.ts, t.device, max(t.bytes) / avg(t.bytes) AS uneven FROM ports_1s t {_LINKED} JOIN devices d ON d.device = l.peer_device
   WHERE {_T_SPAN} AND l.tier = 'leaf' AND d.tier = 'spine' GROUP BY ALL HAVING avg(t.bytes) > 0) t GROUP BY ALL"""
-GROWN = """SELECT device, NULL AS port,
-  (sum(bytes) FILTER (ts >= $from) / $seconds) / (sum(bytes) FILTER (ts < $from) / $seconds_before) AS value
-FROM ports_1s JOIN devices USING (device) WHERE ts < $to AND tier = 'host' AND direction = 'tx' GROUP BY ALL"""
-MISSING = f"""SELECT device, NULL AS port, 1 - avg(coverage_ratio) AS value FROM ports_1s
-WHERE {_SPAN} AND sample_interval_ns <= 10000000 GROUP BY ALL"""
+GROWN = """SELECT device, NULL AS port, avg(sent) FILTER (ts >= $from) / avg(sent) FILTER (ts < $from) AS value FROM (
+  SELECT ts, device, sum(bytes) AS sent FROM ports_1s JOIN devices USING (device)
+  WHERE ts < $to AND tier = 'host' AND direction = 'tx' GROUP BY ALL) GROUP BY ALL"""
+# Against the seconds that any device of its tier has.
+MISSING = f"""SELECT device, NULL AS port, 1 - count(DISTINCT ts) / any_value(seconds) AS value FROM ports_1s JOIN devices USING (device)
+JOIN (SELECT tier, count(DISTINCT ts) AS seconds FROM ports_1s JOIN devices USING (device) WHERE {_SPAN} GROUP BY ALL) USING (tier)
+WHERE {_SPAN} GROUP BY ALL"""
+
+
+def _shift(later: str, earlier: str) -> str:
+    """Return the query for how much further apart two times of a device's samples are than they were before."""
+    apart = f"avg(epoch_ns({later}) - epoch_ns({earlier}))"
+    value = f"({apart} FILTER (ts >= $from) - {apart} FILTER (ts < $from)) / 1e9"
+    return f"SELECT device, NULL AS port, {value} AS value FROM state.samples WHERE ts < $to GROUP BY ALL"
 
 
 def _quality(name: str) -> str:
@@ -67,9 +76,9 @@ SYMPTOMS: dict[str, Symptom] = {
     "silent_loss": Symptom(VANISHED, "{:.2%} of what it sent did not arrive", ("bytes-vanish",)),
     "frozen_counter": Symptom(FROZEN, "says nothing of {:,.0f} bytes that its neighbours received", ("counters-frozen",)),
     "counter_reset": Symptom(_quality("resets"), "{:.0f} counters began anew", ("counters-reset",)),
-    "lossy_collector": Symptom(MISSING, "{:.0%} of its samples are missing", ("samples-missing",)),
-    "late_collector": Symptom(_quality("late"), "{:,.0f} readings came too late", ("readings-late",)),
-    "skewed_clock": Symptom(_quality("late + implausible"), "{:,.0f} readings that do not fit the time", ("readings-late",)),
+    "lossy_collector": Symptom(MISSING, "{:.0%} of its seconds are missing", ("readings-missing", "samples-missing")),
+    "late_collector": Symptom(_shift("recv_ts", "ts"), "samples come {:.2f} s later than they did"),
+    "skewed_clock": Symptom(_shift("ts", "recv_ts"), "its clock is {:.2f} s further ahead than it was"),
 }
 
 
@@ -97,26 +106,25 @@ class Finding:
 
 
 def find(reader, fault: Injected) -> Finding | None:
-    """Return who shows most of what this fault shows, from a second after its begin on; None where nobody shows any."""
+    """Return who shows most of what this fault shows, from its begin on; None where nobody shows any."""
     symptom = SYMPTOMS.get(fault.kind)
     if symptom is None:
         return None
-    begin_s = -(-fault.begin_ns // 1_000_000_000) + 1
-    span = reader.frame("SELECT epoch(min(ts)) AS first, epoch(max(ts)) + 1 AS last FROM ports_1s").row(0, named=True)
-    if span["last"] is None or span["last"] <= begin_s:
+    begin_s = fault.begin_ns // 1_000_000_000
+    last_s = reader.frame("SELECT epoch(max(ts)) + 1 AS last FROM ports_1s")["last"][0]
+    if last_s is None or last_s <= begin_s:
         return None
-    filled = symptom.query.replace("$from", f"make_timestamp_ns({begin_s}000000000)").replace(
-        "$to", f"make_timestamp_ns({span['last']:.0f}000000000)"
-    )
-    filled = filled.replace("$seconds_before", f"{max(1, begin_s - 1 - span['first']):.0f}").replace(
-        "$seconds", f"{span['last'] - begin_s:.0f}"
-    )
+    filled = symptom.query.replace("$from", _instant(begin_s)).replace("$to", _instant(last_s))
     ranked = reader.frame(f"SELECT * FROM ({filled}) WHERE value > 0 AND NOT isnan(value) ORDER BY value DESC, device, port LIMIT 1")
     if not ranked.height:
         return None
     worst = ranked.row(0, named=True)
     device, port = str(worst["device"]), worst["port"] or ""
     return Finding(device, port, symptom.says.format(float(worst["value"])), _same(reader, fault.place, device, port))
+
+
+def _instant(second: float) -> str:
+    return f"make_timestamp_ns({second:.0f}000000000)"
 
 
 def _same(reader, place: str, device: str, port: str) -> bool | None:

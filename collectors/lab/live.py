@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 
 from ...pipeline.clock import NS_PER_MS, NS_PER_S, Clock
-from ...pipeline.errors import ServiceError
+from ...pipeline.errors import ConfigError, ServiceError
 from ..base import Batch
 from . import scene
 from .answers import Answers
@@ -79,7 +79,10 @@ class LiveFabric:
             packet_sampling=config.packet_sampling,
         )
         # What libraries do at first use is over before the fabric starts.
-        Fabric(made, config.seed).advance(TICK_NS)
+        try:
+            Fabric(made, config.seed).advance(TICK_NS)
+        except ValueError as error:
+            raise ConfigError("--fault", str(error), "choose another place, or another --scale") from None
         start_ns = (self._clock.now_ns() // NS_PER_S + 1) * NS_PER_S
         self.fabric = Fabric(replace(made, start_ns=start_ns), config.seed)
         self._exporter = Exporter(self.fabric)
