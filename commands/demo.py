@@ -82,7 +82,8 @@ def demo(chosen: Namespace) -> int:
             tree.step(0.1)
             watch.step(clock, (clock.monotonic_ns() - began) / NS_PER_S)
     finally:
-        # The fabric first, so that the others come to its end.
+        # Who listens first, so that nobody complains of the fabric's end; then the others come to theirs.
+        tree.stop("collect")
         lab.stop()
         tree.stop()
     watch.close()

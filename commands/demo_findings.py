@@ -17,6 +17,8 @@ _T_SPAN = "t.ts >= $from AND t.ts < $to AND t.direction = 'tx'"
 PAUSED = f"""SELECT device, port, avg(pause_rx_ratio) AS value FROM queues_1s
 WHERE {_SPAN} AND direction = 'tx' GROUP BY ALL"""
 QUEUED = f"SELECT device, port, avg(watermark_max_bytes) AS value FROM queues_1s WHERE {_SPAN} AND direction = 'tx' GROUP BY ALL"
+MARKED_MORE = """SELECT device, NULL AS port, avg(marked) FILTER (ts >= $from) - avg(marked) FILTER (ts < $from) AS value FROM (
+  SELECT ts, device, sum(ecn_marked_packets) AS marked FROM queues_1s WHERE ts < $to AND direction = 'tx' GROUP BY ALL) GROUP BY ALL"""
 MARKED_LATE = f"""SELECT device, NULL AS port, sum(paused) AS value FROM (
   SELECT ts, device, sum(pause_tx_ratio) AS paused, sum(ecn_marked_packets) AS marked FROM queues_1s
   WHERE {_SPAN} AND direction = 'tx' GROUP BY ALL) WHERE marked = 0 GROUP BY ALL"""
@@ -71,7 +73,7 @@ SYMPTOMS: dict[str, Symptom] = {
     "rail_down": Symptom(DOWN, "down {:.0%} of the time", ("link-down", "link-flap")),
     "hash_polarization": Symptom(UNEVEN, "busiest uplink {:.2f} times the mean"),
     "few_qps": Symptom(UNEVEN, "busiest uplink {:.2f} times the mean"),
-    "cyclic_buffers": Symptom(PAUSED, "paused {:.1%} of the time", ("queue-paused", "queue-full")),
+    "cyclic_buffers": Symptom(MARKED_MORE, "marks {:,.0f} packets a second more than before"),
     "noisy_neighbour": Symptom(GROWN, "sends {:.2f} times what it sent before"),
     "silent_loss": Symptom(VANISHED, "{:.2%} of what it sent did not arrive", ("bytes-vanish",)),
     "frozen_counter": Symptom(FROZEN, "says nothing of {:,.0f} bytes that its neighbours received", ("counters-frozen",)),
@@ -120,15 +122,19 @@ def find(reader, fault: Injected) -> Finding | None:
         return None
     worst = ranked.row(0, named=True)
     device, port = str(worst["device"]), worst["port"] or ""
-    return Finding(device, port, symptom.says.format(float(worst["value"])), _same(reader, fault.place, device, port))
+    return Finding(device, port, symptom.says.format(float(worst["value"])), _same(reader, fault, device, port))
 
 
 def _instant(second: float) -> str:
     return f"make_timestamp_ns({second:.0f}000000000)"
 
 
-def _same(reader, place: str, device: str, port: str) -> bool | None:
-    """Return whether a place that was found is the one of a fault, or the other end of its link."""
+def _same(reader, fault: Injected, device: str, port: str) -> bool | None:
+    """Return whether a place that was found is the one of a fault: itself, the other end of its link, a host of the job that it brought."""
+    place = fault.place
+    if fault.kind == "noisy_neighbour":
+        sql = "SELECT 1 FROM inventory WHERE kind = 'job' AND device = ? AND starts_with(job, 'neighbour-')"
+        return bool(reader.frame(sql, [device]).height)
     if not place or ("/" not in place and not _is_device(reader, place)):
         return None
     if "/" not in place:
