@@ -85,7 +85,8 @@ $(VENV)/.installed: requirements.lock pyproject.toml $(VENV)/.made
 $(VENV)/.compiled: $(KERNELS) $(VENV)/.installed
 	@echo 'compiling kernels (a minute or two, once)'
 	@find collectors pipeline -name '*.nb[ci]' -delete 2>/dev/null || true
-	@$(BIN)/python -m weft.pipeline.warm & first=$$!; $(BIN)/python -m weft.collectors.warm && $(BIN)/python -m weft.collectors.lab.warm && wait $$first
+	@{ $(BIN)/python -m weft.pipeline.warm && $(BIN)/python -m weft.collectors.lab.warm; } & first=$$!; \
+		$(BIN)/python -m weft.collectors.warm && wait $$first
 	@touch $@
 
 $(VENV)/.developed: requirements-dev.lock $(VENV)/.compiled

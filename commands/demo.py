@@ -261,6 +261,8 @@ def _about(reader: Any, fault: findings.Injected, alerts: pl.DataFrame) -> list[
     if after.height:
         first = after.row(0, named=True)
         lines.append(f"  first      {first['rule']} after {(first['fired_ns'] - fault.begin_ns) / NS_PER_S:.1f} s: {first['summary']}")
-    else:
+    elif findings.watching(fault.kind):
         lines.append("  first      no alert")
+    else:
+        lines.append("  first      no rule watches for it")
     return lines

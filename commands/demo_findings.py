@@ -36,10 +36,11 @@ UNEVEN = f"""SELECT t.device, NULL AS port, avg(uneven) AS value FROM (
 GROWN = """SELECT device, NULL AS port, avg(sent) FILTER (ts >= $from) / avg(sent) FILTER (ts < $from) AS value FROM (
   SELECT ts, device, sum(bytes) AS sent FROM ports_1s JOIN devices USING (device)
   WHERE ts < $to AND tier = 'host' AND direction = 'tx' GROUP BY ALL) GROUP BY ALL"""
-# Against the seconds that any device of its tier has.
-MISSING = f"""SELECT device, NULL AS port, 1 - count(DISTINCT ts) / any_value(seconds) AS value FROM ports_1s JOIN devices USING (device)
-JOIN (SELECT tier, count(DISTINCT ts) AS seconds FROM ports_1s JOIN devices USING (device) WHERE {_SPAN} GROUP BY ALL) USING (tier)
-WHERE {_SPAN} GROUP BY ALL"""
+# Against the seconds that any device of its tier was sampled in.
+_SAMPLED = f"""SELECT * FROM ports_1s JOIN devices USING (device)
+WHERE {_SPAN} AND direction = 'tx' AND coverage_ratio IS NOT NULL AND tier <> 'host'"""
+MISSING = f"""SELECT device, NULL AS port, 1 - sum(coverage_ratio) / count(DISTINCT port) / any_value(seconds) AS value FROM ({_SAMPLED})
+JOIN (SELECT tier, count(DISTINCT ts) AS seconds FROM ({_SAMPLED}) GROUP BY ALL) USING (tier) GROUP BY ALL"""
 
 
 def _shift(later: str, earlier: str) -> str:
@@ -78,7 +79,7 @@ SYMPTOMS: dict[str, Symptom] = {
     "silent_loss": Symptom(VANISHED, "{:.2%} of what it sent did not arrive", ("bytes-vanish",)),
     "frozen_counter": Symptom(FROZEN, "says nothing of {:,.0f} bytes that its neighbours received", ("counters-frozen",)),
     "counter_reset": Symptom(_quality("resets"), "{:.0f} counters began anew", ("counters-reset",)),
-    "lossy_collector": Symptom(MISSING, "{:.0%} of its seconds are missing", ("readings-missing", "samples-missing")),
+    "lossy_collector": Symptom(MISSING, "{:.0%} of its samples are missing", ("readings-missing", "samples-missing")),
     "late_collector": Symptom(_shift("recv_ts", "ts"), "samples come {:.2f} s later than they did"),
     "skewed_clock": Symptom(_shift("ts", "recv_ts"), "its clock is {:.2f} s further ahead than it was"),
 }
