@@ -54,14 +54,46 @@ def sampled(script: Script, ts: int, count: int, opcode: int = WRITE_MIDDLE, *, 
     chosen = lossless[_draws(seed + ts, 3, count) % len(lossless)]
     in_port, out_port = inputs.port[chosen], plan.port[inputs.queue[chosen]]
     depth = script.at([ts]).queue("occupancy_bytes")[0, out_port, LOSSLESS]
+    header, length = headers(
+        opcode,
+        src=0x0A000001 + (in_port << 8),
+        dst=0x0A000001 + (out_port << 8),
+        src_port=0xC000 + in_port,
+        qp=0x100 + in_port,
+        psn=_draws(seed, 4, count) & 0xFFFFFF,
+        marked=depth > 60 * 4158,
+        macs=(in_port, out_port),
+    )
+    delay = depth * 8_000_000_000 // script.shape.speed_bps + 800
+    return Flows(in_port, out_port, np.full(count, LOSSLESS), delay, depth, np.full(count, length), header)
+
+
+def headers(
+    opcode: int,
+    *,
+    src: np.ndarray,
+    dst: np.ndarray,
+    src_port: np.ndarray,
+    qp: np.ndarray,
+    psn: np.ndarray,
+    marked: np.ndarray,
+    macs: tuple[np.ndarray, np.ndarray],
+) -> tuple[np.ndarray, int]:
+    """Return the first bytes of n packets of one operation, shape (n, bytes), and the length of each with its FCS.
+
+    Addresses are IPv4 as numbers; ``macs`` are the last bytes of the sender's and the receiver's, ``marked`` congestion experienced.
+    """
+    count = len(psn)
     extra, payload = _KINDS[opcode]
     dtype = np.dtype(_ETHERNET + _IP + _UDP + _BTH + extra)
     whole = dtype.itemsize + payload + 4  # with the ICRC
     packet = np.zeros(count, dtype)
-    _network(packet, in_port, out_port, whole, marked=depth > 60 * 4158)
+    packet["dst_mac"][:], packet["src_mac"][:] = (2, 0, 0, 0, 0, 0), (2, 0, 0, 0, 0, 0)
+    packet["src_mac"][:, 5], packet["dst_mac"][:, 5] = macs
+    packet["src"], packet["dst"], packet["src_port"] = src, dst, src_port
+    _network(packet, whole, marked)
     packet["opcode"], packet["flags"], packet["partition"] = opcode, 0x40 if opcode == ACKNOWLEDGE else 0, 0xFFFF
-    packet["qp"] = 0x100 + in_port
-    packet["psn"] = _draws(seed, 4, count) & 0xFFFFFF
+    packet["qp"], packet["psn"] = qp, psn
     if opcode == WRITE_FIRST:
         packet["address"], packet["key"], packet["dma_length"] = 0x7F0000000000, 0x1234, 1 << 20
     elif opcode == ACKNOWLEDGE:
@@ -70,20 +102,16 @@ def sampled(script: Script, ts: int, count: int, opcode: int = WRITE_MIDDLE, *, 
     cut = min(HEADER_BYTES, whole)
     padded = np.zeros((count, cut), np.uint8)
     padded[:, : header.shape[1]] = header[:, :cut]
-    delay = depth * 8_000_000_000 // script.shape.speed_bps + 800
-    return Flows(in_port, out_port, np.full(count, LOSSLESS), delay, depth, np.full(count, whole + 4), padded)
+    return padded, whole + 4
 
 
-def _network(packet: np.ndarray, in_port: np.ndarray, out_port: np.ndarray, whole: int, marked: np.ndarray) -> None:
-    """Fill in Ethernet, IPv4 and UDP between hosts named by their ports; ``whole`` counts from the Ethernet header to the ICRC."""
-    packet["dst_mac"][:], packet["src_mac"][:] = (2, 0, 0, 0, 0, 0), (2, 0, 0, 0, 0, 0)
-    packet["dst_mac"][:, 5], packet["src_mac"][:, 5] = out_port, in_port
+def _network(packet: np.ndarray, whole: int, marked: np.ndarray) -> None:
+    """Fill in what follows of Ethernet, IPv4 and UDP; ``whole`` counts from the Ethernet header to the ICRC."""
     packet["ether_type"], packet["version"], packet["ttl"], packet["protocol"] = 0x0800, 0x45, 64, 17
     packet["tos"] = (26 << 2) | np.where(marked, 3, 2)
     packet["length"], packet["fragment"] = whole - 14, 0x4000
-    packet["src"], packet["dst"] = 0x0A000001 + (in_port << 8), 0x0A000001 + (out_port << 8)
     words = packet.view(np.uint8).reshape(len(packet), -1)[:, 14:34].copy().view(">u2").astype(np.int64)
     total = words.sum(axis=1)
     total = (total & 0xFFFF) + (total >> 16)
     packet["checksum"] = ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
-    packet["src_port"], packet["dst_port"], packet["udp_length"] = 0xC000 + in_port, ROCE_PORT, whole - 34
+    packet["dst_port"], packet["udp_length"] = ROCE_PORT, whole - 34
