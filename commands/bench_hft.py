@@ -27,8 +27,8 @@ _PORTS, _INTERVAL_NS = 64, 100_000
 _STATS = (0, 9, 1, 10, 3, 12, 4, 13, 0x46, 0xB2, 0xB3, 0xB4, 0x6D, 0x6E, 0x8D, 0x8E, *range(0xB7, 0xC5))
 _START_NS = 1_700_000_000 * NS_PER_S
 _POINTS, _SERIES = 100_000, 500
-# How long a whole switch is held live; how long a service may take to start.
-_LIVE_S, _PATIENCE_S = 10, 60
+# How long a whole switch is held live; how long a service may take to start; a pause that lets it catch up.
+_LIVE_S, _PATIENCE_S, _REST_S = 10, 60, 0.2
 
 
 def hft(seconds: int) -> Iterator[Line]:
@@ -168,6 +168,9 @@ def _live(seconds: int) -> Iterator[Line]:
                 lab.step()
             took = (clock.monotonic_ns() - began) / NS_PER_S
             spent, mine = services.cpu_seconds() - before, sum(os.times()[:2]) - mine
+            # Whatever was lost up to here shows as a hole before what comes now.
+            clock.wait(_REST_S)
+            lab.step()
             lab.stop()
         os.sched_setaffinity(0, cores)
         series, samples, missed = _arrived(bus)
@@ -175,7 +178,7 @@ def _live(seconds: int) -> Iterator[Line]:
     sent, skipped = lab.polls
     # A reading of a gauge is a sample, of a counter the difference of two is.
     wanted = sum(sent + skipped - (signal != "queue_bytes") for _, signal in series)
-    real = sent * _INTERVAL_NS / NS_PER_S / took
+    real = sent * _INTERVAL_NS / NS_PER_S / (took + _REST_S)
     told = f"{wanted:,} samples = {samples:,} on the bus + {missed:,} admitted"
     unaccounted = wanted - samples - missed
     yield Line(
