@@ -38,7 +38,7 @@ class HftConfig(Sources):
     # Folder in which templates are kept over a restart; empty = nowhere.
     state: str = ""
     buffer_bytes_max: int = 64 * 2**20
-    receive_buffer_bytes: int = 8 * 2**20
+    receive_buffer_bytes: int = 32 * 2**20
     connections_max: int = 32
     connection_bytes_max: int = 8 * 2**20
     # Data that waits for its template: so much, so long.
