@@ -175,7 +175,7 @@ object_ids = [4]
 
 def test_objects_that_nobody_named_are_told_apart(tmp_path):
     """Without names, label 1 of the ports and label 1 of the queues are two objects."""
-    fields = [TIME_NS, counter(1, 1, 1), counter(1, 21, 1)]
+    fields = [TIME_NS, counter(1, 1, 9), counter(1, 21, 1)]
     n, values = 50, walk(50, 2)
     batches = replay(tmp_path, message([(2, template(256, fields))]) + telemetry(values, T0 + np.arange(n) * STEP))
     assert set(joined(batches, "burst_sample")["port"]) == {"port1", "queue1"}
