@@ -19,6 +19,7 @@ from ..pipeline.schema import FAMILIES
 from . import COLLECTORS
 from .base import Batch, Live
 from .feed import Feed
+from .heap import keep_freed
 
 DRAIN_S = 0.1
 
@@ -65,6 +66,7 @@ class CollectService:
 
     def start(self) -> None:
         """Start the collectors that are configured. Raises a ``WeftError`` when one cannot have its source."""
+        keep_freed()
         self._producer = self._bus.producer(self._name)
         self._feed = Feed(self._producer, self._name, self._clock, live=True, epoch=self._clock.now_ns())
         for name, live in (configured(self._config, self._clock) if self._given is None else self._given).items():
