@@ -151,7 +151,7 @@ def test_inventory_names_everything():
     counts = dict(rows.group_by("kind").len().iter_rows())
     assert counts == {"device": len(topology.device_names), "port": topology.ports, "link": topology.ports, "job": 2}
     assert rows.select("kind", "device", "key").n_unique() == rows.height
-    host = rows.filter(pl.col("key") == "host-0009/mlx5_3").to_dicts()[0]
+    host = rows.filter(kind="port", device="host-0009", key="mlx5_3").to_dicts()[0]
     assert (host["peer_device"], host["rail"], host["speed_bps"]) == ("leaf-01-3", "3", 400_000_000_000)
 
 
