@@ -79,10 +79,10 @@ COMMANDS: dict[str, Command] = {
         ),
     ),
     "lab": Command(
-        "be a switch: serve and send every protocol on this machine",
+        "be a switch: serve and send every protocol on this machine; or record a run of the virtual fabric",
         lab.options,
         lab.lab,
-        ("weft lab serve", "weft lab serve --seconds 60 --only gnmi,sflow"),
+        ("weft lab serve", "weft lab serve --seconds 60 --only gnmi,sflow", "weft lab record run1 --fault pause_storm --seed 7"),
     ),
     "check": Command(
         "validate the configuration and the surroundings, each finding with its mend",
