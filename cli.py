@@ -91,10 +91,10 @@ COMMANDS: dict[str, Command] = {
         ("weft check", "weft check --dump"),
     ),
     "bench": Command(
-        "measure rates and memory on this machine, each beside its limit",
+        "measure rates and memory on this machine, each beside its limit; or what the rules find of faults whose truth is known",
         bench.options,
         bench.bench,
-        ("weft bench", "weft bench --only bursts"),
+        ("weft bench", "weft bench --only bursts", "weft bench detect", "weft bench detect --faults pause_storm,link_flap --seeds 3"),
     ),
 }
 

@@ -5,7 +5,6 @@ Rules are judged when all is stored, window by window in event time, so that a r
 """
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -101,7 +100,9 @@ def _feed(fabric: "Fabric", bus: "Bus", truth: Path, until_ns: int) -> pl.DataFr
             under_way[family] = pl.concat([under_way[family], frame]) if family in under_way else frame
         # The last rows are received a little after the fabric stops; those of a late collector never.
         now = fabric.config.start_ns + step.until_ns + NS_PER_S // 10
-        feed.publish([Batch(family, rows) for family, frame in under_way.items() if (rows := frame.filter(pl.col("recv_ts") <= now)).height])
+        feed.publish(
+            [Batch(family, rows) for family, frame in under_way.items() if (rows := frame.filter(pl.col("recv_ts") <= now)).height]
+        )
         under_way = {family: frame.filter(pl.col("recv_ts") > now) for family, frame in under_way.items()}
     answers.close()
     feed.publish([Batch("port", exporter.inventory().clear(), fabric.topology.device_names)])
@@ -208,14 +209,17 @@ def _utilisation(store: "Store", truth: Path) -> list[Error]:
     links = pl.read_parquet(truth / "links" / "*.parquet")
     found = _frame(
         store,
-        """SELECT epoch_ns(ts) AS ts, device, port, speed_bps::BIGINT AS speed_bps, utilization_mean_ratio AS mean, utilization_max_ratio AS high
+        """SELECT epoch_ns(ts) AS ts, device, port, speed_bps::BIGINT AS speed_bps,
+          utilization_mean_ratio AS mean, utilization_max_ratio AS high
         FROM ports_1s WHERE direction = 'tx' AND samples > 0""",
     )
     capacity = pl.col("speed_bps") * pl.col("interval_ns") / 8e9
     both = found.join(links, on=["ts", "device", "port"]).with_columns(
         true_mean=pl.col("sent").list.mean() / capacity, true_high=pl.col("sent").list.max() / capacity
     )
-    return [_error(f"utilisation, {what}", both[name], both[f"true_{name}"]) for what, name in (("mean", "mean"), ("highest sample", "high"))]
+    return [
+        _error(f"utilisation, {what}", both[name], both[f"true_{name}"]) for what, name in (("mean", "mean"), ("highest sample", "high"))
+    ]
 
 
 def _bursts(store: "Store", truth: Path) -> list[Error]:
@@ -230,15 +234,20 @@ def _bursts(store: "Store", truth: Path) -> list[Error]:
     if not found.height or not true.height:
         return [Error("bursts of a port, number"), Error("bursts of a port, time")]
     both = counted(true, "true").join(counted(found, "found"), on=key, how="full", coalesce=True).fill_null(0)
-    return [_error(f"bursts of a port, {what}", both[f"found_{name}"], both[f"true_{name}"]) for what, name in (("number", "count"), ("time", "time"))]
+    return [
+        _error(f"bursts of a port, {what}", both[f"found_{name}"], both[f"true_{name}"])
+        for what, name in (("number", "count"), ("time", "time"))
+    ]
 
 
 def _latency(store: "Store", latency: pl.DataFrame) -> list[Error]:
     found = _frame(store, "SELECT epoch_ns(ts) AS ts, src, dst, p50_ns, p99_ns FROM latency_1s WHERE kind = 'probe'")
     second = pl.col("ts") // NS_PER_S * NS_PER_S
     # A pair may have been drawn twice; its samples are then those of both.
-    true = latency.explode("values").group_by(second, "src", "dst").agg(
-        *(pl.col("values").quantile(q, "nearest").alias(f"true_{q}") for q in (0.5, 0.99))
+    true = (
+        latency.explode("values")
+        .group_by(second, "src", "dst")
+        .agg(*(pl.col("values").quantile(q, "nearest").alias(f"true_{q}") for q in (0.5, 0.99)))
     )
     both = found.join(true, on=["ts", "src", "dst"])
     return [_error(f"latency of a path, {name}", both[f"{name}_ns"], both[f"true_{q}"]) for name, q in (("p50", 0.5), ("p99", 0.99))]
@@ -270,6 +279,3 @@ def matrix(faults: tuple[str, ...], scales: tuple[str, ...], seeds: int, quiet: 
         *(Case(scale, seed, "", seconds) for scale in scales for seed in range(1, quiet + 1)),
         *(Case(scale, seed, fault, seconds) for scale in scales for fault in faults for seed in range(1, seeds + 1)),
     ]
-
-
-Show = Callable[[str], None]

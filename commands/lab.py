@@ -76,9 +76,8 @@ def _record(chosen: Namespace) -> int:
     for fault in config.faults:
         at = f" at {fault.place}" if fault.place else ""
         print(f"{fault.kind}{at}, from {fault.begin_ns / NS_PER_S:g} s for {fault.duration_ns / NS_PER_S:g} s, severity {fault.severity:g}")
-    print(
-        f"recorded {seconds:g} s, {size / 1e6:,.1f} MB; what happened is in {chosen.folder / 'truth'}; replay it with: weft replay {chosen.folder}"
-    )
+    print(f"recorded {seconds:g} s, {size / 1e6:,.1f} MB; what happened is in {chosen.folder / 'truth'}")
+    print(f"replay it with: weft replay {chosen.folder}")
     return 0
 
 

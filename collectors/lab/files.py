@@ -4,7 +4,8 @@ Each thing that a device says is in one file only. Bytes and occupancies of the 
 telemetry (``hft/<switch>.ipfix`` with its side channel); all other counters of the switches, their links and neighbours come by gNMI once
 a second (``gnmi/<switch>.pb``); sampled packets by sFlow (``sflow.pcap``); pings by RDMA of one host are a capture of its packets
 (``capture/<host>.pcap``). What no protocol of these carries (adapters, NVLink, GPUs, the hosts' own ports, probes, the inventory) is
-what ``weft record`` writes (``hosts.weft``). ``truth`` has what really happened, and ``recordings.toml`` names everything for ``weft replay``.
+what ``weft record`` writes (``hosts.weft``). ``truth`` has what really happened, and ``recordings.toml`` names everything for
+``weft replay``.
 
 The same configuration and seed give the same bytes of every file.
 """
@@ -73,7 +74,10 @@ class Files:
         self._hosts = [name for name, tier in zip(topology.device_names, topology.tier.tolist(), strict=True) if tier == HOST]
 
     def write(self, until_ns: int, progress: Callable[[Progress], None] = lambda _progress: None) -> None:
-        """Run to ``until_ns`` since the start and write everything. Raises ``ServiceError`` where the folder is not new or not to be written."""
+        """Run to ``until_ns`` since the start and write everything.
+
+        Raises ``ServiceError`` where the folder is there already or cannot be written.
+        """
         folder = self._folder
         try:
             folder.mkdir(parents=True)
