@@ -62,22 +62,21 @@ class Exporter:
         return {family: frame for family, frame in made.items() if frame.height}
 
     def inventory(self) -> pl.DataFrame:
-        """Return devices, ports with their peers, and jobs, as rows of ``inventory``."""
+        """Return devices, ports, the links at them, and jobs, as rows of ``inventory``."""
         topology, count = self._topology, len(self._topology.tier)
         ports = np.arange(topology.ports)
         tiers = np.array(["host", "leaf", "spine", "core"])[topology.tier]
         rack = [str(rack) if rack >= 0 else None for rack in topology.rack.tolist()]
         at = self._fabric.config.start_ns
         devices = self._rows("inventory", at, np.arange(count), kind="device", key=self._names, tier=tiers, role=tiers, rack=rack)
-        keys = np.char.add(np.char.add(self._names[topology.owner], "/"), self._port_names)
         adapter = np.minimum(ports, ports ^ 1) // 2
         at_host = (topology.stage == 0) | (topology.stage == topology.stage.max())
-        links = self._rows(
+        ends = self._rows(
             "inventory",
             at,
             topology.owner,
             kind="port",
-            key=keys,
+            key=self._port_names,
             tier=tiers[topology.owner],
             rail=[str(n % topology.rails) if host else None for n, host in zip(adapter.tolist(), at_host.tolist(), strict=True)],
             peer_device=self._names[topology.peer],
@@ -88,7 +87,7 @@ class Exporter:
         hosts = np.array([host for _, host in jobs], np.int64)
         named = [name for name, _ in jobs]
         members = self._rows("inventory", at, hosts, kind="job", key=[f"{name}/{host}" for name, host in jobs], job=named)
-        return pl.concat([devices, links, members])
+        return pl.concat([devices, ends, ends.with_columns(kind=pl.lit("link")), members])
 
     def _rows(self, family: str, at_ns: int | np.ndarray, device: np.ndarray, **columns: object) -> pl.DataFrame:
         """Return rows of a family at a true time (UTC ns), stamped with each device's clock; columns that are not given are null."""
