@@ -60,7 +60,11 @@ def test_samples_add_up_to_the_counters(rows):
 
 def test_both_ends_of_a_link_agree(rows):
     """What one end has sent the other has received, but on the link that loses."""
-    links = rows["inventory"].filter(pl.col("kind") == "link").select(key=pl.col("device") + "/" + pl.col("key"), far=pl.col("peer_device") + "/" + pl.col("peer_port"))
+    links = (
+        rows["inventory"]
+        .filter(pl.col("kind") == "link")
+        .select(key=pl.col("device") + "/" + pl.col("key"), far=pl.col("peer_device") + "/" + pl.col("peer_port"))
+    )
     last = rows["port"].filter(pl.col("ts") == pl.col("ts").max()).with_columns(key=pl.col("device") + "/" + pl.col("port"))
     both = links.join(last, on="key").join(last, left_on="far", right_on="key", suffix="_far")
     assert both.height == links.height
