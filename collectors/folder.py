@@ -10,6 +10,7 @@ The file ``recordings.toml`` in it says what is there::
     [[recording]]
     path = "hft/leaf-00-0.ipfix"    # relative to the folder
     kind = "hft"                    # the collector that reads it; left out: the one that recognises it
+    line_rate_bps = 400000000000    # of its ports, where the file does not tell
 
 Each file is read by its own collector. What they give is cut at whole seconds, and told second by second, within a second in the order
 of the list. So no window closes because one file was fed before another, and rules are judged on seconds of which all is known. A
@@ -42,10 +43,11 @@ _MEND = "write it as the documentation of replaying a folder shows"
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One file of a folder, and the collector that reads it; ``None``: whichever recognises it."""
+    """One file of a folder, the collector that reads it (``None``: whichever recognises it), and its ports' line rate if said."""
 
     path: Path
     kind: str | None
+    line_rate_bps: int | None = None
 
 
 class FolderRecording:
@@ -147,10 +149,13 @@ def _part(folder: Path, index: Path, entry: Any) -> Part:
     path, kind = (entry.get("path"), entry.get("kind")) if isinstance(entry, dict) else (None, None)
     if not isinstance(path, str) or not (kind is None or isinstance(kind, str)):
         raise InputError(str(index), f"has an entry that names no file: {entry!r}"[:200], _MEND)
+    rate = entry.get("line_rate_bps")
+    if not (rate is None or (isinstance(rate, int) and 0 < rate < 2**63)):
+        raise InputError(str(index), f"says of {path!r} the line rate {rate!r}"[:200], "write bits per second, or leave it out")
     found = (folder / path).resolve()
     # A folder that somebody sent must not make others of this machine be read.
     if not found.is_relative_to(folder.resolve()):
         raise InputError(str(index), f"names {path!r}, which is outside the folder", "move the file into the folder")
     if not found.is_file():
         raise InputError(str(index), f"names {path!r}, which is not there", "take the folder from its source again")
-    return Part(found, kind)
+    return Part(found, kind, rate)

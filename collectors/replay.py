@@ -20,7 +20,7 @@ from ..pipeline.schema import FAMILIES
 from . import COLLECTORS
 from .base import Batch, Collector, Options, Recorded
 from .feed import Feed
-from .folder import FolderRecording, is_folder
+from .folder import FolderRecording, Part, is_folder
 
 # Rows, samples and bytes of one transaction: enough to be fast, little enough to be taken back.
 BATCHES_MAX = 64
@@ -72,7 +72,11 @@ def reader(path: Path, kind: str | None, options: Options) -> Recorded:
     """Return what reads a recording, or a folder of several. Raises ``InputError`` where nobody does."""
     if kind is None and is_folder(path):
         # Each file says what its device is; one name cannot be that of all.
-        return FolderRecording(path, lambda part: reader(part.path, part.kind, replace(options, device=None)))
+        def open_one(part: Part) -> Recorded:
+            rate = part.line_rate_bps or options.line_rate_bps
+            return reader(part.path, part.kind, replace(options, device=None, line_rate_bps=rate))
+
+        return FolderRecording(path, open_one)
     collector = recogniser(path, kind)
     assert collector.recorded is not None
     return collector.recorded(path, options)

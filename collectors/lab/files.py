@@ -126,8 +126,11 @@ class Files:
             "[devices]",
             *(f"{json.dumps(switch.address)} = {json.dumps(switch.name)}" for switch in self._switches),
         ]
+        # High-frequency telemetry does not say how fast a port is; without that there is no utilisation and no burst.
+        speeds = {f"hft/{switch.name}.ipfix": switch.speed_bps for switch in self._switches}
         for path, kind in parts:
             lines += ["", "[[recording]]", f"path = {json.dumps(path)}", f"kind = {json.dumps(kind)}"]
+            lines += [f"line_rate_bps = {speeds[path]}"] if speeds.get(path) else []
         return "\n".join(lines) + "\n"
 
 
@@ -151,6 +154,12 @@ class _Switch:
         self._gnmi = Stream(self._tap, ManualClock(config.start_ns), _SUBSCRIPTIONS)
         self._begun = False
         self.bytes = 0
+
+    @property
+    def speed_bps(self) -> int:
+        """The line rate of all ports, 0 where they differ."""
+        speeds = np.unique(self._tap.speeds)
+        return int(speeds[0]) if len(speeds) == 1 else 0
 
     def take(self, step: Step, folder: Path) -> None:
         """Take in a step, and write its telemetry: samples, and counters at each whole second."""

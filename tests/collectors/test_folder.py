@@ -87,6 +87,7 @@ def test_a_broken_file_does_not_take_the_others_with_it(tmp_path):
         ('version = 1\n[[recording]]\npath = "../x.weft"', "outside"),
         ('version = 1\n[[recording]]\npath = "nothing.weft"', "not there"),
         ("version = 1\n[[recording]]\npath = 7", "names no file"),
+        ('version = 1\n[[recording]]\npath = "a.weft"\nline_rate_bps = "fast"', "line rate 'fast'"),
         ('version = 1\ndevices = 3\n[[recording]]\npath = "a.weft"', "no table of names"),
     ],
 )
