@@ -88,10 +88,14 @@ COMMANDS: dict[str, Command] = {
         ),
     ),
     "lab": Command(
-        "be a switch that speaks every protocol, or a whole fabric, on this machine",
+        "be a switch that speaks every protocol, or a whole fabric, on this machine; or record a run of the fabric",
         lab.options,
         lab.lab,
-        ("weft lab serve", "weft lab serve --seconds 60 --only gnmi,sflow", "weft lab fabric --scale 32 --fault incast"),
+        (
+            "weft lab serve --seconds 60 --only gnmi,sflow",
+            "weft lab fabric --scale 32 --fault incast",
+            "weft lab record run1 --fault pause_storm",
+        ),
     ),
     "check": Command(
         "validate the configuration and the surroundings, each finding with its mend",
@@ -100,10 +104,10 @@ COMMANDS: dict[str, Command] = {
         ("weft check", "weft check --dump"),
     ),
     "bench": Command(
-        "measure rates and memory on this machine, each beside its limit",
+        "measure rates and memory on this machine, each beside its limit; or what the rules find of faults whose truth is known",
         bench.options,
         bench.bench,
-        ("weft bench", "weft bench --only bursts"),
+        ("weft bench", "weft bench --only bursts", "weft bench detect", "weft bench detect --faults pause_storm,link_flap --seeds 3"),
     ),
 }
 

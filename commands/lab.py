@@ -1,10 +1,11 @@
-"""``weft lab``: the device side of every protocol on this machine, to see collectors at work without a network."""
+"""``weft lab``: the device side of every protocol, to see collectors at work without a network: live, or as recordings."""
 
+import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from difflib import get_close_matches
 from pathlib import Path
 
-from ..pipeline.clock import SystemClock
+from ..pipeline.clock import NS_PER_S, SystemClock
 from ..pipeline.component import run
 from ..pipeline.errors import ServiceError
 from .settings import bus_of, load, report_of
@@ -20,9 +21,12 @@ FAULT_NAMES = (
 
 def options(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "action", choices=("serve", "fabric"), help="serve: one scripted switch on loopback; fabric: a virtual fabric in real time"
+        "action",
+        choices=("serve", "fabric", "record"),
+        help="serve: one scripted switch on loopback; fabric: a virtual fabric in real time; record: a run of it, for weft replay",
     )
-    parser.add_argument("--seconds", type=float, metavar="N", help="stop after so many seconds")
+    parser.add_argument("folder", type=Path, nargs="?", help="record: the new folder to write")
+    parser.add_argument("--seconds", type=float, metavar="N", help="stop after so many seconds (record: default 10)")
     parser.add_argument("--only", type=_names, default=_PROTOCOLS, metavar="NAMES", help=f"of {','.join(_PROTOCOLS)} (default: all)")
     parser.add_argument(
         "--certificates", type=Path, metavar="DIR", help="TLS with server.crt and server.key; with ca.crt clients need certificates too"
@@ -41,21 +45,24 @@ def options(parser: ArgumentParser) -> None:
 def fabric_options(parser: ArgumentParser) -> None:
     """Add what a virtual fabric is made by."""
     parser.add_argument("--scale", default="rail", metavar="SIZE", help="GPUs, or a layout: toy, rail (64 GPUs), clos (default: rail)")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="training jobs on the fabric (default: 1)")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="training jobs on the fabric in real time (default: 1)")
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="of everything that is drawn (default: 1)")
     parser.add_argument(
         "--fault",
         type=_fault,
         action="append",
         metavar="NAME[@PLACE]",
-        help=f"what goes wrong, and where (default: drawn); may be repeated. One of {', '.join(FAULT_NAMES)}",
+        help=f"what goes wrong, and where (default: drawn), and in a recording when, for how long and how badly: "
+        f"NAME[@PLACE[@ONSET[@DURATION[@SEVERITY]]]], times in seconds; may be repeated. One of {', '.join(FAULT_NAMES)}",
     )
 
 
 def lab(chosen: Namespace) -> int:
-    """Serve until asked to stop; print where, and the configuration that collects from it."""
+    """Serve or run until asked to stop, and print where and the configuration that collects from it; or record."""
     if chosen.action == "fabric":
         return _fabric(chosen)
+    if chosen.action == "record":
+        return _record(chosen)
     from ..collectors.lab.serve import Lab, LabConfig
 
     clock = SystemClock()
@@ -79,6 +86,31 @@ def _fabric(chosen: Namespace) -> int:
     given = {"lab": fabric}
     run(CollectService(CollectConfig(), bus, clock, report_of("lab", clock), "lab", given), clock, seconds=chosen.seconds)
     bus.close()
+    return 0
+
+
+def _record(chosen: Namespace) -> int:
+    from ..collectors.lab.files import Files, Progress
+    from ..collectors.lab.scenario import scenario
+
+    seconds = 10.0 if chosen.seconds is None else chosen.seconds
+    if chosen.folder is None or not seconds > 0:
+        raise ServiceError("lab: record writes a folder, of more than 0 seconds", "name a new folder: weft lab record FOLDER --seconds 10")
+    config = scenario(chosen.scale, chosen.fault or (), chosen.seed, seconds)
+    size = 0
+
+    def show(progress: Progress) -> None:
+        nonlocal size
+        size = progress.bytes
+        if sys.stderr.isatty():
+            print(f"\r{progress.done_ns / NS_PER_S:.0f} of {seconds:g} s, {size / 1e6:,.1f} MB", end="", file=sys.stderr, flush=True)
+
+    Files(chosen.folder, config, chosen.seed).write(round(seconds * NS_PER_S), show)
+    for fault in config.faults:
+        at = f" at {fault.place}" if fault.place else ""
+        print(f"{fault.kind}{at}, from {fault.begin_ns / NS_PER_S:g} s for {fault.duration_ns / NS_PER_S:g} s, severity {fault.severity:g}")
+    print(f"recorded {seconds:g} s, {size / 1e6:,.1f} MB; what happened is in {chosen.folder / 'truth'}")
+    print(f"replay it with: weft replay {chosen.folder}")
     return 0
 
 

@@ -214,16 +214,10 @@ def sampled(fabric: Fabric, tap: Tap, step: Step) -> dict[int, roce.Flows]:
     for one in np.unique(opcode).tolist():
         some = opcode == one
         here = np.searchsorted(tap.ports, came[some]), np.searchsorted(tap.ports, went[some])
-        header, length = roce.headers(
-            one,
-            src=(10 << 24) + flows.source[flow][some],
-            dst=(10 << 24) + flows.target[flow][some],
-            src_port=flows.entropy[flow][some],
-            qp=flows.queue_pair[flow][some],
-            psn=(number[some] + flows.queue_pair[flow][some] * 4099) % 2**24,
-            marked=marked[some],
-            macs=here,
-        )
+        who, pair = flow[some], flows.queue_pair[flow[some]]
+        ends = roce.Ends(*here, (10 << 24) + flows.source[who], (10 << 24) + flows.target[who], flows.entropy[who])
+        header = roce.headers(ends, one, pair, (number[some] + pair * 4099) % 2**24, marked[some])
+        length = roce.wire_bytes(one) + 4
         assert length == PACKET_BYTES + (16 if one == WRITE_FIRST else 0)
         delay = (depth[some] * 8e9 / topology.speed_bps[went[some]]).astype(np.int64) + HOP_NS
         count = int(some.sum())

@@ -19,7 +19,7 @@ from .workload import Job, Phase, dense
 HOST_GPUS = 8
 # Layouts of whole racks begin here; smaller ones have racks of two hosts.
 SIZED_GPUS = 192
-GPUS_MAX = 1024
+GPUS_MAX = 4096
 # Ports that a step of 100 us is affordable for, on half a core.
 FINE_PORTS_MAX = 600
 

@@ -62,7 +62,7 @@ def test_both_ends_of_a_link_agree(rows):
     """What one end has sent the other has received, but on the link that loses."""
     links = (
         rows["inventory"]
-        .filter(pl.col("kind") == "port")
+        .filter(pl.col("kind") == "link")
         .select(key=pl.col("device") + "/" + pl.col("key"), far=pl.col("peer_device") + "/" + pl.col("peer_port"))
     )
     last = rows["port"].filter(pl.col("ts") == pl.col("ts").max()).with_columns(key=pl.col("device") + "/" + pl.col("port"))
@@ -151,7 +151,7 @@ def test_inventory_names_everything():
     counts = dict(rows.group_by("kind").len().iter_rows())
     assert counts == {"device": len(topology.device_names), "port": topology.ports, "link": topology.ports, "job": 2}
     assert rows.select("kind", "device", "key").n_unique() == rows.height
-    host = rows.filter(kind="port", device="host-0009", key="mlx5_3").to_dicts()[0]
+    host = rows.filter(kind="link", device="host-0009", key="mlx5_3").to_dicts()[0]
     assert (host["peer_device"], host["rail"], host["speed_bps"]) == ("leaf-01-3", "3", 400_000_000_000)
 
 
