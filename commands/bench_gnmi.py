@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ..collectors.heap import keep_freed
 from .measure import Line, best_rate
 
 GOAL, MEMORY_GOAL_BYTES = 1.5e6, 300e6
@@ -24,6 +23,7 @@ def gnmi(seconds: int) -> Iterator[Line]:
     from gnmi_pb.gnmi_pb2 import SubscribeResponse
 
     from ..collectors.decode.gnmi import Decoder, Messages
+    from ..collectors.heap import keep_freed
 
     keep_freed()
     rounds = max(1, min(seconds, 20))

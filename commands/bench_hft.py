@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..collectors.heap import keep_freed
 from ..pipeline.bus import Bus, BusConfig, open_bus
 from ..pipeline.clock import NS_PER_S, SystemClock
 from ..pipeline.schema import FAMILIES
@@ -34,6 +33,8 @@ _LIVE_S, _PATIENCE_S, _REST_S = 10, 60, 0.2
 
 def hft(seconds: int) -> Iterator[Line]:
     """Decode at three sizes of a message, a second of a switch to rows, points of OTLP to rows; and a switch that sends, all of it live."""
+    from ..collectors.heap import keep_freed
+
     keep_freed()
     for counters, goal in ((8000, ">= 300 M/s"), (128, ">= 100 M/s"), (2, ">= 10 M/s")):
         rate, plain = _decode_rate(counters)
