@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from ..collectors.heap import keep_freed
 from ..pipeline.clock import NS_PER_S, SystemClock
 from .measure import Line, best_rate
 
@@ -22,6 +21,8 @@ _RATE, _SECONDS, _BURST_S = 100_000, 2, 0.001
 
 def sflow(seconds: int) -> Iterator[Line]:
     """Flow samples and counter samples to rows on one core, then 100,000 datagrams a second over the loopback interface."""
+    from ..collectors.heap import keep_freed
+
     keep_freed()
     for what, made in (("flow samples", _flow_datagrams()), ("counter samples", _counter_datagrams())):
         datagrams, each = made
