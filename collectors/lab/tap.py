@@ -74,6 +74,10 @@ class Tap:
         with self._lock:
             return list(self._samples), list(self._readings), list(self._changes)
 
+    def samples(self) -> tuple[np.ndarray, ...]:
+        """Return the samples that are kept as four arrays: instants, and what was sent, received and queued by then."""
+        return tuple(np.concatenate(part) for part in zip(*self.kept()[0], strict=True))
+
 
 # Column of a reading, 1 where it is the far end's, bytes of a unit.
 _PORT_COUNTS = {
