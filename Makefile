@@ -21,8 +21,8 @@ help: ## print this list
 	@echo
 	@echo '  PYTHON=python3.12 names another Python; ARGS="--port 9000" goes to weft (run, bench) or pytest (test)'
 
-run: $(VENV)/.compiled ## install what is missing, start Weft on this machine, print the dashboard's address
-	@exec $(BIN)/weft up $(ARGS)
+run: $(VENV)/.compiled ## install what is missing, show a virtual fabric and this machine, print the dashboard's address
+	@exec $(BIN)/weft demo $(ARGS)
 
 install: $(VENV)/.compiled ## virtual environment with Weft in it
 
@@ -53,7 +53,7 @@ lock: $(VENV)/.developed ## take the newest allowed dependencies into both locks
 docs: $(VENV)/.developed ## write the generated pages of the docs anew
 	$(BIN)/python tests/reference.py
 
-clean: ## remove the virtual environment and everything built; keeps weft-data
+clean: ## remove the virtual environment and everything built; keeps weft-data and weft-demo
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find analytics collectors commands dashboards pipeline tests __pycache__ -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
@@ -85,7 +85,8 @@ $(VENV)/.installed: requirements.lock pyproject.toml $(VENV)/.made
 $(VENV)/.compiled: $(KERNELS) $(VENV)/.installed
 	@echo 'compiling kernels (a minute or two, once)'
 	@find collectors pipeline -name '*.nb[ci]' -delete 2>/dev/null || true
-	@$(BIN)/python -m weft.pipeline.warm & first=$$!; $(BIN)/python -m weft.collectors.warm && wait $$first
+	@{ $(BIN)/python -m weft.pipeline.warm && $(BIN)/python -m weft.collectors.lab.warm; } & first=$$!; \
+		$(BIN)/python -m weft.collectors.warm && wait $$first
 	@touch $@
 
 $(VENV)/.developed: requirements-dev.lock $(VENV)/.compiled

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import __version__
-from .commands import bench, check, counters, lab, query, recordings, services, up
+from .commands import bench, check, counters, demo, lab, query, recordings, services, up
 from .pipeline.errors import WeftError
 from .pipeline.supervise import follow_supervisor
 
@@ -27,9 +27,18 @@ class Command:
     options: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], int]
     examples: tuple[str, ...] = ()
+    # Its data folder unless told.
+    data: str = "weft-data"
 
 
 COMMANDS: dict[str, Command] = {
+    "demo": Command(
+        "watch a virtual fabric in which something goes wrong, next to this machine's own interfaces",
+        demo.options,
+        demo.demo,
+        ("weft demo", "weft demo --fault incast --fault link_flap@leaf-00-0/Ethernet32", "weft demo --seconds 60 --no-dashboard"),
+        data="weft-demo",
+    ),
     "up": Command(
         "collect from this machine, compute, store, alert and show, all in one go",
         up.options,
@@ -79,10 +88,14 @@ COMMANDS: dict[str, Command] = {
         ),
     ),
     "lab": Command(
-        "be a switch: serve and send every protocol on this machine",
+        "be a switch that speaks every protocol, or a whole fabric, on this machine; or record a run of the fabric",
         lab.options,
         lab.lab,
-        ("weft lab serve", "weft lab serve --seconds 60 --only gnmi,sflow"),
+        (
+            "weft lab serve --seconds 60 --only gnmi,sflow",
+            "weft lab fabric --scale 32 --fault incast",
+            "weft lab record run1 --fault pause_storm",
+        ),
     ),
     "check": Command(
         "validate the configuration and the surroundings, each finding with its mend",
@@ -91,28 +104,16 @@ COMMANDS: dict[str, Command] = {
         ("weft check", "weft check --dump"),
     ),
     "bench": Command(
-        "measure rates and memory on this machine, each beside its limit",
+        "measure rates and memory on this machine, each beside its limit; or what the rules find of faults whose truth is known",
         bench.options,
         bench.bench,
-        ("weft bench", "weft bench --only bursts"),
+        ("weft bench", "weft bench --only bursts", "weft bench detect", "weft bench detect --faults pause_storm,link_flap --seeds 3"),
     ),
 }
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
-    shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--config", type=Path, metavar="FILE", help="configuration (TOML); all of it is optional")
-    shared.add_argument(
-        "--data",
-        type=Path,
-        default=Path("weft-data"),
-        metavar="DIR",
-        help="folder of the store and the embedded bus (default: ./weft-data)",
-    )
-    shared.add_argument(
-        "--log-level", default="info", choices=("debug", "info", "warning", "error"), help="what is said on standard error (default: info)"
-    )
     top = argparse.ArgumentParser(prog="weft", description="Telemetry and analytics for the back-end fabric of GPU clusters.")
     top.add_argument("--version", action="version", version=f"weft {__version__}")
     subparsers = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -120,7 +121,7 @@ def parser() -> argparse.ArgumentParser:
         examples = "".join(f"\n  {example}" for example in command.examples)
         sub = subparsers.add_parser(
             name,
-            parents=[shared],
+            parents=[_shared(command)],
             help=command.doc,
             description=command.doc[0].upper() + command.doc[1:] + ".",
             epilog=f"examples:{examples}\n\nexit codes: 0 done, 1 failed, 2 wrong command line",
@@ -128,6 +129,23 @@ def parser() -> argparse.ArgumentParser:
         )
         command.options(sub)
     return top
+
+
+def _shared(command: Command) -> argparse.ArgumentParser:
+    """Return the options that every command has."""
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--config", type=Path, metavar="FILE", help="configuration (TOML); all of it is optional")
+    shared.add_argument(
+        "--data",
+        type=Path,
+        default=Path(command.data),
+        metavar="DIR",
+        help=f"folder of the store and the embedded bus (default: ./{command.data})",
+    )
+    shared.add_argument(
+        "--log-level", default="info", choices=("debug", "info", "warning", "error"), help="what is said on standard error (default: info)"
+    )
+    return shared
 
 
 def options_of(name: str) -> list[tuple[str, str]]:

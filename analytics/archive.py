@@ -112,11 +112,12 @@ class Archive:
 
         A backlog need not pass through the hot tables: that would write every row twice.
         """
-        low, high = (int(frame["ts"].cast(pl.Int64).min()), int(frame["ts"].cast(pl.Int64).max()))  # type: ignore[arg-type]
+        ts = "start_ts" if name == "bursts" else "ts"
+        low, high = (int(frame[ts].cast(pl.Int64).min()), int(frame[ts].cast(pl.Int64).max()))  # type: ignore[arg-type]
         path = f"segments/{name}/{low:020d}-{high:020d}-{self._clock.now_ns():020d}.parquet"
         target = self._place(path)
         try:
-            frame.sort("ts", "group_id" if "group_id" in frame.columns else "device").write_parquet(
+            frame.sort(ts, "group_id" if "group_id" in frame.columns else "device").write_parquet(
                 target, compression="lz4", statistics=True, row_group_size=BULK_ROWS
             )
         except (OSError, pl.exceptions.PolarsError) as error:

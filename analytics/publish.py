@@ -80,8 +80,11 @@ class Publisher:
         wanted = catalog(self._store, self._extra)
         if wanted == self._catalog:
             return
+        # A view finds what it reads by name, each time it is asked: only what reads differently now is made anew.
+        known = set(self._catalog)
         for statement in wanted:
-            self._store.execute(statement)
+            if statement not in known:
+                self._store.execute(statement)
         self._catalog = wanted
 
     def _copy(self) -> Path:

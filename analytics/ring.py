@@ -21,8 +21,13 @@ from .store import Store, stored
 
 TABLE = FAMILIES["burst_sample"]
 
-# One file holds at most this much of the bus's messages; the rest of a backlog goes into the next.
+# One file holds at most this much of the bus's messages, or so much unpacked; the rest of a backlog goes into the next.
 FILE_BYTES_MAX = 8 * 1024 * 1024
+FILE_UNPACKED_MAX = 48 * 1024 * 1024
+POLL_BYTES_MAX = 2 * 1024 * 1024
+
+# A group of rows is encoded in memory as a whole.
+GROUP_ROWS = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +50,7 @@ class Ring:
         self._report = report
         self._positions = Positions(store)
         self._held: list[pl.DataFrame] = []
-        self._held_bytes = 0
+        self._held_bytes = self._held_unpacked = 0
         self._offsets: dict[TopicPartition, int] = {}
         self._since_ns = 0
 
@@ -61,7 +66,7 @@ class Ring:
 
     def step(self) -> bool:
         """Take in what the bus has and write a file when one is due; return whether more may be waiting."""
-        messages = self._consumer.poll(0.0, FILE_BYTES_MAX)
+        messages = self._consumer.poll(0.0, POLL_BYTES_MAX)
         for loss in self._consumer.lost():
             self._report.count("weft_analyze_ring_missed_total", loss.to_offset - loss.from_offset)
         for message in messages:
@@ -73,10 +78,11 @@ class Ring:
             if frame.height:
                 self._held.append(frame)
                 self._held_bytes += len(message.value)
+                self._held_unpacked += int(frame.estimated_size())
         if self._held and not self._since_ns:
             self._since_ns = self._clock.monotonic_ns()
         old = self._held and self._clock.monotonic_ns() - self._since_ns >= self._config.every_s * NS_PER_S
-        if old or self._held_bytes >= FILE_BYTES_MAX:
+        if old or self._held_bytes >= FILE_BYTES_MAX or self._held_unpacked >= FILE_UNPACKED_MAX:
             self.flush()
         return bool(messages)
 
@@ -101,7 +107,8 @@ class Ring:
             gone = self._trim(now)
         for name in gone:
             (self._store.folder / "samples" / name).unlink(missing_ok=True)
-        self._held, self._held_bytes, self._offsets, self._since_ns = [], 0, {}, 0
+        self._held, self._offsets, self._since_ns = [], {}, 0
+        self._held_bytes = self._held_unpacked = 0
 
     def positions(self) -> dict[TopicPartition, int]:
         """Return how far the ring has read and written."""
@@ -114,7 +121,7 @@ class Ring:
     def _write(self, rows: pl.DataFrame, target: Path) -> None:
         part = target.with_suffix(".part")
         try:
-            stored(TABLE, rows).write_parquet(part, compression="lz4", statistics=False)
+            stored(TABLE, rows).write_parquet(part, compression="lz4", statistics=False, row_group_size=GROUP_ROWS)
             part.rename(target)
         except (OSError, pl.exceptions.ComputeError) as error:
             part.unlink(missing_ok=True)

@@ -3,17 +3,55 @@
 A coarser row is the merge of the finer ones: sums, minima, maxima, histograms bucket by bucket. Merging is
 associative, so what a batch brings is merged first and then folded into what is stored, and the result does
 not depend on how the rows were batched.
+
+A coarse row is written anew with all its histograms whenever a finer one comes, so what has come is held, merged, and
+folded before somebody reads: before a snapshot is published and before a rule over coarse rows is judged.
 """
 
 import numpy as np
 import polars as pl
 
 from ..pipeline import histogram
-from ..pipeline.schema import RESOLUTIONS_NS, Table, merge
+from ..pipeline.schema import RESOLUTIONS_NS, STATES, Table, merge
 from .store import Store
 from .store import stored as as_stored
 
 COARSER = tuple(name for name in RESOLUTIONS_NS if name != "1s")
+
+# So many merged rows are held at most.
+HELD_ROWS_MAX = 20_000
+
+
+class Held:
+    """Rows that are stored at 1 s and wait to be folded into the coarser tables."""
+
+    def __init__(self) -> None:
+        self._frames: dict[str, list[pl.DataFrame]] = {}
+        self._rows = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._frames)
+
+    @property
+    def full(self) -> bool:
+        """Whether it is time to fold, for memory's sake."""
+        return self._rows >= HELD_ROWS_MAX
+
+    def add(self, table: Table, frame: pl.DataFrame) -> None:
+        """Hold rows of 1 s, merged to the finest of the coarser resolutions."""
+        if frame.height:
+            fresh = merged(table, frame, RESOLUTIONS_NS[COARSER[0]])
+            self._frames.setdefault(table.name, []).append(fresh)
+            self._rows += fresh.height
+
+    def fold(self, store: Store) -> None:
+        """Fold everything into the store, inside the caller's transaction; ``clear`` when that is committed."""
+        for name, frames in self._frames.items():
+            fold(store, STATES[name], pl.concat(frames))
+
+    def clear(self) -> None:
+        """Hold nothing any more."""
+        self._frames, self._rows = {}, 0
 
 
 def merged(table: Table, frame: pl.DataFrame, resolution_ns: int) -> pl.DataFrame:

@@ -14,7 +14,7 @@ from ..pipeline.bus import Bus, Message, Producer
 from ..pipeline.clock import NS_PER_S, Clock
 from ..pipeline.errors import BusError, FencedError, StoreError
 from ..pipeline.report import Report
-from ..pipeline.schema import WINDOW_NS
+from ..pipeline.schema import RESOLUTIONS_NS, WINDOW_NS
 from . import alerts
 from .alerts.config import AlertsConfig
 from .alerts.evaluate import Evaluator
@@ -66,7 +66,9 @@ class AnalyzeService:
         endpoints = endpoints_of(config.notify)
         self._outbox = Outbox(store, endpoints, config.notify, clock)
         self._sender = Sender(build_notifiers(endpoints, clock))
-        self._evaluator = Evaluator(load_rules(config.alerts), store, self._outbox, config.alerts)
+        rules = load_rules(config.alerts)
+        self._coarse_rules, self._judged_tens = any(rule.coarse for rule in rules), 0
+        self._evaluator = Evaluator(rules, store, self._outbox, config.alerts)
         extra = tuple(f"CREATE OR REPLACE VIEW main.{name} AS {sql}" for name, sql in alerts.views().items())
         self._archive = Archive(store, config.archive, clock, report)
         self._sink = Sink(store, self._archive, bus, report)
@@ -124,6 +126,7 @@ class AnalyzeService:
                 while self._ring.step():
                     pass
                 self._ring.flush()
+                self._sink.fold()
                 self._publisher.publish()
                 self._tell()
         except (StoreError, BusError, FencedError) as error:
@@ -168,8 +171,7 @@ class AnalyzeService:
         return messages
 
     def _store_all(self, messages: Sequence[Message]) -> None:
-        with self._store.transaction():
-            stored = self._sink.store(messages)
+        stored = self._sink.store(messages)
         self._report.count("weft_analyze_transactions_total")
         for name, frame in stored.items():
             if "device" in frame.columns and "ts" in frame.columns:
@@ -188,6 +190,10 @@ class AnalyzeService:
         ends = [end for end, heard in self._closed.values() if now - heard < SILENT_S * NS_PER_S]
         if fresh and ends:
             try:
+                tens = min(ends) // RESOLUTIONS_NS["10s"]
+                if self._coarse_rules and tens != self._judged_tens:
+                    self._judged_tens = tens
+                    self._sink.fold()
                 self._evaluator.evaluate(min(ends))
             except StoreError as error:
                 self._break(error, "alerts")
@@ -208,7 +214,10 @@ class AnalyzeService:
             if now >= self._archive_ns:
                 self._archive_ns = now + int(ARCHIVE_EVERY_S * NS_PER_S)
                 self._archive.run()
-            if now >= self._publisher.due_ns():
+            due = now >= self._publisher.due_ns()
+            if due or self._sink.full:
+                self._sink.fold()
+            if due:
                 self._publisher.publish()
         except StoreError as error:
             self._break(error, "publish")

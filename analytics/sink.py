@@ -4,7 +4,7 @@ The store is the truth about what has been stored: on start the sink reads on fr
 bus believes. What it commits to the bus afterwards only tells the lag.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import polars as pl
 
@@ -15,7 +15,7 @@ from ..pipeline.report import Report
 from ..pipeline.schema import FAMILIES, STATES, Table
 from .archive import BULK_ROWS, Archive
 from .lag import TOPICS
-from .rollup import fold
+from .rollup import Held
 from .store import Store, stored
 
 # Unpacked, rows take several times this.
@@ -38,18 +38,44 @@ class Positions:
 
     def load(self, topics: Sequence[str]) -> dict[TopicPartition, int]:
         """Return the next offset of every partition that has been read from."""
-        rows = self._store.query("SELECT topic, part, next_offset FROM base.positions")
-        return {TopicPartition(str(r["topic"]), int(str(r["part"]))): int(str(r["next_offset"])) for r in rows if r["topic"] in topics}
+        return self._load("next_offset", topics)
 
-    def save(self, offsets: dict[TopicPartition, int]) -> None:
+    def unfolded(self, topics: Sequence[str]) -> dict[TopicPartition, int]:
+        """Return from which offset on the rows are stored but not folded, for the partitions that have such rows."""
+        return self._load("unfolded", topics)
+
+    def save(self, offsets: Mapping[TopicPartition, int], unfolded: Mapping[TopicPartition, int] | None = None) -> None:
         """Put new offsets in place of the old ones, inside the caller's transaction."""
-        for (topic, partition), offset in offsets.items():
-            self._store.execute("DELETE FROM base.positions WHERE topic = ? AND part = ?", [topic, partition])
-            self._store.execute("INSERT INTO base.positions VALUES (?, ?, ?)", [topic, partition, offset])
+        if not offsets:
+            return
+        places = [
+            (topic, partition, offset, (unfolded or {}).get(TopicPartition(topic, partition)))
+            for (topic, partition), offset in offsets.items()
+        ]
+        self._store.execute(
+            f"DELETE FROM base.positions WHERE (topic, part) IN ({', '.join(['(?, ?)'] * len(places))})",
+            [value for place in places for value in place[:2]],
+        )
+        self._store.execute(
+            f"INSERT INTO base.positions (topic, part, next_offset, unfolded) VALUES {', '.join(['(?, ?, ?, ?)'] * len(places))}",
+            [value for place in places for value in place],
+        )
+
+    def folded(self) -> None:
+        """Say that everything stored is folded, inside the caller's transaction."""
+        self._store.execute("UPDATE base.positions SET unfolded = NULL WHERE unfolded IS NOT NULL")
+
+    def _load(self, column: str, topics: Sequence[str]) -> dict[TopicPartition, int]:
+        rows = self._store.query(f"SELECT topic, part, {column} AS at FROM base.positions WHERE {column} IS NOT NULL")
+        return {TopicPartition(str(row["topic"]), int(str(row["part"]))): int(str(row["at"])) for row in rows if row["topic"] in topics}
 
 
 class Sink:
-    """Stores what the bus brings."""
+    """Stores what the bus brings.
+
+    Roll-ups wait in memory for ``fold``. The store knows from which offset on rows wait, and a successor reads those
+    messages again, to fold them and not to store them.
+    """
 
     def __init__(self, store: Store, archive: Archive, bus: Bus, report: Report) -> None:
         self._store = store
@@ -57,11 +83,14 @@ class Sink:
         self._bus = bus
         self._report = report
         self._positions = Positions(store)
+        self._held = Held()
+        self._unfolded: dict[TopicPartition, int] = {}
 
     def start(self) -> None:
         """Begin to read where the store says. Raises ``BusError``."""
         self._consumer = self._bus.consumer(TOPICS)
-        for partition, offset in self._positions.load(TOPICS).items():
+        self._stored = self._positions.load(TOPICS)
+        for partition, offset in (self._stored | self._positions.unfolded(TOPICS)).items():
             self._consumer.seek(partition, offset)
 
     def poll(self, timeout_s: float) -> Sequence[Message]:
@@ -69,28 +98,51 @@ class Sink:
         return self._consumer.poll(timeout_s, POLL_BYTES_MAX)
 
     def store(self, messages: Sequence[Message]) -> dict[str, pl.DataFrame]:
-        """Store messages and positions, inside the caller's transaction; return the stored rows by table name."""
-        frames: dict[str, list[pl.DataFrame]] = {}
-        offsets: dict[TopicPartition, int] = {}
+        """Store messages and positions in one transaction; return the rows that are new by table name. Raises ``StoreError``."""
+        fresh: dict[str, list[pl.DataFrame]] = {}
+        again: dict[str, list[pl.DataFrame]] = {}
+        offsets, unfolded = dict(self._stored), dict(self._unfolded)
         for loss in self._consumer.lost():
             self._report.complain(
                 f"{loss.to_offset - loss.from_offset} messages of {loss.partition.topic} were dropped by the log unread", "bus_retention"
             )
         for message in messages:
-            offsets[TopicPartition(message.topic, message.partition)] = message.offset + 1
+            partition = TopicPartition(message.topic, message.partition)
+            known = message.offset < self._stored.get(partition, 0)
+            offsets[partition] = max(offsets.get(partition, 0), message.offset + 1)
             try:
                 table = of_topic(message)
-                frame = decode(message.value, table)
-                if table.state and frame["ts" if "ts" in frame.columns else "start_ts"].null_count():
-                    raise CodecError(f"{table.name} has rows without a time")
-                frames.setdefault(table.name if table.state else f"family {table.name}", []).append(frame)
+                frame = self._decoded(message, table)
+                (again if known else fresh).setdefault(table.name if table.state else f"family {table.name}", []).append(frame)
+                if table.state and table.having("key"):
+                    unfolded.setdefault(partition, message.offset)
             except CodecError as error:
                 self._report.complain(str(error), "codec")
-        rows = {name: pl.concat(parts) for name, parts in frames.items()}
-        for name, frame in rows.items():
-            self._insert(name, frame)
-        self._positions.save(offsets)
-        return {name: frame for name, frame in rows.items() if name in STATES}
+        rows = {name: pl.concat(parts) for name, parts in fresh.items()}
+        with self._store.transaction():
+            for name, frame in rows.items():
+                self._insert(name, frame)
+            self._positions.save({at: offset for at, offset in offsets.items() if offset != self._stored.get(at)}, unfolded)
+        self._stored, self._unfolded = offsets, unfolded
+        made = {name: frame for name, frame in rows.items() if name in STATES}
+        for name, frame in (*made.items(), *((name, frame) for name, parts in again.items() for frame in parts)):
+            if name in STATES and STATES[name].having("key"):
+                self._held.add(STATES[name], frame)
+        return made
+
+    @property
+    def full(self) -> bool:
+        """Whether so much waits for ``fold`` that it is time."""
+        return self._held.full
+
+    def fold(self) -> None:
+        """Fold into the coarser tables what waits. Raises ``StoreError``, and then it still waits."""
+        if self._held:
+            with self._store.transaction():
+                self._held.fold(self._store)
+                self._positions.folded()
+            self._held.clear()
+            self._unfolded = {}
 
     def positions(self) -> dict[TopicPartition, int]:
         """Return how far the sink has read; true of the store once everything polled is stored."""
@@ -100,17 +152,21 @@ class Sink:
         """Stop reading. Idempotent."""
         self._consumer.close()
 
+    def _decoded(self, message: Message, table: Table) -> pl.DataFrame:
+        frame = decode(message.value, table)
+        if table.state and frame["ts" if "ts" in frame.columns else "start_ts"].null_count():
+            raise CodecError(f"{table.name} has rows without a time")
+        return frame
+
     def _insert(self, name: str, frame: pl.DataFrame) -> None:
         if name.startswith("family "):
             family = name.removeprefix("family ")
             self._store.insert(f"base.{family}", stored(FAMILIES[family], frame))
-        elif STATES[name].having("key"):
-            rows = stored(STATES[name], frame)
-            if frame.height < BULK_ROWS:
-                self._store.insert(f"base.{name}_1s", rows)
-            else:
-                self._archive.bulk(f"{name}_1s", rows)
-            fold(self._store, STATES[name], frame)
         else:
-            self._store.insert(f"base.{name}", stored(STATES[name], frame))
+            keyed = STATES[name].having("key")
+            rows, place = stored(STATES[name], frame), f"{name}_1s" if keyed else name
+            if frame.height < BULK_ROWS:
+                self._store.insert(f"base.{place}", rows)
+            else:
+                self._archive.bulk(place, rows)
         self._report.count("weft_analyze_rows_total", frame.height, label=name)

@@ -272,7 +272,8 @@ class Store:
             for name, table in base_tables().items():
                 self.execute(f"CREATE TABLE IF NOT EXISTS base.{name} ({columns(table)})")
                 self._widen(name, table)
-            self.execute("CREATE TABLE IF NOT EXISTS base.positions (topic VARCHAR, part INTEGER, next_offset BIGINT)")
+            self.execute("CREATE TABLE IF NOT EXISTS base.positions (topic VARCHAR, part INTEGER, next_offset BIGINT, unfolded BIGINT)")
+            self.execute("ALTER TABLE base.positions ADD COLUMN IF NOT EXISTS unfolded BIGINT")
             self.execute(
                 """CREATE TABLE IF NOT EXISTS base.segments
                 (name VARCHAR, path VARCHAR, from_ts TIMESTAMP_NS, to_ts TIMESTAMP_NS, rows BIGINT, bytes BIGINT)"""

@@ -1,12 +1,12 @@
 """The collectors, one line each."""
 
 from .base import Collector
-from .gnmi_entry import GNMI
-from .hft_entry import HFT
+from .gnmi_config import GNMI
+from .hft_config import HFT
 from .host import HOST
 from .inventory import INVENTORY
 from .millisampler import MILLISAMPLER
-from .otlp_entry import OTLP
+from .otlp_config import OTLP
 from .packets import PACKETS
 from .recording import RECORDING
 from .sflow import SFLOW

@@ -7,6 +7,7 @@ and always the same ones, so that a replay that was killed goes on where it was.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -82,3 +83,12 @@ class Collector:
     live: Callable[[Any, Clock], Live] | None = None
     recorded: Callable[[Path, Options], Recorded] | None = None
     recognises: Callable[[Path, bytes], bool] | None = None
+
+
+def later(module: str, name: str) -> Callable[..., Any]:
+    """Return what a module of the collectors calls ``name``, to be called; the module, and its kernels, are loaded then, not before."""
+
+    def call(*arguments: object) -> Any:
+        return getattr(import_module(f".{module}", __package__), name)(*arguments)
+
+    return call

@@ -13,6 +13,7 @@ from pathlib import Path as File
 from typing import TYPE_CHECKING, Any
 
 from ..pipeline.errors import ConfigError, ServiceError
+from .base import Collector, later
 
 if TYPE_CHECKING:
     from gnmi_pb import gnmi_pb2
@@ -248,3 +249,14 @@ def parse(text: str, origin: str = "") -> "gnmi_pb2.Path":
         keys = {key: re.sub(r"\\(.)", r"\1", value) for key, value in _KEY.findall(step[2])}
         path.elem.add(name=step[1], key=keys)
     return path
+
+
+GNMI = Collector(
+    name="gnmi",
+    doc="switches by gNMI: counters, queues, priority flow control, link states, neighbours; and recorded responses",
+    families=("port", "queue", "reading", "event", "inventory", "gap"),
+    config=GnmiConfig,
+    live=later("gnmi", "Gnmi"),
+    recorded=later("gnmi_recording", "GnmiRecording"),
+    recognises=later("gnmi_recording", "recognises"),
+)

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..pipeline.dictionary import SAI_OBJECTS
 from ..pipeline.errors import InputError
 from .sai import GROUP, POOL, PORT, QUEUE
 
@@ -44,8 +45,8 @@ class Names:
     interval_ns: int = 0
 
     def of(self, kind: int, label: int) -> str:
-        """Return what a label of a SAI type is called; made of the number where nobody said."""
-        return self.names.get((kind, label)) or self.names.get((0, label)) or f"label{label}"
+        """Return what a label of a SAI type is called; made of type and number where nobody said."""
+        return self.names.get((kind, label)) or self.names.get((0, label)) or f"{SAI_OBJECTS.get(kind, 'label')}{label}"
 
 
 def read_names(path: Path) -> Names:

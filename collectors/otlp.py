@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..pipeline.clock import NS_PER_MS, Clock
+from ..pipeline.clock import Clock
 from ..pipeline.errors import InputError, ServiceError
 from .base import Batch
 from .decode import otlp_kernel as kernel
-from .otlp_entry import SOURCE, OtlpConfig
+from .otlp_config import SOURCE, OtlpConfig
 from .otlp_points import Points, Request
-from .readings import Pace
 
 if TYPE_CHECKING:
     import grpc
@@ -38,8 +37,7 @@ class Otlp:
 
     def __init__(self, config: OtlpConfig, clock: Clock) -> None:
         self._config, self._clock = config, clock
-        pace = Pace(round(config.interval_us * 1000), config.counters_interval_ms * NS_PER_MS, config.line_rate_bps)
-        self._points = Points(pace, config.devices, config.device_attribute, config.series_max)
+        self._points = Points(config.pace, config.devices, config.device_attribute, config.series_max)
         self._networks = [ipaddress.ip_network(text, strict=False) for text in config.allow]
         self._server: grpc.Server | None = None
         self._stopped = False

@@ -20,7 +20,7 @@ from ..pipeline.schema import FAMILIES
 from . import readings_kernel, sai
 from .base import Batch
 from .decode import otlp_kernel as kernel
-from .otlp_entry import SOURCE
+from .otlp_config import SOURCE
 from .readings import Ledger, Pace, gaps
 
 SLICE_NS = 250 * NS_PER_MS

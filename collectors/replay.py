@@ -10,7 +10,7 @@ import itertools
 import json
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..pipeline.bus import Bus, Producer
@@ -18,8 +18,9 @@ from ..pipeline.clock import NS_PER_S, Clock
 from ..pipeline.errors import BusError, InputError, WeftError
 from ..pipeline.schema import FAMILIES
 from . import COLLECTORS
-from .base import Batch, Collector, Options
+from .base import Batch, Collector, Options, Recorded
 from .feed import Feed
+from .folder import FolderRecording, Part, is_folder
 
 # Rows, samples and bytes of one transaction: enough to be fast, little enough to be taken back.
 BATCHES_MAX = 64
@@ -67,11 +68,23 @@ def recogniser(path: Path, kind: str | None) -> Collector:
     raise InputError(str(path), "is no recording that Weft knows", f"say what it is with --kind: {names}")
 
 
-def read(path: Path, kind: str | None, options: Options) -> Iterator[Batch]:
-    """Yield the batches of a recording. Raises ``InputError`` as its collector does."""
+def reader(path: Path, kind: str | None, options: Options) -> Recorded:
+    """Return what reads a recording, or a folder of several. Raises ``InputError`` where nobody does."""
+    if kind is None and is_folder(path):
+        # Each file says what its device is; one name cannot be that of all.
+        def open_one(part: Part) -> Recorded:
+            rate = part.line_rate_bps or options.line_rate_bps
+            return reader(part.path, part.kind, replace(options, device=None, line_rate_bps=rate))
+
+        return FolderRecording(path, open_one)
     collector = recogniser(path, kind)
     assert collector.recorded is not None
-    yield from collector.recorded(path, options).batches()
+    return collector.recorded(path, options)
+
+
+def read(path: Path, kind: str | None, options: Options) -> Iterator[Batch]:
+    """Yield the batches of a recording. Raises ``InputError`` as its collector does."""
+    yield from reader(path, kind, options).batches()
 
 
 class Replay:

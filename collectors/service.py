@@ -5,6 +5,7 @@ admitted in a ``gap`` row as soon as the bus is back.
 """
 
 import collections
+from collections.abc import Mapping
 from dataclasses import dataclass, field, make_dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from ..pipeline.schema import FAMILIES
 from . import COLLECTORS
 from .base import Batch, Live
 from .feed import Feed
+from .heap import keep_freed
 
 DRAIN_S = 0.1
 
@@ -45,14 +47,17 @@ def configured(config: Any, clock: Clock) -> dict[str, Live]:
 
 
 class CollectService:
-    """Runs the live collectors of one machine."""
+    """Runs the live collectors of one machine: those that the configuration asks for, or those that are given."""
 
-    def __init__(self, config: Any, bus: Bus, clock: Clock, report: Report, name: str = "collect-0") -> None:
+    def __init__(
+        self, config: Any, bus: Bus, clock: Clock, report: Report, name: str = "collect-0", given: Mapping[str, Live] | None = None
+    ) -> None:
         self._config = config
         self._bus = bus
         self._clock = clock
         self._report = report
         self._name = name
+        self._given = given
         self._live: dict[str, Live] = {}
         self._held: collections.deque[Batch] = collections.deque()
         self._held_bytes = 0
@@ -61,9 +66,10 @@ class CollectService:
 
     def start(self) -> None:
         """Start the collectors that are configured. Raises a ``WeftError`` when one cannot have its source."""
+        keep_freed()
         self._producer = self._bus.producer(self._name)
         self._feed = Feed(self._producer, self._name, self._clock, live=True, epoch=self._clock.now_ns())
-        for name, live in configured(self._config, self._clock).items():
+        for name, live in (configured(self._config, self._clock) if self._given is None else self._given).items():
             live.start()
             self._live[name] = live
 

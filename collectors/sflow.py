@@ -46,7 +46,7 @@ class SflowConfig(Sources):
     header_bytes_max: int = 512
     # What may wait for the next drain, and what is asked of the kernel for each socket.
     buffer_bytes_max: int = 64 * 1024 * 1024
-    receive_buffer_bytes: int = 8 * 1024 * 1024
+    receive_buffer_bytes: int = 32 * 1024 * 1024
 
     def __post_init__(self) -> None:
         super().__post_init__()

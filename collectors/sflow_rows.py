@@ -24,6 +24,7 @@ from .decode.sflow_agents import LATE, REFUSED, REPEATED, RESTARTED, Agents
 # Datagrams that are decoded together: few enough bytes to stay in the cache from one step to the next.
 CHUNK_BYTES = 4 * 1024 * 1024
 
+_NO_GAPS = FAMILIES["gap"].empty()
 _KINDS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmp"}
 
 
@@ -77,7 +78,10 @@ class Rows:
     ) -> list[Batch]:
         """Return the rows of datagrams that came at ``ts`` ns in this order; ``sender_of`` names the k-th one's sender."""
         ends = np.cumsum(lengths)
-        cuts = np.searchsorted(ends, np.arange(CHUNK_BYTES, ends[-1] if len(ends) else 0, CHUNK_BYTES)) + 1
+        total = int(ends[-1]) if len(ends) else 0
+        # Equal parts: a small rest would cost as much as a whole one, but for the bytes.
+        parts = max(1, round(total / CHUNK_BYTES))
+        cuts = np.searchsorted(ends, total * np.arange(1, parts) // parts) + 1
         batches = []
         for first, last in zip([0, *cuts], [*cuts, len(offsets)], strict=True):
             if first < last:
@@ -138,7 +142,7 @@ class Rows:
         tracked = samples.tracked
         (behind,) = np.nonzero(tracked.missed)
         if not len(behind) and not samples.lost.any() and not samples.faults.any() and not (tracked.verdict == REFUSED).any():
-            return FAMILIES["gap"].empty()
+            return _NO_GAPS
         last = samples.heads["sequence"][behind].astype(np.int64) - 1
         first = last - tracked.missed[behind] + 1
         # Numbers have 32 bits and go round.

@@ -5,7 +5,6 @@ ordinary collectors, until each has made rows of it. Numba keeps what it compile
 """
 
 import logging
-import socket
 import tempfile
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from ..pipeline import config
 from ..pipeline.clock import NS_PER_S, SystemClock
 from ..pipeline.errors import WeftError
 from .lab.serve import PROTOCOLS, Lab, LabConfig
+from .lab.wire import free_port
 from .service import CollectConfig, configured
 
 # Rows of these show that all of a protocol's decoder has run.
@@ -43,18 +43,6 @@ def warm() -> set[tuple[str, str]]:
                 collector.stop()
             lab.stop()
         return missing
-
-
-def free_port() -> int:
-    """Return a port that neither TCP nor UDP has in use on loopback now."""
-    while True:
-        with socket.socket() as stream, socket.socket(type=socket.SOCK_DGRAM) as datagrams:
-            stream.bind(("127.0.0.1", 0))
-            try:
-                datagrams.bind(stream.getsockname())
-            except OSError:
-                continue
-            return stream.getsockname()[1]
 
 
 def main() -> None:

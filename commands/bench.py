@@ -5,7 +5,7 @@ same data, to scapy over the same packets, to the goal in memory.
 """
 
 import tempfile
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +13,8 @@ import numpy as np
 
 from ..pipeline.bus import Bus, BusConfig, open_bus
 from ..pipeline.clock import NS_PER_S, SystemClock
+from ..pipeline.errors import ServiceError
+from . import bench_detect
 from .bench_counters import counters
 from .bench_fabric import fabric
 from .bench_gnmi import gnmi
@@ -27,17 +29,24 @@ MEMORY_GOAL_BYTES = 600e6
 
 
 def options(parser: ArgumentParser) -> None:
+    parser.add_argument("part", nargs="*", type=_part, metavar="PART", help="only these parts; or detect, which has tables of its own")
     parser.add_argument("--only", choices=tuple(PARTS), action="append", help="only this part, may be repeated")
     parser.add_argument(
         "--seconds", type=int, default=20, metavar="N", help=f"seconds of {DEVICES * PORTS:,} ports at 1 ms to measure with (default: 20)"
     )
+    bench_detect.options(parser)
 
 
 def bench(chosen: Namespace) -> int:
-    """Run the parts and print a table as they finish."""
+    """Run the parts and print a table as they finish; ``detect`` has tables of its own."""
+    if "detect" in chosen.part:
+        if len(chosen.part) > 1 or chosen.only:
+            raise ServiceError("bench: detect has tables of its own", "run it alone: weft bench detect")
+        return bench_detect.detect(chosen)
+    wanted = {*chosen.part, *(chosen.only or ())}
     print(f"{'what':<46} {'measured':>18}  {'beside':<44} goal")
     for name, part in PARTS.items():
-        if not chosen.only or name in chosen.only:
+        if not wanted or name in wanted:
             for line in part(chosen.seconds):
                 print(f"{line.what:<46} {line.value:>18}  {line.beside:<44} {line.goal}", flush=True)
     return 0
@@ -149,6 +158,12 @@ PARTS: dict[str, Callable[[int], Iterator[Line]]] = {
     "lab": lab,
     "fabric": fabric,
 }
+
+
+def _part(text: str) -> str:
+    if text not in PARTS and text != "detect":
+        raise ArgumentTypeError(f"{text!r} is none of {', '.join(PARTS)}, detect")
+    return text
 
 
 def _fill(bus: Bus, seconds: int, pace: SystemClock | None = None) -> tuple[int, int]:

@@ -23,7 +23,9 @@ def gnmi(seconds: int) -> Iterator[Line]:
     from gnmi_pb.gnmi_pb2 import SubscribeResponse
 
     from ..collectors.decode.gnmi import Decoder, Messages
+    from ..collectors.heap import keep_freed
 
+    keep_freed()
     rounds = max(1, min(seconds, 20))
     for name, raw, updates, peer, parse in (
         (

@@ -4,13 +4,22 @@ Beside the decoder stands ``numpy.frombuffer`` over the same number of values, w
 faster. Rows are whole batches as the collector publishes them.
 """
 
+import os
 import struct
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..pipeline.clock import NS_PER_S
+from ..pipeline.bus import Bus, BusConfig, open_bus
+from ..pipeline.clock import NS_PER_S, SystemClock
+from ..pipeline.schema import FAMILIES
 from .measure import Line, best_rate
+
+if TYPE_CHECKING:
+    from ..collectors.lab.serve import LabConfig
 
 _VALUES = 4_000_000
 _PORTS, _INTERVAL_NS = 64, 100_000
@@ -18,10 +27,15 @@ _PORTS, _INTERVAL_NS = 64, 100_000
 _STATS = (0, 9, 1, 10, 3, 12, 4, 13, 0x46, 0xB2, 0xB3, 0xB4, 0x6D, 0x6E, 0x8D, 0x8E, *range(0xB7, 0xC5))
 _START_NS = 1_700_000_000 * NS_PER_S
 _POINTS, _SERIES = 100_000, 500
+# How long a whole switch is held live; how long a service may take to start; a pause that lets it catch up.
+_LIVE_S, _PATIENCE_S, _REST_S = 10, 60, 0.2
 
 
-def hft(_seconds: int) -> Iterator[Line]:
-    """Decode at three sizes of a message, a second of a switch to rows, and points of OTLP to rows, on one core each."""
+def hft(seconds: int) -> Iterator[Line]:
+    """Decode at three sizes of a message, a second of a switch to rows, points of OTLP to rows; and a switch that sends, all of it live."""
+    from ..collectors.heap import keep_freed
+
+    keep_freed()
     for counters, goal in ((8000, ">= 300 M/s"), (128, ">= 100 M/s"), (2, ">= 10 M/s")):
         rate, plain = _decode_rate(counters)
         beside = f"{rate / plain:.2f} of numpy.frombuffer('>u8')"
@@ -32,6 +46,7 @@ def hft(_seconds: int) -> Iterator[Line]:
         "IPFIX to rows, 30 statistics x 64 ports", f"{rate / 1e6:.1f} M counters/s", f"{rate / needed:.1f} x real time at 100 us", ">= 1 x"
     )
     yield from _otlp()
+    yield from _live(min(seconds, _LIVE_S))
 
 
 def _messages(counters: int, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -130,3 +145,93 @@ def _otlp() -> Iterator[Line]:
 
     rate = best_rate(work, _POINTS)
     yield Line("OTLP points to rows", f"{rate / 1e6:.2f} M points/s", f"{rate / parse:.2f} of protobuf's bare parse", ">= 1 M/s")
+
+
+def _live(seconds: int) -> Iterator[Line]:
+    """A switch sends in real time to the collect service, a process on a core of its own; what is on the bus then is counted."""
+    from ..collectors.lab.serve import Lab
+    from ..collectors.warm import free_port
+    from .bench_services import Services
+
+    clock, cores = SystemClock(), sorted(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory(prefix="weft-bench-") as folder:
+        data, bus = Path(folder), open_bus(BusConfig(), Path(folder))
+        lab = Lab(_switch(free_port()), clock, data)
+        lab.start()
+        (data / "weft.toml").write_text(f"{lab.toml()}\n[collect.host]\nenabled = false\n")
+        lab.stop()
+        # Threads of a process stay on the core that it began on.
+        os.sched_setaffinity(0, cores[:1])
+        with Services(data, ("collect", "--config", str(data / "weft.toml"))) as services:
+            os.sched_setaffinity(0, cores[1:] or cores)
+            _await(bus, "self_metric")
+            lab.start()
+            began, before, mine = clock.monotonic_ns(), services.cpu_seconds(), sum(os.times()[:2])
+            while clock.monotonic_ns() - began < seconds * NS_PER_S:
+                lab.step()
+            took = (clock.monotonic_ns() - began) / NS_PER_S
+            spent, mine = services.cpu_seconds() - before, sum(os.times()[:2]) - mine
+            # Whatever was lost up to here shows as a hole before what comes now.
+            clock.wait(_REST_S)
+            lab.step()
+            lab.stop()
+        os.sched_setaffinity(0, cores)
+        series, samples, missed = _arrived(bus)
+        bus.close()
+    sent, skipped = lab.polls
+    # A reading of a gauge is a sample, of a counter the difference of two is.
+    wanted = sum(sent + skipped - (signal != "queue_bytes") for _, signal in series)
+    real = sent * _INTERVAL_NS / NS_PER_S / (took + _REST_S)
+    told = f"{wanted:,} samples = {samples:,} on the bus + {missed:,} admitted"
+    unaccounted = wanted - samples - missed
+    yield Line(
+        f"the lab's switch of {_PORTS} ports, live, {seconds} s",
+        f"{real:.2f} x real time",
+        told if not unaccounted else f"{unaccounted:,} MISSING of {wanted:,}",
+        "1 x, none missing",
+    )
+    yield Line("the same, processor", f"{100 * spent / took:.0f} % of a core", f"the lab {100 * mine / took:.0f} % of another", "<= 100 %")
+
+
+def _switch(port: int) -> "LabConfig":
+    """Return the lab's switch that streams as many statistics of as many ports, four polls to a message."""
+    from ..collectors.lab.hft import Layout
+    from ..collectors.lab.serve import LabConfig
+
+    stats = ("IF_IN_OCTETS", "IF_OUT_OCTETS", "IF_IN_UCAST_PKTS", "IF_OUT_UCAST_PKTS", "IF_IN_DISCARDS", "IF_OUT_DISCARDS")
+    stats += ("IF_IN_ERRORS", "IF_OUT_ERRORS", "ECN_MARKED_PACKETS", "IN_CURR_OCCUPANCY_BYTES", "OUT_CURR_OCCUPANCY_BYTES")
+    stats += tuple(f"IF_IN_FEC_{what}" for what in ("CORRECTABLE_FRAMES", "NOT_CORRECTABLE_FRAMES", "SYMBOL_ERRORS"))
+    stats += tuple(f"PFC_3_{what}" for what in ("RX_PKTS", "TX_PKTS", "RX_PAUSE_DURATION_US", "TX_PAUSE_DURATION_US"))
+    stats += tuple(f"IF_IN_FEC_CODEWORD_ERRORS_S{n}" for n in range(len(_STATS) - len(stats)))
+    return LabConfig(
+        ("hft",), {"hft": port}, None, _PORTS, poll_ns=_INTERVAL_NS, port_stats=stats, queue_stats=(), layout=Layout(records=4)
+    )
+
+
+def _await(bus: Bus, family: str) -> None:
+    """Wait until somebody has published rows of a family."""
+    consumer, clock = bus.consumer([FAMILIES[family].topic]), SystemClock()
+    deadline = clock.monotonic_ns() + _PATIENCE_S * NS_PER_S
+    while not consumer.poll(0.1) and clock.monotonic_ns() < deadline:
+        pass
+    consumer.close()
+
+
+def _arrived(bus: Bus) -> tuple[set[tuple[str, str]], int, int]:
+    """Return the series (port, signal) on the bus, how many samples they have, and how many are admitted to be missing."""
+    from ..pipeline.codec import decode
+
+    tables = {FAMILIES[name].topic: FAMILIES[name] for name in ("burst_sample", "gap")}
+    series: set[tuple[str, str]] = set()
+    samples = missed = 0
+    consumer = bus.consumer(list(tables))
+    while came := consumer.poll(1.0):
+        for message in came:
+            frame = decode(message.value, tables[message.topic])
+            if tables[message.topic].name == "gap":
+                missed += int(frame.filter(what="samples")["missed"].sum())
+            else:
+                series.update(frame.select("port", "signal").unique().rows())
+                samples += int(frame["values"].list.len().sum())
+    consumer.close()
+    return series, samples, missed

@@ -45,12 +45,14 @@ class Services:
         return units * first / total / (clock.monotonic_ns() - began) * NS_PER_S
 
     def peak_bytes(self) -> dict[str, int]:
-        """Return the most memory that each service has held so far."""
-        peaks = {}
+        """Return the most memory that each service has held so far for itself, and what they share: the text of libraries."""
+        peaks, shared = {}, 0
         for arguments, process in zip(self._arguments, self._running, strict=True):
-            status = Path(f"/proc/{process.pid}/status").read_text()
-            peaks[arguments[0]] = 1024 * int(status.split("VmHWM:")[1].split()[0])
-        return peaks
+            now = _kibibytes(process.pid, "smaps_rollup")
+            common = now["Shared_Clean"] + now["Shared_Dirty"]
+            peaks[arguments[-1]] = 1024 * (_kibibytes(process.pid, "status")["VmHWM"] - common)
+            shared = max(shared, 1024 * common)
+        return {**peaks, "shared": shared}
 
     def cpu_seconds(self) -> float:
         """Return the processor time that all services have used."""
@@ -58,6 +60,11 @@ class Services:
         for process in self._running:
             ticks += sum(map(int, Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()[11:13]))
         return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _kibibytes(pid: int, what: str) -> dict[str, int]:
+    lines = [line.split() for line in Path(f"/proc/{pid}/{what}").read_text().splitlines()]
+    return {words[0].rstrip(":"): int(words[1]) for words in lines if words[-1] == "kB"}
 
 
 def memory(peaks: dict[str, int]) -> str:

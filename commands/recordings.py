@@ -48,11 +48,11 @@ def replay_options(parser: ArgumentParser) -> None:
 
 def replay(chosen: Namespace) -> int:
     """Feed a recording through the pipeline; return when it is stored and published."""
-    from ..collectors.replay import Replay, recogniser
+    from ..collectors.replay import Replay, reader
 
     clock = SystemClock()
     speed = _speed(chosen.speed)
-    recogniser(chosen.path, chosen.kind)
+    reader(chosen.path, chosen.kind, _options(chosen))
     settings = load(chosen)
     if chosen.feed_only:
         return _feed(chosen, settings, clock, speed)

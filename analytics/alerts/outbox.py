@@ -98,9 +98,11 @@ class Outbox:
 
     def reconcile(self) -> None:
         """Bring the unsent rows in line with ``state.alerts``. May be called at any time; cheap when nothing has changed."""
+        rows = self._newest_rows()
+        if not self._endpoints and not rows:
+            return
         now_ns = self._clock.now_ns()
         groups = self._firing_groups()
-        rows = self._newest_rows()
         next_id = self._next_id()
         pending = sum(row.state == "pending" for row in rows.values())
         for name, key in sorted({(name, key) for name in self._endpoints for key in groups} | rows.keys()):

@@ -90,6 +90,11 @@ class Rule:
         return self.window_s * NS_PER_S
 
     @property
+    def coarse(self) -> bool:
+        """Whether the query reads views of more than 1 s."""
+        return re.search(r"_(10s|1m|1h)\b", self.query) is not None
+
+    @property
     def for_ns(self) -> int:
         return round(self.for_s * NS_PER_S)
 

@@ -110,7 +110,7 @@ class Decoder:
     def decode(self, messages: Messages) -> Decoded:
         """Return the rows of the messages, in their order."""
         decoded = Decoded()
-        sizes = np.fromiter((len(one) for one in messages.raw), np.int64, len(messages.raw))
+        sizes = np.fromiter(map(len, messages.raw), np.int64, len(messages.raw))
         flags = np.zeros(len(sizes), np.uint8)
         first = 0
         while first < len(sizes):

@@ -1,5 +1,7 @@
 """Columns of numbers and slices of bytes to columns of frames."""
 
+from functools import cache
+
 import numpy as np
 import polars as pl
 import pyarrow as pa
@@ -9,7 +11,12 @@ from .gnmi_rows import gather
 
 def nulls(name: str, count: int, dtype: pl.DataType | type[pl.DataType]) -> pl.Series:
     """Return a column of nulls."""
-    return pl.Series(name, [None], dtype=dtype).new_from_index(0, count)
+    return _null(dtype).new_from_index(0, count).alias(name)
+
+
+@cache
+def _null(dtype: pl.DataType | type[pl.DataType]) -> pl.Series:
+    return pl.Series([None], dtype=dtype)
 
 
 def numbers(name: str, values: np.ndarray, valid: np.ndarray, dtype: pl.DataType | type[pl.DataType]) -> pl.Series:
@@ -17,7 +24,7 @@ def numbers(name: str, values: np.ndarray, valid: np.ndarray, dtype: pl.DataType
     if not valid.any():
         return nulls(name, len(values), dtype)
     seen = values if values.dtype == np.float64 else values != 0 if dtype == pl.Boolean else values.view(np.uint64)
-    return pl.Series(name, pl.from_arrow(pa.array(seen, mask=None if valid.all() else ~valid)))
+    return pl.Series(name, seen if valid.all() else pl.from_arrow(pa.array(seen, mask=~valid)))
 
 
 def bins(name: str, values: np.ndarray, valid: np.ndarray) -> pl.Series:

@@ -15,6 +15,7 @@ Lengths come from the headers, so a capture that keeps only the first bytes of e
 import os
 import socket
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numba
 import numpy as np
@@ -168,16 +169,17 @@ def _split(rows):
 def addresses(rows: np.ndarray) -> tuple[pl.Series, pl.Series]:
     """Return source and destination as text, of rows with the fields ``src_high`` to ``dst_low`` and ``version``; empty where that is 0."""
     src, dst, first = _codes(rows, _MULTIPLIERS)
-    texts = [_text(row, side) for row, side in zip(rows[first >> 1], first & 1, strict=True)]
-    texts = pl.Series(texts, dtype=pl.String)
+    seen, is_dst = rows[first >> 1], first & 1 == 1
+    numbers = [np.where(is_dst, seen[f"dst_{half}"], seen[f"src_{half}"]).tolist() for half in ("high", "low")]
+    texts = pl.Series([_text(*one) for one in zip(seen["version"].tolist(), *numbers, strict=True)], dtype=pl.String)
     return texts[src], texts[dst]
 
 
-def _text(row: np.void, side: int) -> str:
-    high, low = (int(row["dst_high"]), int(row["dst_low"])) if side else (int(row["src_high"]), int(row["src_low"]))
-    if row["version"] == 0:
+@lru_cache(maxsize=65_536)
+def _text(version: int, high: int, low: int) -> str:
+    if version == 0:
         return ""
-    if row["version"] == 4:
+    if version == 4:
         return socket.inet_ntop(socket.AF_INET, low.to_bytes(4))
     return socket.inet_ntop(socket.AF_INET6, high.to_bytes(8) + low.to_bytes(8))
 

@@ -157,10 +157,11 @@ class Exporter:
         # The grid of samples is the device's own, so its clock's error does not move it off whole intervals.
         grid = (pl.col("ts") + config.sample_ns // 2) // config.sample_ns * config.sample_ns
         frame = pl.concat(frames).with_columns(ts=grid)
-        lost = [self._lost(int(n), step.first_ns) for n in np.tile(device, 3)]
+        lost = [self.lost(int(n), step.first_ns) for n in np.tile(device, 3)]
         return frame.filter(~pl.Series(lost))
 
-    def _lost(self, device: int, at_ns: int) -> bool:
+    def lost(self, device: int, at_ns: int) -> bool:
+        """Return whether what a device says at a time (ns since the start) never comes."""
         fault = self._active("lossy_collector", device, at_ns)
         return fault is not None and bool(unit(self._fabric.seed, LOSS_DRAW + device, at_ns) < fault.severity)
 
@@ -337,7 +338,7 @@ class Exporter:
             device = self._topology.device_names.index(fault.place)
             mine = pl.col("device") == fault.place
             key = (family, self._faults.index(fault))
-            if fault.kind == "lossy_collector" and self._lost(device, at_ns):
+            if fault.kind == "lossy_collector" and self.lost(device, at_ns):
                 frame = frame.filter(~mine)
             elif fault.kind == "frozen_counter" and fault.begin_ns <= at_ns < fault.end_ns:
                 held = self._frozen.setdefault(key, frame.filter(mine))

@@ -5,7 +5,7 @@ one notification, whose prefix names the object; values that vanish are deleted.
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -301,6 +301,59 @@ class _Servicer(gnmi_pb2_grpc.gNMIServicer):
                     note.update.add(path=asked.path(leaf.elements), val=typed(leaf, value, encoding))
             else:
                 note.update.add(path=asked.path(key) if key else gnmi_pb2.Path(), val=document(some, depth, encoding))
+
+
+class Stream:
+    """What subscriptions get of a switch, at instants of the caller's choice and without a connection.
+
+    Each of ``asked`` is a path, which of the leaves below it are wanted, and whether they are sent again only when they have
+    changed. Every notification names the switch as its target.
+    """
+
+    def __init__(
+        self, source: Source, clock: Clock, asked: Sequence[tuple[Sequence[tree.Element], Callable[[tree.Leaf], bool], bool]]
+    ) -> None:
+        self._servicer = _Remembering(source, ServerConfig(), clock)
+        wanted = gnmi_pb2.SubscriptionList(prefix=gnmi_pb2.Path(target=source.switch.device), encoding=PROTO)
+        self._watches = []
+        for elements, keep, changes in asked:
+            one = wanted.subscription.add(path=relative(elements), mode=gnmi_pb2.ON_CHANGE if changes else gnmi_pb2.SAMPLE)
+            watch = self._servicer._watch(wanted, one)
+            leaves = self._servicer._trees[watch.asked.origin].leaves
+            watch.leaves = [number for number in watch.leaves if keep(leaves[number])]
+            self._watches.append(watch)
+
+    def at(self, ts: int) -> bytes:
+        """Return the messages that are due at ``ts`` (ns UTC), each behind its length as a varint."""
+        made = bytearray()
+        for watch in self._watches:
+            for response in self._servicer._send(watch, ts, PROTO, everything=not watch.suppress):
+                raw = response.SerializeToString()
+                made += _varint(len(raw)) + raw
+        return bytes(made)
+
+
+class _Remembering(_Servicer):
+    """Keeps the values of the last instant: a subscription of many paths asks for them once a path."""
+
+    def __init__(self, source: Source, config: ServerConfig, clock: Clock) -> None:
+        super().__init__(source, config, clock)
+        self._kept: dict[str, tuple[int, list[Any]]] = {}
+
+    def _values(self, origin: str, ts: int) -> list[Any]:
+        kept = self._kept.get(origin)
+        if kept is None or kept[0] != ts:
+            kept = self._kept[origin] = ts, super()._values(origin, ts)
+        return kept[1]
+
+
+def _varint(number: int) -> bytes:
+    made = bytearray()
+    while number > 127:
+        made.append(number & 127 | 128)
+        number >>= 7
+    made.append(number)
+    return bytes(made)
 
 
 def _database_value(asked: Asked, found: list[tuple[tree.Leaf, Any]], encoding: int) -> gnmi_pb2.TypedValue:

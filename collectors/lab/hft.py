@@ -94,6 +94,11 @@ class Exporter:
         self._source, self._domain, self._sequence = source, domain, 0
         self.generations = [Generation(sessions, layout or Layout(), 256)]
 
+    @property
+    def records(self) -> int:
+        """Data records made so far."""
+        return self._sequence
+
     def renew(self, sessions: Sequence[Session] | None = None, layout: Layout | None = None) -> int:
         """Configure the stream anew, with new template numbers; return the generation's number. Earlier ones may still send."""
         last = self.generations[-1]
@@ -127,8 +132,7 @@ class Exporter:
             for column, stat in enumerate(one.stats):
                 every = stat.values(state)
                 values[:, :, column] = every if len(one.objects) == every.shape[1] else every[:, list(one.objects)]
-            records = _records(ts, values.reshape(len(ts), -1), plan, made.layout)
-            for part, first, count in self._messages(records, ts, made.first_id + number, made.layout):
+            for part, first, count in self._messages(ts, values.reshape(len(ts), -1), plan, made.first_id + number, made.layout):
                 parts.append(part)
                 firsts.append(first)
                 counts.append(count)
@@ -174,21 +178,21 @@ class Exporter:
         head["export_s"] = export_ns // 1_000_000_000
 
     def _messages(
-        self, records: np.ndarray, ts: np.ndarray, template_id: int, layout: Layout
+        self, ts: np.ndarray, values: np.ndarray, plan: _Plan, template_id: int, layout: Layout
     ) -> Iterator[tuple[Datagrams, np.ndarray, np.ndarray]]:
         """Yield messages with the times of their first records and the numbers of their records; the last one has the rest."""
-        fit = max(1, (layout.message_bytes_max - 20 - layout.tail) // records.shape[1])
+        fit = max(1, (layout.message_bytes_max - 20 - layout.tail) // plan.stride)
         each = min(layout.records, fit) if layout.records else fit
-        for first, last in ((0, len(records) // each * each), (len(records) // each * each, len(records))):
+        whole = len(ts) // each * each
+        for first, last, held in ((0, whole, each), (whole, len(ts), len(ts) - whole)):
             if first == last:
                 continue
-            held = min(each, last - first)
-            size = held * records.shape[1]
-            message = np.zeros((last - first) // held, [("head", _HEAD), ("set", _SET), ("body", "u1", size), ("tail", "u1", layout.tail)])
+            parts = [("head", _HEAD), ("set", _SET), ("body", "u1", (held, plan.stride)), ("tail", "u1", layout.tail)]
+            message = np.zeros((last - first) // held, parts)
             times = ts[first:last:held]
             self._head(message["head"], message.itemsize, times)
-            message["set"]["id"], message["set"]["length"] = template_id, 4 + size + layout.tail
-            message["body"] = records[first:last].reshape(-1, size)
+            message["set"]["id"], message["set"]["length"] = template_id, 4 + held * plan.stride + layout.tail
+            _write(message["body"], ts[first:last], values[first:last], plan, layout)
             yield rows(message), times, np.full(len(message), held)
 
 
@@ -237,16 +241,20 @@ def _field(element: int, size: int, number: int) -> bytes:
     return (_ENTERPRISE | element).to_bytes(2, "big") + size.to_bytes(2, "big") + number.to_bytes(4, "big")
 
 
-def _records(ts: np.ndarray, values: np.ndarray, plan: _Plan, layout: Layout) -> np.ndarray:
-    """Return the records' bytes: shape (instants, stride)."""
-    records = np.zeros((len(ts), plan.stride), np.uint8)
+def _write(records: np.ndarray, ts: np.ndarray, values: np.ndarray, plan: _Plan, layout: Layout) -> None:
+    """Write instants and values into the bytes of records, of shape (messages, records of each, stride)."""
+
+    def put(at: int, numbers: np.ndarray, width: int) -> None:
+        octets = _bytes(numbers, width)
+        records[:, :, at : at + octets.shape[1]] = octets.reshape(*records.shape[:2], -1)
+
     if layout.time == "nanoseconds":
-        records[:, :8] = _bytes(ts[:, None], 8)
+        put(0, ts[:, None], 8)
     else:
-        records[:, :4], records[:, 4:8] = _bytes(ts[:, None] // 1_000_000_000, 4), _bytes(ts[:, None] % 1_000_000_000, 4)
+        put(0, ts[:, None] // 1_000_000_000, 4)
+        put(4, ts[:, None] % 1_000_000_000, 4)
     for at, width, first, last in plan.runs:
-        records[:, at : at + width * (last - first)] = _bytes(values[:, first:last], width)
-    return records
+        put(at, values[:, first:last], width)
 
 
 def _bytes(values: np.ndarray, width: int) -> np.ndarray:

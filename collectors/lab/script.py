@@ -252,9 +252,9 @@ class ScriptState:
         return value
 
     def _spread(self, value: Array, port: Array, priority: Array) -> Array:
-        spread = np.zeros((len(self.ts), self._shape.ports, PRIORITIES), np.int64)
-        spread[:, port, priority] = value
-        return spread
+        spread = np.zeros((len(self.ts), self._shape.ports * PRIORITIES), np.int64)
+        spread[:, port * PRIORITIES + priority] = value
+        return spread.reshape(len(self.ts), -1, PRIORITIES)
 
     def _total(self, value: Array, port: Array, priority: Array) -> Array:
         total = np.zeros((len(self.ts), self._shape.ports), np.int64)

@@ -10,18 +10,19 @@ import numpy as np
 
 from ...pipeline.clock import NS_PER_MS, NS_PER_S, Clock
 from ...pipeline.errors import ServiceError
+from ..heap import keep_freed
 from . import hft, roce, sai
 from .gnmi import Server, ServerConfig
 from .otlp import Sender, SenderConfig, points
-from .script import Script, Shape
+from .script import LOSSLESS, Script, Shape
 from .sflow import NO_BUFFER_SPACE, Agent
 from .wire import Udp
 
 PROTOCOLS = ("gnmi", "sflow", "hft", "otlp")
 PORTS = {"gnmi": 9339, "sflow": 6343, "hft": 4739, "otlp": 4317}
 
-STEP_S = 0.05
-POLL_NS = NS_PER_MS
+# What is due is sent so often, or after so many polls of high-frequency telemetry, so that no burst is larger than a receiver's buffer.
+STEP_S, STEP_POLLS = 0.05, 100
 TEMPLATES_S = 5
 SAMPLES_A_STEP = 20
 # What a stall leaves behind is skipped, as a switch's ring would be overwritten.
@@ -41,6 +42,11 @@ class LabConfig:
     certificates: Path | None = None
     switch_ports: int = 32
     seed: int = 1
+    # High-frequency telemetry: how often all is read, of each port and of each lossless queue, and how it is written.
+    poll_ns: int = NS_PER_MS
+    port_stats: tuple[str, ...] = ("IF_IN_OCTETS", "IF_OUT_OCTETS", "IF_OUT_DISCARDS")
+    queue_stats: tuple[str, ...] = ("BYTES", "CURR_OCCUPANCY_BYTES", "WRED_ECN_MARKED_PACKETS")
+    layout: hft.Layout = field(default_factory=lambda: hft.Layout(records=10, message_bytes_max=9000))
 
 
 class Lab:
@@ -60,11 +66,12 @@ class Lab:
         config, now = self._config, self._clock.now_ns()
         self.script = Script(Shape(ports=config.switch_ports, seed=config.seed, boots_ns=(now - 60 * NS_PER_S,)))
         self._agent, self._counters_ns = Agent(self.script), 0
-        lossless = [hft.session(self.script, sai.QUEUE, ("BYTES", "CURR_OCCUPANCY_BYTES", "WRED_ECN_MARKED_PACKETS"), (3,))]
-        port = [hft.session(self.script, sai.PORT, ("IF_IN_OCTETS", "IF_OUT_OCTETS", "IF_OUT_DISCARDS"))]
-        self._sessions = port + lossless
-        self._exporter = hft.Exporter(self.script, self._sessions, hft.Layout(records=10, message_bytes_max=9000))
-        self._hft_ns, self._templates_ns = now // POLL_NS * POLL_NS, 0
+        lossless = hft.session(self.script, sai.QUEUE, config.queue_stats, (LOSSLESS,))
+        self._sessions = [hft.session(self.script, sai.PORT, config.port_stats), lossless][: 2 if config.queue_stats else 1]
+        self._exporter = hft.Exporter(self.script, self._sessions, config.layout)
+        self._skipped, self._templates_ns = 0, 0
+        self._hft_ns = now // config.poll_ns * config.poll_ns
+        keep_freed()
         try:
             self._open()
         except ServiceError:
@@ -78,7 +85,12 @@ class Lab:
             self._send_sflow(self._sflow, now)
         if self._hft is not None:
             self._send_hft(self._hft, now)
-        self._clock.wait(STEP_S, self._ended)
+        self._clock.wait(min(STEP_S, STEP_POLLS * self._config.poll_ns / NS_PER_S), self._ended)
+
+    @property
+    def polls(self) -> tuple[int, int]:
+        """Polls of high-frequency telemetry since the start: those that were sent, and those that a stall left out."""
+        return self._exporter.records // len(self._sessions), self._skipped
 
     def stop(self) -> None:
         """Close everything. Idempotent."""
@@ -163,14 +175,20 @@ class Lab:
             udp.send(self._agent.flows(roce.sampled(self.script, now, SAMPLES_A_STEP, opcode), now))
 
     def _send_hft(self, udp: Udp, now: int) -> None:
-        self._hft_ns = max(self._hft_ns, (now - BEHIND_NS_MAX) // POLL_NS * POLL_NS)
+        poll_ns = self._config.poll_ns
+        behind = max(0, (now - BEHIND_NS_MAX) // poll_ns - self._hft_ns // poll_ns)
+        self._skipped += behind
+        self._hft_ns += behind * poll_ns
         if now - self._templates_ns >= TEMPLATES_S * NS_PER_S:
             self._templates_ns = now
             udp.send(self._exporter.templates(export_ns=now))
-        due = np.arange(self._hft_ns, now, POLL_NS)
-        if len(due):
-            udp.send(self._exporter.data(due))
-            self._hft_ns = int(due[-1]) + POLL_NS
+        # A message goes out when it is full; after a stall few are made at a time, for which the processor's cache has room.
+        each = self._config.layout.records
+        due = np.arange(self._hft_ns, now, poll_ns)
+        for first in range(0, len(due) // each * each, STEP_POLLS):
+            some = due[first : min(first + STEP_POLLS, len(due) // each * each)]
+            udp.send(self._exporter.data(some))
+            self._hft_ns = int(some[-1]) + poll_ns
 
     def _run_otlp(self) -> None:
         folder = self._config.certificates

@@ -2,9 +2,11 @@
 
 Bytes, packets and occupancy are known at the grain of samples, everything else at that of readings; an instant sees the last one
 before it. Steps have to be taken from the fabric's start; of the past, so much is kept as was asked for. Faults of the telemetry act on
-instants: a frozen device is asked about the moment at which it froze, a skewed one about what its clock calls now.
+instants: a frozen device is asked about the moment at which it froze, a skewed one about what its clock calls now. Steps may be taken
+by one thread while others ask: a state is of the moment at which it was asked for.
 """
 
+import threading
 from collections import deque
 from collections.abc import Sequence
 from functools import cached_property
@@ -37,6 +39,7 @@ class Tap:
         self._samples: deque[tuple[np.ndarray, ...]] = deque([(np.array([start]), none[None], none[None], none[None])], steps_kept)
         self._readings: deque[Reading] = deque(maxlen=steps_kept * 16)
         self._changes: list[tuple[int, int]] = []
+        self._lock = threading.Lock()
         mine = [fault for fault in fabric.config.faults if fault.place == device]
         self._freezes = [(start + f.begin_ns, start + f.end_ns) for f in mine if f.kind == "frozen_counter"]
         self._skews = [(start + f.begin_ns, start + f.end_ns, int(f.severity * NS_PER_MS)) for f in mine if f.kind == "skewed_clock"]
@@ -51,9 +54,10 @@ class Tap:
         ends = config.start_ns + step.first_ns + config.sample_ns * np.arange(1, count + 1)
         sent = last[1][-1] + np.cumsum(step.sent[:, self.ports], axis=0)
         received = last[2][-1] + np.cumsum(step.received[:, self.ports ^ 1], axis=0)
-        self._samples.append((ends, sent, received, step.depth[:, self.ports]))
-        self._readings.extend(step.readings)
-        self._changes += [(config.start_ns + at, port) for at, port, _ in step.events.tolist() if port in self.ports]
+        with self._lock:
+            self._samples.append((ends, sent, received, step.depth[:, self.ports]))
+            self._readings.extend(step.readings)
+            self._changes += [(config.start_ns + at, port) for at, port, _ in step.events.tolist() if port in self.ports]
 
     def at(self, ts: Sequence[int] | np.ndarray) -> "TapState":
         """Return what the switch says at the instants ``ts`` of its own clock."""
@@ -65,18 +69,14 @@ class Tap:
             true = np.where((true >= begin) & (true < end), begin, true)
         return TapState(self, ts, true)
 
+    def kept(self) -> tuple[list[tuple[np.ndarray, ...]], list[Reading], list[tuple[int, int]]]:
+        """Return what is kept: samples (instants, and what was sent, received and queued by then), readings, changes of carrier."""
+        with self._lock:
+            return list(self._samples), list(self._readings), list(self._changes)
+
     def samples(self) -> tuple[np.ndarray, ...]:
-        """Return instants, and what was sent, received and queued by then, as far back as it is kept."""
-        first, *columns = (np.concatenate(part) for part in zip(*self._samples, strict=True))
-        return first, *columns
-
-    def readings(self) -> list[Reading]:
-        """Return the readings that are kept."""
-        return list(self._readings)
-
-    def changes(self) -> list[tuple[int, int]]:
-        """Return (UTC ns, directed port) of every change of carrier."""
-        return self._changes
+        """Return the samples that are kept as four arrays: instants, and what was sent, received and queued by then."""
+        return tuple(np.concatenate(part) for part in zip(*self.kept()[0], strict=True))
 
 
 # Column of a reading, 1 where it is the far end's, bytes of a unit.
@@ -93,6 +93,7 @@ class TapState:
 
     def __init__(self, tap: Tap, ts: np.ndarray, true: np.ndarray) -> None:
         self._tap, self.ts, self._true = tap, ts, true
+        self._kept, self._readings, self._changes = tap.kept()
         start = tap.fabric.config.start_ns
         boots = np.concatenate([[start], tap.resets])
         self.boot_ts = boots[np.maximum(np.searchsorted(boots, true, "right") - 1, 0)]
@@ -171,7 +172,7 @@ class TapState:
     @cached_property
     def _bins(self) -> np.ndarray:
         shape = (len(self._tap.ports), fec.BINS)
-        rows = [np.zeros(shape, np.int64), *(reading.fec_bins[self._tap.ports ^ 1] for reading in self._tap.readings())]
+        rows = [np.zeros(shape, np.int64), *(reading.fec_bins[self._tap.ports ^ 1] for reading in self._readings)]
         table = np.stack(rows)
         return table[self._reading_of(self._true)] - np.where(self._reset[:, None, None], table[self._reading_of(self._zero)], 0)
 
@@ -188,10 +189,10 @@ class TapState:
     def _reading_of(self, at: np.ndarray) -> np.ndarray:
         """Return the number of the last reading at or before each instant, 0: none, 1: the first that is kept."""
         start = self._tap.fabric.config.start_ns
-        return np.searchsorted(np.array([start + reading.at_ns for reading in self._tap.readings()], np.int64), at, "right")
+        return np.searchsorted(np.array([start + reading.at_ns for reading in self._readings], np.int64), at, "right")
 
     def _table(self, name: str, ports: np.ndarray, first: int) -> np.ndarray:
-        rows = [reading.ports[name][ports].astype(np.int64) for reading in self._tap.readings()]
+        rows = [reading.ports[name][ports].astype(np.int64) for reading in self._readings]
         return np.stack([np.full(len(ports), first, np.int64), *rows])
 
     def _read(self, name: str, ports: np.ndarray, first: int = 0) -> np.ndarray:
@@ -202,8 +203,12 @@ class TapState:
         table = self._table(name, ports, 0) // size
         return table[self._reading_of(self._true)] - np.where(self._reset[:, None], table[self._reading_of(self._zero)], 0)
 
+    @cached_property
+    def _samples(self) -> tuple[np.ndarray, ...]:
+        return tuple(np.concatenate(part) for part in zip(*self._kept, strict=True))
+
     def _sampled(self, at: np.ndarray) -> tuple[np.ndarray, ...]:
-        ends, *columns = self._tap.samples()
+        ends, *columns = self._samples
         row = np.maximum(np.searchsorted(ends, at, "right") - 1, 0)
         return ends[row], *(column[row] for column in columns)
 
@@ -213,7 +218,7 @@ class TapState:
 
     def _carrier(self) -> np.ndarray:
         counts = np.zeros((len(self.ts), len(self._tap.ports)), np.int64)
-        for at, port in self._tap.changes():
+        for at, port in self._changes:
             counts[self._true >= at, np.searchsorted(self._tap.ports, port)] += 1
         return counts
 

@@ -163,6 +163,18 @@ class Tcp:
         self._socket = None
 
 
+def free_port() -> int:
+    """Return a port that neither TCP nor UDP has in use on loopback now."""
+    while True:
+        with socket.socket() as stream, socket.socket(type=socket.SOCK_DGRAM) as datagrams:
+            stream.bind(("127.0.0.1", 0))
+            try:
+                datagrams.bind(stream.getsockname())
+            except OSError:
+                continue
+            return stream.getsockname()[1]
+
+
 def contents(messages: Datagrams) -> bytes:
     """Return all messages in order as one run of bytes, as a stream or a file has them."""
     return b"".join(messages)

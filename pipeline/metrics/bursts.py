@@ -299,7 +299,7 @@ def _portions(closings: Sequence[Closing]) -> Iterator[list[Closing]]:
     portion: list[Closing] = []
     samples = 0
     for closing in closings:
-        mine = sum(int(frame["values"].list.len().sum()) for frame in closing.frames)
+        mine = sum(int(offsets[-1] - offsets[0]) for frame in closing.frames for offsets, _ in _samples(frame["values"]))
         if portion and samples + mine > CELLS_MAX:
             yield portion
             portion, samples = [], 0
@@ -339,9 +339,9 @@ def _joined(closings: Sequence[Closing]) -> list[pl.DataFrame]:
     alike: dict[pl.DataType, list[pl.DataFrame]] = {}
     for closing in closings:
         for frame in closing.frames:
-            named = frame.select(*_PLAIN).insert_column(
-                1, pl.repeat(closing.device, frame.height, dtype=pl.String, eager=True).alias("device")
-            )
+            # Series by hand: this is done for every message, and a query of Polars takes longer than the rows do.
+            device = pl.Series("device", [closing.device], dtype=pl.String).new_from_index(0, frame.height)
+            named = pl.DataFrame([device, *(frame[name] for name in _PLAIN)])
             alike.setdefault(frame["values"].dtype, []).append(named)
     unknown = (pl.col("port", "queue", "signal").fill_null(""), pl.col("interval_ns").fill_null(0))
     return [pl.concat(frames, rechunk=False).with_columns(*unknown) for frames in alike.values()]

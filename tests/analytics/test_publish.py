@@ -45,7 +45,7 @@ class Rig:
 
     def write(self, offset: int = 1) -> None:
         with self.store.transaction():
-            self.store.execute("INSERT INTO base.positions VALUES ('t', 0, ?)", [offset])
+            self.store.execute("INSERT INTO base.positions (topic, part, next_offset) VALUES ('t', 0, ?)", [offset])
 
     def numbers(self) -> list[int]:
         return sorted(int(path.stem) for path in (self.folder / "snapshots").glob("*.duckdb"))

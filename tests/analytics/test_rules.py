@@ -122,6 +122,15 @@ def test_a_default_rule_explains_itself(rule):
     assert {"summary", "description", "source", "runbook"} <= set(rule.annotations)
 
 
+@pytest.mark.parametrize("rule", load_folder(DEFAULT_RULES / "fabric"), ids=lambda rule: rule.name)
+def test_a_rule_of_the_fabric_passes_its_own_tests(rule, scratch):
+    """A rule over one view has a test that fires and one that must not; every one says why its threshold is what it is."""
+    assert {"summary", "description", "source", "runbook"} <= set(rule.annotations)
+    if " JOIN " not in rule.query:
+        assert {test.fires for test in rule.tests} == {True, False}
+    assert run_tests(rule, scratch) == []
+
+
 def test_a_rule_test_that_does_not_hold_is_told(tmp_path, scratch):
     """A rule's test that expects what does not happen is reported with its name."""
     test = '\n[[test]]\nname = "cold"\ntable = "t"\nrows = [{ ts_s = 0, device = "a", x = -5.0 }]\nfires = true\n'

@@ -127,11 +127,11 @@ def test_a_store_opens_again_and_keeps_its_tables(stores: Callable[[Path], Store
     """Starting on an existing store creates what is missing and keeps what is there."""
     store = stores(tmp_path)
     with store.transaction():
-        store.execute("INSERT INTO base.positions VALUES ('t', 1, 5)")
+        store.execute("INSERT INTO base.positions (topic, part, next_offset) VALUES ('t', 1, 5)")
     store.execute("DROP TABLE base.gap")
     store.stop()
     again = stores(tmp_path)
-    assert again.query("SELECT * FROM base.positions") == [{"topic": "t", "part": 1, "next_offset": 5}]
+    assert again.query("SELECT * FROM base.positions") == [{"topic": "t", "part": 1, "next_offset": 5, "unfolded": None}]
     listed = {row["name"] for row in again.query("SELECT table_name AS name FROM duckdb_tables() WHERE schema_name = 'base'")}
     assert listed == {*base_tables(), "version", "positions", "segments", "ring"}
 
@@ -171,15 +171,15 @@ def test_a_transaction_is_whole_or_nothing(stores: Callable[[Path], Store], tmp_
     before = store.writes
     for error in (ZeroDivisionError, KeyboardInterrupt):
         with pytest.raises(error), store.transaction():
-            store.execute("INSERT INTO base.positions VALUES ('t', 1, 5)")
+            store.execute("INSERT INTO base.positions (topic, part, next_offset) VALUES ('t', 1, 5)")
             raise error
     with pytest.raises(StoreError), store.transaction():
-        store.execute("INSERT INTO base.positions VALUES ('t', 1, 5)")
+        store.execute("INSERT INTO base.positions (topic, part, next_offset) VALUES ('t', 1, 5)")
         store.insert("base.positions", pl.DataFrame({"unknown": [1]}))
     assert store.query("SELECT * FROM base.positions") == []
     assert store.writes == before
     with store.transaction():
-        store.execute("INSERT INTO base.positions VALUES ('t', 1, 5)")
+        store.execute("INSERT INTO base.positions (topic, part, next_offset) VALUES ('t', 1, 5)")
     assert store.writes == before + 1
 
 

@@ -173,6 +173,16 @@ object_ids = [4]
 """
 
 
+def test_objects_that_nobody_named_are_told_apart(tmp_path):
+    """Without names, label 1 of the ports and label 1 of the queues are two objects."""
+    fields = [TIME_NS, counter(1, 1, 9), counter(1, 21, 1)]
+    n, values = 50, walk(50, 2)
+    batches = replay(tmp_path, message([(2, template(256, fields))]) + telemetry(values, T0 + np.arange(n) * STEP))
+    assert set(joined(batches, "burst_sample")["port"]) == {"port1", "queue1"}
+    for column, port in enumerate(("port1", "queue1")):
+        assert list(samples(batches, port=port).values()) == np.diff(values[:, column]).tolist()
+
+
 def test_queues_groups_and_pools(tmp_path):
     """Bytes and occupancy of queues, priority groups and pools are sampled; rows hold the last counter and the highest gauge."""
     fields = [
@@ -351,7 +361,7 @@ def test_a_dump_of_the_database_names_the_labels(tmp_path, encode):
     path = tmp_path / "state.json"
     path.write_text(json.dumps(STATE_DB))
     names = read_names(path)
-    assert (names.of(1, 5), names.of(1, 6), names.of(21, 5), names.of(1, 9)) == ("Ethernet0", "Ethernet4", "Ethernet0", "label9")
+    assert (names.of(1, 5), names.of(1, 6), names.of(21, 5), names.of(1, 9)) == ("Ethernet0", "Ethernet4", "Ethernet0", "port9")
     assert names.templates == (raw,)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from weft.collectors.lab.script import LOSSLESS, Script, Shape
-from weft.collectors.warm import free_port
+from weft.collectors.lab.wire import free_port
 from weft.pipeline.clock import NS_PER_S
 
 LIMIT_S = 150.0

@@ -11,6 +11,7 @@ import argparse
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -22,10 +23,13 @@ from types import FunctionType, ModuleType
 HERE = Path(__file__).parent
 CORPUS = HERE.parent.parent / ".cache" / "fuzz"
 
-# An input that takes longer, or a process that grows beyond this, is a finding.
-INPUT_SECONDS_MAX = 10
+# An input that takes longer (on a machine that does other things too), or a process that grows beyond this, is a finding.
+INPUT_SECONDS_MAX = 60
 RESIDENT_MIB_MAX = 2048
 INPUT_BYTES_MAX = 65_536
+
+# A process of atheris grows by some kilobytes with every input, whatever the target does, so it begins anew after so many.
+INPUTS_MAX = 100_000
 
 # From so many seconds on kernels check every index.
 CHECKED_SECONDS_MIN = 30
@@ -81,6 +85,7 @@ def _fuzz(name: str, seconds: int, corpus: Path) -> None:
     for seed in (b"", *chosen.seeds):
         chosen.run(seed)
     limits = [f"-timeout={INPUT_SECONDS_MAX}", f"-rss_limit_mb={RESIDENT_MIB_MAX}", f"-max_len={INPUT_BYTES_MAX}"]
+    limits.append(f"-runs={INPUTS_MAX}")
     options = [*limits, f"-max_total_time={seconds}", f"-artifact_prefix={folder}/", "-print_final_stats=1", str(folder)]
     atheris.Setup([sys.argv[0], *options], chosen.run)
     atheris.Fuzz()
@@ -145,13 +150,20 @@ def main() -> int:
         return 0
     failed = []
     for name in chosen.targets or names():
-        began = time.monotonic()
-        command = [sys.executable, __file__, name, "--here", "--seconds", str(chosen.seconds), "--corpus", str(chosen.corpus)]
+        began, inputs, peak = time.monotonic(), 0, 0
         # Compiling checked kernels takes longer than a short run.
         environment = _checked() if chosen.seconds >= CHECKED_SECONDS_MIN else None
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, env=environment)
-        told = [line for line in done.stderr.splitlines() if line.startswith(("stat::number_of_executed_units", "stat::peak_rss_mb"))]
-        print(f"{name}: {'ok' if done.returncode == 0 else 'FAILED'}, {time.monotonic() - began:.0f} s, {', '.join(told)}", flush=True)
+        while True:
+            left = max(1, round(chosen.seconds - (time.monotonic() - began)))
+            command = [sys.executable, __file__, name, "--here", "--seconds", str(left), "--corpus", str(chosen.corpus)]
+            done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, env=environment)
+            told = dict(re.findall(r"^stat::(\w+): +(\d+)$", done.stderr, re.MULTILINE))
+            inputs += int(told.get("number_of_executed_units", 0))
+            peak = max(peak, int(told.get("peak_rss_mb", 0)))
+            if done.returncode != 0 or time.monotonic() - began >= chosen.seconds:
+                break
+        spent = time.monotonic() - began
+        print(f"{name}: {'ok' if done.returncode == 0 else 'FAILED'}, {spent:.0f} s, {inputs:,} inputs, {peak} MB at most", flush=True)
         if done.returncode != 0:
             failed.append(name)
             print("\n".join((done.stdout + done.stderr).splitlines()[-40:]), flush=True)

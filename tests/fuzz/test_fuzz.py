@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from functools import cache
@@ -92,4 +93,4 @@ def test_guided_by_coverage(name: str, tmp_path: Path) -> None:
     command = [sys.executable, str(HERE / "fuzzing.py"), name, "--seconds", str(ATHERIS_SECONDS), "--corpus", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stdout[-4000:]
-    assert "ok" in done.stdout and "number_of_executed_units" in done.stdout
+    assert re.fullmatch(rf"{name}: ok, \d+ s, [1-9][\d,]* inputs, \d+ MB at most\n", done.stdout)

@@ -13,7 +13,19 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("analytics", "collectors", "commands", "dashboards", "pipeline")
 # What a tree without git's own list must not be searched for.
-NOT_OURS = {".git", ".venv", "build", "dist", "weft-data", "__pycache__", ".pytest_cache", ".ruff_cache", ".hypothesis", ".cache"}
+NOT_OURS = {
+    ".git",
+    ".venv",
+    "build",
+    "dist",
+    "weft-data",
+    "weft-demo",
+    "__pycache__",
+    ".pytest_cache",
+    ".ruff_cache",
+    ".hypothesis",
+    ".cache",
+}
 
 
 @dataclass(frozen=True)

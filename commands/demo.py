@@ -1,0 +1,268 @@
+"""``weft demo``: a virtual fabric in which something goes wrong, its telemetry through real protocols, and the whole product on it."""
+
+import shutil
+import signal
+import sys
+import threading
+from argparse import ArgumentParser, Namespace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from ..pipeline.clock import NS_PER_S, Clock, SystemClock
+from ..pipeline.errors import ServiceError, StoreError
+from ..pipeline.supervise import Child, Supervisor
+from . import demo_findings as findings
+from .lab import fabric_options
+from .settings import claim_data_folder, load, passed_on
+
+DEFAULT_FAULTS = ("pause_storm",)
+MARKER = "this-is-a-weft-demo"
+# What a demo makes in its folder, and takes away when another one begins there.
+_MADE = ("store", "bus", "lab", "weft.toml", "hft-templates.json")
+RULES = Path(__file__).parents[1] / "collectors" / "lab" / "rules"
+PATIENCE_S = 60.0
+LOOK_NS = 2 * NS_PER_S
+
+# The default rules on bursts are for networks that are idle most of the time; training is a burst every 100 ms.
+_SETTINGS = """# Written by 'weft demo'.
+[analyze.alerts]
+rules = '{rules}'
+disabled = ["burst-time", "contention", "latency-tail"]
+"""
+
+QUERIES = (
+    "SELECT rule, summary, state, fired_at FROM alerts ORDER BY starts_at DESC LIMIT 10",
+    "SELECT device, port, max(pause_rx_ratio) AS paused, sum(ecn_marked_packets) AS marked, max(watermark_max_bytes) AS fullest"
+    " FROM queues_1s WHERE direction = 'tx' AND ts >= (SELECT max(ts) FROM queues_1s) - INTERVAL 20 SECOND"
+    " GROUP BY ALL ORDER BY paused DESC, marked DESC LIMIT 10",
+    "SELECT device, port, avg(utilization_mean_ratio) AS mean, max(utilization_max_ratio) AS worst_millisecond, sum(burst_count) AS bursts"
+    " FROM ports_1s WHERE direction = 'tx' AND sample_interval_ns = 1000000 GROUP BY ALL ORDER BY bursts DESC LIMIT 10",
+)
+
+
+def options(parser: ArgumentParser) -> None:
+    parser.add_argument("--seconds", type=float, metavar="N", help="stop after so many seconds")
+    fabric_options(parser)
+    parser.add_argument("--no-dashboard", action="store_true", help="do not serve the dashboard")
+    parser.add_argument("--port", type=int, help="port of the dashboard (default: 8501)")
+
+
+def demo(chosen: Namespace) -> int:
+    """Run until Ctrl-C or for some seconds; then say what went wrong and what the store says about it."""
+    from ..dashboards import service as dashboard
+
+    if chosen.config is not None:
+        raise ServiceError("the demo brings its own configuration", "leave --config out, or run 'weft up' with it")
+    make_folder(chosen)
+    chosen.config = chosen.data / "weft.toml"
+    # Of its own sections alone: a supervisor should not carry what its services compute with.
+    dash = load(chosen, dash=dashboard.DashConfig).dash
+    port = chosen.port if chosen.port is not None else dash.port
+    if not chosen.no_dashboard:
+        dashboard.check_port(replace(dash, port=port))
+    clock = SystemClock()
+    asked = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: asked.set())
+    deadline = clock.monotonic_ns() + int(chosen.seconds * NS_PER_S) if chosen.seconds is not None else None
+    lab, tree = Supervisor([_lab(chosen)], clock), Supervisor(children(chosen, port), clock)
+    watch = Watch(chosen.data)
+    began = clock.monotonic_ns()
+    try:
+        lab.start()
+        collects = _wait_for_settings(chosen, lab, clock, asked, deadline)
+        if collects:
+            tree.start()
+            _welcome(chosen, f"http://{dash.address}:{port}")
+        while collects and not asked.is_set() and (deadline is None or clock.monotonic_ns() < deadline):
+            lab.step(0.1)
+            tree.step(0.1)
+            watch.step(clock, (clock.monotonic_ns() - began) / NS_PER_S)
+    finally:
+        # Who listens first, so that nobody complains of the fabric's end; then the others come to theirs.
+        tree.stop("collect")
+        lab.stop()
+        tree.stop()
+    watch.close()
+    summary(chosen)
+    return 0
+
+
+def make_folder(chosen: Namespace) -> None:
+    """Make the demo's folder, or empty it of what an earlier demo left.
+
+    Raises:
+        ServiceError: it holds something that is not a demo's, or cannot be made.
+        StoreError: a demo runs in it.
+    """
+    data: Path = chosen.data
+    claim_data_folder(chosen)
+    if any(data.iterdir()) and not (data / MARKER).exists():
+        raise ServiceError(f"{data} holds something that is not a demo's, which begins afresh", "choose another folder with --data")
+    try:
+        for name in _MADE:
+            path = data / name
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        (data / MARKER).write_text("'weft demo' empties this folder when it starts.\n")
+        (data / "weft.toml").write_text(_SETTINGS.format(rules=RULES))
+    except OSError as error:
+        raise ServiceError(f"{error.filename} cannot be written ({error.strerror})", "choose another folder with --data") from None
+
+
+def _lab(chosen: Namespace) -> Child:
+    faults = [part for fault in chosen.fault or DEFAULT_FAULTS for part in ("--fault", fault)]
+    made = ("--scale", chosen.scale, "--jobs", str(chosen.jobs), "--seed", str(chosen.seed), *faults)
+    return Child("lab", ("lab", "fabric", *made, *passed_on(chosen)))
+
+
+def children(chosen: Namespace, port: int) -> list[Child]:
+    """Return the services that a fabric needs to be seen, in the order in which they start and stop."""
+    shared = passed_on(chosen)
+    collect = (*passed_on(Namespace(**{**vars(chosen), "config": chosen.data / "lab" / "collect.toml"})),)
+    dash = [] if chosen.no_dashboard else [Child("dash", ("dash", "--port", str(port), *shared))]
+    return [
+        Child("collect", ("collect", *collect)),
+        Child("process-0", ("process", "--member", "process-0", *shared)),
+        Child("analyze", ("analyze", *shared)),
+        *dash,
+    ]
+
+
+def _wait_for_settings(chosen: Namespace, lab: Supervisor, clock: Clock, asked: threading.Event, deadline: int | None) -> bool:
+    """Wait until the fabric says how to collect from it; return whether it did before the end was asked for."""
+    patience = clock.monotonic_ns() + int(PATIENCE_S * NS_PER_S)
+    while not (chosen.data / "lab" / "collect.toml").exists():
+        lab.step(0.05)
+        if asked.is_set() or (deadline is not None and clock.monotonic_ns() >= deadline):
+            return False
+        if clock.monotonic_ns() >= patience:
+            raise ServiceError(f"the fabric was not there within {PATIENCE_S:.0f} s", "choose a smaller --scale")
+    return True
+
+
+def _welcome(chosen: Namespace, address: str) -> None:
+    lines = [
+        "A virtual fabric is running, and something will go wrong in it after some ten seconds. Ctrl-C stops it and tells what it was.",
+        *([] if chosen.no_dashboard else [f"  dashboard  {address}"]),
+        f"  DuckDB     duckdb -readonly {chosen.data / 'store' / 'current.duckdb'}",
+        "  to ask     (in DuckDB, or with weft sql)",
+        *(f'  weft sql --data {chosen.data} "{query}"' for query in QUERIES),
+    ]
+    print("\n".join(lines), flush=True)
+
+
+@dataclass(slots=True)
+class Watch:
+    """Looks at what is published every two seconds: says how it goes on a terminal, and when the first alert fires."""
+
+    data: Path
+    _due_ns: int = 0
+    _fired: bool = False
+    _faults: list[findings.Injected] = field(default_factory=list)
+
+    def step(self, clock: Clock, seconds: float) -> None:
+        """Look, if it is time to."""
+        if clock.monotonic_ns() < self._due_ns:
+            return
+        self._due_ns = clock.monotonic_ns() + LOOK_NS
+        self._faults = self._faults or injected(self.data)
+        alerts, windows = self._look()
+        for fault in self._faults[:1]:
+            after = _after(alerts, fault)
+            if after.height and not self._fired:
+                self._fired = True
+                first = after.row(0, named=True)
+                since = (first["fired_ns"] - fault.begin_ns) / NS_PER_S
+                self.close()
+                print(f"alert: {first['rule']}: {first['summary']} ({since:.0f} s after the fault began)", flush=True)
+        if sys.stderr.isatty():
+            begun = sum(clock.now_ns() >= fault.begin_ns for fault in self._faults)
+            said = f"{seconds:4.0f} s  {windows:,} rows of windows  {begun} of {len(self._faults)} faults under way  {alerts.height} alerts"
+            print(f"\r{said}\x1b[K", end="", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """End the line of progress."""
+        if sys.stderr.isatty():
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+    def _look(self) -> tuple[pl.DataFrame, int]:
+        from ..analytics.store import Reader
+
+        nothing = pl.DataFrame(schema={"rule": pl.String, "summary": pl.String, "fired_ns": pl.Int64})
+        try:
+            reader = Reader(self.data / "store", sandbox=True)
+        except StoreError:
+            return nothing, 0
+        try:
+            windows = reader.frame("SELECT count(*) AS n FROM state.port_samples_1s")["n"][0]
+            return findings.alerts_of(reader, rule_names()), windows
+        except StoreError:
+            return nothing, 0
+        finally:
+            reader.close()
+
+
+def _after(alerts: pl.DataFrame, fault: findings.Injected) -> pl.DataFrame:
+    """Return the alerts of the rules that watch for such a fault, from its begin on."""
+    return alerts.filter(pl.col("fired_ns") >= fault.begin_ns, pl.col("rule").is_in(findings.watching(fault.kind)))
+
+
+def rule_names() -> list[str]:
+    """Return the names of the demo's own rules."""
+    return sorted(path.stem for path in RULES.glob("*.toml"))
+
+
+def injected(data: Path) -> list[findings.Injected]:
+    """Return the faults as the truth has them, nothing while there is none."""
+    files = sorted((data / "lab" / "truth" / "faults").glob("*.parquet"))
+    if not files:
+        return []
+    faults = pl.read_parquet(files).sort("begin_ts")
+    return [findings.Injected(*row) for row in faults.select("kind", "place", "begin_ts").rows()]
+
+
+def summary(chosen: Namespace) -> None:
+    """Print what went wrong, what the store says about it, and the alerts."""
+    from ..analytics.store import Reader
+
+    faults = injected(chosen.data)
+    try:
+        reader: Any = Reader(chosen.data / "store")
+    except StoreError:
+        print("Nothing was stored: the demo ended too early.")
+        return
+    try:
+        alerts = findings.alerts_of(reader, rule_names())
+        for fault in faults:
+            print("\n".join(_about(reader, fault, alerts)))
+    finally:
+        reader.close()
+    for rule, count in alerts.group_by("rule").len().sort("rule").rows():
+        print(f"  alerts     {rule}: {count}")
+    print(f"  kept       {chosen.data}: weft dash --data {chosen.data}; the truth is in {chosen.data / 'lab' / 'truth'}")
+
+
+def _about(reader: Any, fault: findings.Injected, alerts: pl.DataFrame) -> list[str]:
+    at = f" at {fault.place}" if fault.place else ""
+    lines = [f"fault        {fault.kind}{at}"]
+    found = findings.find(reader, fault)
+    if found is None:
+        lines.append("  store says nothing of it")
+    else:
+        verdict = {True: "it is the place", False: "that is another place", None: "the fault has no one place"}[found.is_it]
+        lines.append(f"  store says {found.place}: {found.says} ({verdict})")
+    after = _after(alerts, fault)
+    if after.height:
+        first = after.row(0, named=True)
+        lines.append(f"  first      {first['rule']} after {(first['fired_ns'] - fault.begin_ns) / NS_PER_S:.1f} s: {first['summary']}")
+    elif findings.watching(fault.kind):
+        lines.append("  first      no alert")
+    else:
+        lines.append("  first      no rule watches for it")
+    return lines

@@ -1,0 +1,154 @@
+"""How alerts are scored against what really happened: precision, recall, place, time to detect, false alarms.
+
+An alert belongs to a fault's time if it fires from the fault's begin to ``GRACE_NS`` after its end. It is right if its labels name the
+fault's place; both ends of a link are the same place, since a host that pauses shows at the switch port that it pauses. A fault
+without a place (all switches) or of a telemetry's device has no port to be named.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+# Windows close after the fault has ended.
+GRACE_NS = 2_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """An alert as far as scoring goes: its labels, and when it fired (ns)."""
+
+    rule: str
+    labels: Mapping[str, str]
+    fired_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a fault is: (device, port) that are right, or devices alone, or a job. Nothing of all: everywhere."""
+
+    ports: frozenset[tuple[str, str]] = frozenset()
+    devices: frozenset[str] = frozenset()
+    job: str = ""
+
+    @property
+    def everywhere(self) -> bool:
+        return not (self.ports or self.devices or self.job)
+
+    def has_device(self, labels: Mapping[str, str]) -> bool:
+        """Return whether the labels name a device of the place."""
+        device = labels.get("device", "")
+        return self.everywhere or device in self.devices or any(device == own for own, _ in self.ports)
+
+    def has(self, labels: Mapping[str, str]) -> bool:
+        """Return whether the labels name the place itself."""
+        if self.everywhere or (self.job and labels.get("job") == self.job):
+            return True
+        return (labels.get("device", ""), labels.get("port", "")) in self.ports or labels.get("device", "") in self.devices
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run: its fault's time and place (``None``: a quiet run), how long it was, and the alerts."""
+
+    kind: str
+    span_ns: int
+    alerts: tuple[Alert, ...]
+    place: Place | None = None
+    begin_ns: int = 0
+    end_ns: int = 0
+
+    @property
+    def in_time(self) -> list[Alert]:
+        return sorted((a for a in self.alerts if self.begin_ns <= a.fired_ns <= self.end_ns + GRACE_NS), key=lambda a: a.fired_ns)
+
+    @property
+    def right(self) -> list[Alert]:
+        return [alert for alert in self.in_time if self.place is not None and self.place.has(alert.labels)]
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What is printed of the runs of one kind; ``None`` where nothing was there to be judged."""
+
+    kind: str
+    runs: int
+    detected: int
+    alerts: int
+    right: int
+    device_right: int
+    first_right: int
+    detect_s: float | None
+    rules: tuple[str, ...]
+
+    @property
+    def recall(self) -> float:
+        return self.detected / self.runs
+
+    @property
+    def precision(self) -> float | None:
+        """Right alerts of all alerts of these runs, also those before the fault."""
+        return self.right / self.alerts if self.alerts else None
+
+    @property
+    def device_ratio(self) -> float | None:
+        """Alerts that name a device of the place, of all."""
+        return self.device_right / self.alerts if self.alerts else None
+
+    @property
+    def localised(self) -> float:
+        """Runs whose first alert in the fault's time names the place."""
+        return self.first_right / self.runs
+
+
+def score(kind: str, runs: Sequence[Run]) -> Score:
+    """Return the score of at least one run with a fault of this kind."""
+    places = [(run, run.place) for run in runs if run.place is not None]
+    delays = [(run.right[0].fired_ns - run.begin_ns) / 1e9 for run in runs if run.right]
+    return Score(
+        kind,
+        len(runs),
+        sum(bool(run.right) for run in runs),
+        sum(len(run.alerts) for run in runs),
+        sum(len(run.right) for run in runs),
+        sum(place.has_device(alert.labels) for run, place in places for alert in run.in_time),
+        sum(place.has(run.in_time[0].labels) for run, place in places if run.in_time),
+        median(delays) if delays else None,
+        tuple(sorted({alert.rule for run in runs for alert in run.right})),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class FalseAlarms:
+    """Alerts of quiet runs. ``at_most`` is the rate a day that so long a time excludes at 95 % (Poisson, three where none was seen)."""
+
+    alarms: int
+    seconds: float
+
+    @property
+    def a_day(self) -> float:
+        return self.alarms * 86_400 / self.seconds
+
+    @property
+    def at_most(self) -> float:
+        return _poisson_upper(self.alarms) * 86_400 / self.seconds
+
+
+def false_alarms(runs: Iterable[Run]) -> FalseAlarms | None:
+    """Return what the quiet runs say, ``None`` where there are none."""
+    quiet = [run for run in runs if run.place is None]
+    return FalseAlarms(sum(len(run.alerts) for run in quiet), sum(run.span_ns for run in quiet) / 1e9) if quiet else None
+
+
+def _poisson_upper(count: int) -> float:
+    """Return the mean at which so few events or fewer have a chance of 5 %, by bisection."""
+    from math import exp
+
+    low, high = 0.0, 10.0 + 3.0 * count
+    for _ in range(60):
+        middle = (low + high) / 2
+        term = total = exp(-middle)
+        for k in range(1, count + 1):
+            term *= middle / k
+            total += term
+        low, high = (middle, high) if total > 0.05 else (low, middle)
+    return high

@@ -1,0 +1,166 @@
+"""The demo as a newcomer starts it: what goes wrong is seen, found and told, and nothing is left behind."""
+
+import json
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import polars as pl
+import psutil
+import pytest
+
+from weft.analytics.alerts.rules import load_folder
+from weft.analytics.store import Reader
+from weft.collectors.lab.faults import FAULTS
+from weft.commands import demo, demo_findings
+from weft.commands.lab import FAULT_NAMES
+from weft.pipeline.bus import BusConfig, open_bus
+from weft.pipeline.clock import SystemClock
+from weft.pipeline.codec import decode, table_of
+from weft.pipeline.schema import FAMILIES
+
+LIMIT_S = 120.0
+# Of all services together, each page that several share counted once.
+MEMORY_BYTES_MAX = 1 << 30
+SERVICES = ("lab", "collect", "process", "analyze")
+
+
+def proportional_bytes(pid: int) -> int:
+    """Return a process's memory, shared pages by their share."""
+    try:
+        found = re.search(r"^Pss:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.M)
+    except OSError:
+        return 0
+    return int(found[1]) * 1024 if found else 0
+
+
+def services(pid: int) -> dict[str, int]:
+    """Return the process ids of a demo's services by name."""
+    try:
+        tree = psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return {}
+    found = {}
+    for process in tree:
+        try:
+            words = process.cmdline()
+        except psutil.Error:
+            continue
+        found |= {name: process.pid for name in SERVICES if name in words[3:4]}
+    return found
+
+
+def published(data: Path) -> dict[str, pl.DataFrame]:
+    """Return the rows that were published on the bus, by family."""
+    bus = open_bus(BusConfig(), data)
+    consumer = bus.consumer([table.topic for table in FAMILIES.values()])
+    frames: dict[str, list[pl.DataFrame]] = {}
+    while messages := consumer.poll(0.0, 64 * 2**20):
+        for message in messages:
+            table = table_of(message.headers)
+            frames.setdefault(table.name, []).append(decode(message.value, table).select("source", "device"))
+    consumer.close()
+    bus.close()
+    return {family: pl.concat(parts) for family, parts in frames.items()}
+
+
+@pytest.mark.alone
+def test_a_demo_finds_what_it_broke(weft, tmp_path):
+    """The default demo says where it is, fires an alert, names the place of the fault, keeps its memory, and each thing has one source."""
+    data, said = tmp_path / "demo", tmp_path / "said"
+    most = 0
+    with said.open("w") as file:
+        process = weft.start("demo", "--no-dashboard", "--data", data, stdout=file, stderr=file)
+    deadline = time.monotonic() + LIMIT_S
+    while "\nalert: queue-paused: " not in said.read_text():
+        assert process.poll() is None and time.monotonic() < deadline, said.read_text()
+        most = max(most, sum(proportional_bytes(pid) for pid in services(process.pid).values()))
+        time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    process.wait(LIMIT_S)
+    out = said.read_text()
+    assert process.returncode == 0, out
+    assert f"duckdb -readonly {data}/store/current.duckdb" in out
+    (fault,) = demo.injected(data)
+    assert re.search(rf"^fault +pause_storm at {fault.place}$", out, re.M), out
+    assert re.search(r"^  store says leaf-\S+: paused .* \(it is the place\)$", out, re.M), out
+    assert most < MEMORY_BYTES_MAX
+    # Of the fabric nothing else is said; what a busy machine does to telemetry is told by rules of severity info.
+    told = set(re.findall(r"^  alerts +(\S+): ", out, re.M))
+    assert {rule.name for rule in load_folder(demo.RULES) if rule.severity != "info"} & told == {"queue-paused"}, out
+
+    rows = published(data)
+    assert {"port", "queue", "nic", "nvlink", "gpu", "burst_sample", "packet", "latency", "inventory"} <= set(rows)
+    for family in ("port", "queue", "burst_sample", "packet", "nic"):
+        sources = rows[family].unique().group_by("device").len()
+        assert sources["len"].max() == 1, family
+    assert {"gnmi", "hft", "otlp", "sflow", "lab", "host"} <= set(rows["port"]["source"])
+    reader = Reader(data / "store")
+    try:
+        for query in demo.QUERIES:
+            assert reader.frame(query).height > 0, query
+    finally:
+        reader.close()
+    links = pl.read_parquet(data / "lab" / "truth" / "links" / "*.parquet")
+    assert links.select("device", "port").unique().height == 256
+
+
+@pytest.mark.alone
+def test_ctrl_c_ends_everything_and_a_second_demo_begins_afresh(weft, tmp_path):
+    """Ctrl-C leaves no process and exit code 0; the next demo takes the first one's data away and nothing else."""
+    data = tmp_path / "demo"
+    process = weft.start("demo", "--scale", "toy", "--no-dashboard", "--data", data, "--fault", "link_flap")
+    deadline = time.monotonic() + LIMIT_S
+    while set(services(process.pid)) != set(SERVICES) or not (data / "store" / "current.duckdb").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.2)
+    tree = [psutil.Process(pid) for pid in services(process.pid).values()]
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 0, out + err
+    assert "fault        link_flap at leaf-" in out
+    assert not any(one.is_running() for one in tree)
+
+    (data / "notes.txt").write_text("mine")
+    (data / "store" / "left.parquet").write_text("of the first")
+    weft.run("demo", "--seconds", 1, "--scale", "toy", "--no-dashboard", "--data", data)
+    assert (data / "notes.txt").read_text() == "mine"
+    assert not (data / "store" / "left.parquet").exists()
+
+
+def test_a_folder_that_is_not_a_demo_s_is_left_alone(weft, tmp_path):
+    """Where something else lies the demo begins nothing and takes nothing away."""
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "precious").write_text("mine")
+    said = weft.fails("demo", "--seconds", 1, "--no-dashboard", "--data", tmp_path)
+    assert "not a demo's" in said and "--data" in said
+    assert (tmp_path / "store" / "precious").read_text() == "mine"
+    assert os.listdir(tmp_path) == ["store"]
+
+
+def test_a_fault_that_is_misspelt_is_told(weft, tmp_path):
+    """An unknown fault is a wrong command line with the nearest name; a place that there is not ends the demo with one."""
+    done = weft.run("demo", "--fault", "slow_nick", "--data", tmp_path / "demo", expect=2)
+    assert "did you mean 'slow_nic'" in done.stderr
+    assert not (tmp_path / "demo").exists()
+    said = weft.fails("demo", "--no-dashboard", "--data", tmp_path / "demo", "--fault", "slow_nic@host-0003/mlx5_77")
+    assert "has no port mlx5_77" in said
+
+
+def test_the_names_of_the_command_line_are_those_of_the_fabric():
+    """Help, symptoms and defaults speak of faults and rules that there are."""
+    assert set(FAULT_NAMES) == set(FAULTS)
+    assert set(demo_findings.SYMPTOMS) <= set(FAULTS)
+    watching = {rule for kind in FAULTS for rule in demo_findings.watching(kind)}
+    assert watching <= set(demo.rule_names())
+
+
+def test_progress_is_for_terminals(tmp_path, capsys):
+    """Without a terminal and without a store the watch says nothing and does not fail."""
+    watch = demo.Watch(tmp_path)
+    watch.step(SystemClock(), 1.0)
+    watch.close()
+    assert capsys.readouterr() == ("", "")
+    assert json.dumps(demo.injected(tmp_path)) == "[]"

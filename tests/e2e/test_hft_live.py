@@ -1,0 +1,102 @@
+"""A whole switch at 100 us over a real socket: what the collect service publishes of it is what the switch counted, and all of it."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from weft.collectors.lab.hft import Layout
+from weft.collectors.lab.serve import Lab, LabConfig
+from weft.collectors.warm import free_port
+from weft.pipeline.bus import Bus, BusConfig, open_bus
+from weft.pipeline.clock import NS_PER_S, SystemClock
+from weft.pipeline.codec import decode
+from weft.pipeline.schema import FAMILIES
+
+LIMIT_S, SECONDS, PORTS, POLL_NS = 90.0, 3.0, 64, 100_000
+STATS = (
+    *("IF_IN_OCTETS", "IF_OUT_OCTETS", "OUT_CURR_OCCUPANCY_BYTES", "IF_OUT_DISCARDS", "ECN_MARKED_PACKETS"),
+    *(f"PFC_{n}_{way}_PKTS" for n in range(5) for way in ("RX", "TX")),
+    *(f"IF_IN_FEC_CODEWORD_ERRORS_S{n}" for n in range(15)),
+)
+
+
+def _read(bus: Bus, family: str) -> pl.DataFrame:
+    """Return all rows of a family that are on the bus."""
+    table = FAMILIES[family]
+    consumer, frames = bus.consumer([table.topic]), [table.empty()]
+    while messages := consumer.poll(2.0):
+        frames += [decode(message.value, table) for message in messages]
+    consumer.close()
+    return pl.concat(frames)
+
+
+def _send(weft: Any, bus: Bus, folder: Path) -> Lab:
+    """Let the lab send to a collect service until the time is over; end the service; return the lab."""
+    clock = SystemClock()
+    config = LabConfig(("hft",), {"hft": free_port()}, None, PORTS, 1, POLL_NS, STATS, (), Layout(records=4))
+    lab = Lab(config, clock, folder / "lab")
+    lab.start()
+    file = folder / "weft.toml"
+    file.write_text(f"{lab.toml()}\ninterval_us = 100\n[collect.host]\nenabled = false\n")
+    lab.stop()
+    service = weft.start("collect", "--config", file, "--data", folder)
+    published, deadline = bus.consumer([FAMILIES["self_metric"].topic]), time.monotonic() + LIMIT_S
+    while not published.poll(0.1):
+        assert service.poll() is None and time.monotonic() < deadline
+    published.close()
+    lab.start()
+    ends = time.monotonic() + SECONDS
+    while time.monotonic() < ends:
+        lab.step()
+    # Whatever was lost up to here shows as a hole before what comes now.
+    clock.wait(0.2)
+    lab.step()
+    lab.stop()
+    service.terminate()
+    _, err = service.communicate(timeout=LIMIT_S)
+    assert service.returncode == 0 and "Traceback" not in err, err
+    return lab
+
+
+@pytest.mark.alone
+def test_thirty_statistics_of_sixty_four_ports(weft: Any, tmp_path: Path) -> None:
+    """Every poll of the switch is a sample, of the very bytes that it counted, or is admitted to be missing: not one is unaccounted for."""
+    assert len(STATS) == 30
+    bus = open_bus(BusConfig(), tmp_path)
+    lab = _send(weft, bus, tmp_path)
+    rows, gaps = _read(bus, "burst_sample"), _read(bus, "gap").filter(what="samples")
+    bus.close()
+    sent, skipped = lab.polls
+    assert sent > 0
+    signals = {"rx_bytes": -1, "tx_bytes": -1, "queue_bytes": 0}
+    assert set(rows["signal"]) == set(signals) and set(rows["port"]) == set(lab.script.switch.ports)
+    expected = PORTS * sum(sent + skipped + less for less in signals.values())
+    assert int(rows["values"].list.len().sum()) + int(gaps["missed"].sum()) == expected
+    _assert_is_the_switch_s(lab, rows)
+
+
+def _assert_is_the_switch_s(lab: Lab, rows: pl.DataFrame) -> None:
+    """Each sample is what the switch's own closed form says of its slot."""
+    assert set(rows["interval_ns"]) == {POLL_NS}
+    index = {name: k for k, name in enumerate(lab.script.switch.ports)}
+    begin, runs = int(rows["ts"].min()), rows.with_columns(count=pl.col("values").list.len())  # type: ignore[arg-type]
+    slots = int((runs["ts"] - begin + runs["count"].cast(pl.Int64) * POLL_NS).max()) // POLL_NS  # type: ignore[arg-type,operator]
+    assert slots * POLL_NS < LIMIT_S * NS_PER_S
+    state = lab.script.at(begin + np.arange(slots + 1) * POLL_NS)
+    wanted = {
+        "rx_bytes": np.diff(state.port("rx_bytes"), axis=0),
+        "tx_bytes": np.diff(state.port("tx_bytes"), axis=0),
+        "queue_bytes": state.port("out_occupancy_bytes"),
+    }
+    seen = {signal: np.zeros((slots + 1, PORTS), bool) for signal in wanted}
+    for ts, port, signal, values in rows.select("ts", "port", "signal", "values").iter_rows():
+        first, column = divmod(ts - begin, POLL_NS)[0], index[port]
+        part = slice(first, first + len(values))
+        assert values == wanted[signal][part, column].tolist(), (ts, port, signal)
+        assert not seen[signal][part, column].any()
+        seen[signal][part, column] = True
+    assert all(wanted[signal].any() for signal in wanted)
