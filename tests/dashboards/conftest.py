@@ -17,9 +17,18 @@ import pytest
 
 from weft.analytics import alerts
 from weft.analytics.publish import PublishConfig, Publisher
-from weft.analytics.store import Store
+from weft.analytics.rollup import fold
+from weft.analytics.store import Store, stored
+from weft.collectors.lab.export import Exporter
+from weft.collectors.lab.fabric import Fabric, FabricConfig
+from weft.collectors.lab.faults import Fault
+from weft.collectors.lab.topology import rail_fabric
+from weft.collectors.lab.workload import dense, training
 from weft.pipeline.clock import SystemClock
+from weft.pipeline.metrics import METRICS, MetricConfig
+from weft.pipeline.metrics.base import Closing
 from weft.pipeline.report import Report
+from weft.pipeline.schema import FAMILIES, STATES
 
 RACKS, HOSTS, SECONDS, BINS = 3, 6, 6, 50
 LINE_RATE_BPS = 12_500_000_000
@@ -209,6 +218,62 @@ def pictured(seed: Seed, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("queues", "ports"):
         _replay(seed.data.parent / f"{name}.parquet", data)
     return data
+
+
+@dataclass(frozen=True)
+class SlowFabric:
+    """The store of a virtual fabric in which one adapter is slow, the adapter, its leaf's port, and what was read of everything."""
+
+    data: Path
+    adapter: tuple[str, str]
+    leaf: tuple[str, str]
+    readings: dict[str, pl.DataFrame]
+
+
+def _run_fabric(adapter: tuple[str, str], racks: int, hosts: int, rails: int, seconds: int) -> tuple[dict[str, pl.DataFrame], pl.DataFrame]:
+    """Return what collectors see of a fabric with two jobs, and its inventory; the adapter is slow after a quarter of the time."""
+    count, second = racks * hosts, 1_000_000_000
+    first = count * 5 // 8 // 4 * 4
+    jobs = (training("pretrain-moe", range(first)), dense("finetune", range(first, count * 7 // 8)))
+    fault = Fault("slow_nic", "/".join(adapter), seconds * second // 4, severity=0.7)
+    topology = rail_fabric(racks, hosts, rails, spines=rails, parallel=1)
+    config = FabricConfig(topology, jobs, (fault,), step_ns=200_000, packet_sampling=0, counter_ns=second // 2)
+    fabric = Fabric(config, 1)
+    exporter = Exporter(fabric)
+    steps = [exporter.frames(fabric.advance(k * second)) for k in range(1, seconds + 1)]
+    return {family: pl.concat([step[family] for step in steps if family in step]) for family in steps[0]}, exporter.inventory()
+
+
+def _keep(data: Path, readings: dict[str, pl.DataFrame], inventory: pl.DataFrame) -> None:
+    """Store what the windows of all readings hold, as the services do it, and publish it."""
+    store = Store(data / "store")
+    store.start()
+    with store.transaction():
+        store.insert("base.inventory", stored(FAMILIES["inventory"], inventory))
+        for family in METRICS.keys() & readings.keys():
+            devices = readings[family].partition_by("device", as_dict=True)
+            closings = [Closing(str(device), 0, 2**62 // 10**9 * 10**9, [rows], ended=True) for (device,), rows in devices.items()]
+            for name, rows in METRICS[family](MetricConfig()).close_all(closings).items():
+                table = STATES.get(name)
+                if table is not None and rows.height:
+                    store.insert(f"base.{name}_1s" if table.having("key") else f"base.{name}", stored(table, rows))
+                    if table.having("key"):
+                        fold(store, table, rows)
+    clock = SystemClock()
+    Publisher(store, PublishConfig(), clock, Report("test", "here", clock)).start()
+    store.stop()
+
+
+@pytest.fixture(scope="session")
+def slow_fabric(tmp_path_factory: pytest.TempPathFactory) -> SlowFabric:
+    """Return the store of some seconds of a fabric with a slow adapter; of a larger one where pictures for the docs are asked for."""
+    adapter = ("host-0005", "mlx5_3")
+    size = (4, 8, 8, 16) if os.environ.get("WEFT_PICTURES") else (2, 4, 4, 4)
+    readings, inventory = _run_fabric(adapter, *size)
+    data = tmp_path_factory.mktemp("fabric") / "data"
+    _keep(data, readings, inventory)
+    link = inventory.filter(kind="link", device=adapter[0], key=adapter[1]).row(0, named=True)
+    return SlowFabric(data, adapter, (link["peer_device"], link["peer_port"]), readings)
 
 
 @pytest.fixture(scope="session")

@@ -30,7 +30,17 @@ FLAGS = [
     "--no-first-run",
     "--disable-dev-shm-usage",
 ]
-PICTURED = ("overview-light", "overview-dark", "bursts-light", "congestion-light", "latency-light", "pipeline-light", "sql-light")
+PICTURED = (
+    "overview-light",
+    "overview-dark",
+    "bursts-light",
+    "congestion-light",
+    "latency-light",
+    "pipeline-light",
+    "sql-light",
+    "fabric-light",
+    "fabric-dark",
+)
 PICTURES = Path(__file__).parents[2] / "dashboards" / "docs" / "images"
 
 # Streamlit asks for these beside every page it is opened at, to find where it is mounted.
@@ -135,6 +145,12 @@ def pictures(seed, pictured, serve, address) -> str:
     return address if pictured == seed.data else serve(pictured)[0]
 
 
+@pytest.fixture(scope="module")
+def fabric_address(slow_fabric, serve) -> str:
+    """Return the address of a dashboard on the fabric with a slow adapter."""
+    return serve(slow_fabric.data)[0]
+
+
 @pytest.fixture
 def window(browser: Any, address: str) -> Iterator[Callable[..., Window]]:
     """Return a function that opens a window; far from UTC, so that a time in the browser's zone would show."""
@@ -151,7 +167,7 @@ def window(browser: Any, address: str) -> Iterator[Callable[..., Window]]:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("name", VIEWS)
+@pytest.mark.parametrize("name", [name for name in VIEWS if name != "fabric"])
 def test_every_page_is_drawn(name, scheme, window, pictures, tmp_path):
     """Each page in each theme has its charts drawn, no error anywhere, and costs less than 2 MB."""
     view = window(scheme, pictures)
@@ -165,14 +181,23 @@ def test_every_page_is_drawn(name, scheme, window, pictures, tmp_path):
     background = view.page.evaluate("getComputedStyle(document.querySelector('[data-testid=stApp]')).backgroundColor")
     shade = sum(int(part) for part in re.findall(r"\d+", background)[:3])
     assert shade > 600 if scheme == "light" else shade < 150
+    _show_all(view)
+    view.assert_sound()
+    _take_picture(view, f"{name}-{scheme}", tmp_path)
+
+
+def _show_all(view: Window) -> None:
+    """Make the window as high as the page."""
     height = view.page.evaluate(
         "Math.max(...[...document.querySelectorAll('[data-testid=stMainBlockContainer]')].map(e => e.scrollHeight))"
     )
     view.page.set_viewport_size({"width": 1500, "height": min(4000, int(height) + 60)})
     view.settle()
-    view.assert_sound()
-    kept = os.environ.get("WEFT_PICTURES") and f"{name}-{scheme}" in PICTURED
-    target = (PICTURES if kept else tmp_path) / f"{name}-{scheme}.png"
+
+
+def _take_picture(view: Window, name: str, folder: Path) -> None:
+    """Keep what is seen: for the docs where pictures of them are asked for."""
+    target = (PICTURES if os.environ.get("WEFT_PICTURES") and name in PICTURED else folder) / f"{name}.png"
     view.page.screenshot(path=str(target))
     assert target.stat().st_size > 10_000
 
@@ -199,6 +224,54 @@ def test_from_the_worst_port_to_its_bursts(window):
     assert view.page.get_by_text(re.compile("^Microscope: ")).inner_text() == title
     view.page.get_by_role("button", name="Back to the largest burst").click()
     view.page.wait_for_function("!location.search.includes('at=')")
+    view.assert_sound()
+
+
+# The colour, by name, of every place of the fabric's picture that has one; and where a place is drawn.
+_PLACES = """
+element => Object.fromEntries([...element.querySelectorAll('svg .mark-rect.role-mark path')]
+  .filter(path => path.getAttribute('aria-label')?.includes('place: '))
+  .map(path => [path.getAttribute('aria-label').match(/place: ([^;]*)/)[1], path.getAttribute('fill')]))
+"""
+
+
+def _shade(colour: str) -> int:
+    return sum(int(part) for part in re.findall(r"\d+", colour)[:3]) if colour.startswith("rgb") else sum(bytes.fromhex(colour[1:]))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_slow_adapter_stands_out(scheme, slow_fabric, fabric_address, window, tmp_path):
+    """Of all hosts on all rails the slow adapter's place differs most from the background, and is the first of the list."""
+    view = window(scheme, fabric_address)
+    view.open("fabric")
+    assert view.received < RERUN_BYTES_MAX
+    _show_all(view)
+    view.assert_sound()
+    chart = view.page.locator('[data-testid="stVegaLiteChart"]').first
+    shades = {place: _shade(colour) for place, colour in chart.evaluate(_PLACES).items() if "rail" in place}
+    host, port = slow_fabric.adapter
+    assert len(shades) >= 34 * (8 if os.environ.get("WEFT_PICTURES") else 1)
+    assert (min if scheme == "light" else max)(shades, key=shades.__getitem__) == f"{host} · rail {port[-1]}"
+    _take_picture(view, f"fabric-{scheme}", tmp_path)
+
+
+def test_from_the_fabric_to_the_port(slow_fabric, fabric_address, window):
+    """The measure is in the URL and survives a reload; a click on the slow adapter's place leads to the queue that it pauses."""
+    view = window(at=fabric_address)
+    view.open("fabric?range=5m")
+    view.page.get_by_text("marked", exact=True).click()
+    view.page.wait_for_function("location.search.includes('pressure=marked')")
+    view.settle()
+    view.page.reload()
+    view.settle()
+    assert view.query() == {"range": "5m", "pressure": "marked"}
+    host, port = slow_fabric.adapter
+    place = view.page.locator(f'svg .mark-rect.role-mark path[aria-label*="place: {host} · rail {port[-1]};"]').first
+    place.scroll_into_view_if_needed()
+    place.click()
+    view.page.wait_for_url("**/congestion?**")
+    view.settle()
+    assert view.query() == {"device": slow_fabric.leaf[0], "port": slow_fabric.leaf[1], "range": "5m"}
     view.assert_sound()
 
 
