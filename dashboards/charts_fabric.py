@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import altair as alt
 import polars as pl
@@ -272,7 +273,7 @@ def _drawn(
     cell = alt.selection_point(name="cell", fields=["column", "device", "port", "tier"], on="click", empty=False)
     color = colours.encoding()
     known = alt.Chart(frames.places.filter(pl.col("value").is_not_null())).mark_rect(cursor="pointer", cornerRadius=2)
-    words = {"color": ink, "baseline": "middle", "fontSize": 11}
+    words: dict[str, Any] = {"color": ink, "baseline": "middle", "fontSize": 11}
     deep = frames.names.with_columns(deep=colours.is_deep(frames.names["value"]))
     # All marks share the axes of the first layer.
     layers = [
