@@ -273,7 +273,7 @@ def _drawn(
     cell = alt.selection_point(name="cell", fields=["column", "device", "port", "tier"], on="click", empty=False)
     color = colours.encoding()
     known = alt.Chart(frames.places.filter(pl.col("value").is_not_null())).mark_rect(cursor="pointer", cornerRadius=2)
-    words: dict[str, Any] = {"color": ink, "baseline": "middle", "fontSize": 11}
+    words: dict[str, Any] = {"baseline": "middle", "fontSize": 11}
     deep = frames.names.with_columns(deep=colours.is_deep(frames.names["value"]))
     # All marks share the axes of the first layer.
     layers = [
@@ -283,10 +283,10 @@ def _drawn(
         .mark_rect(cornerRadius=2, fillOpacity=0, stroke=ink, strokeOpacity=0.3, strokeDash=[2, 2])
         .encode(**area, tooltip=[tips[0], alt.Tooltip("tier:N", title="no data")]),
         *_rings(frames.places, area, colours),
-        alt.Chart(frames.racks).mark_text(**words, fontWeight="bold").encode(x=x, y=y, text="name:N"),
+        alt.Chart(frames.racks).mark_text(**words, color=ink, fontWeight="bold").encode(x=x, y=y, text="name:N"),
         *(
             alt.Chart(deep.filter(pl.col("deep") == is_deep))
-            .mark_text(**words | {"color": theme.PAPER[dark] if is_deep else ink})
+            .mark_text(**words, color=theme.PAPER[dark] if is_deep else ink)
             .encode(x=x, y=y, text="name:N")
             for is_deep in (False, True)
         ),
