@@ -257,7 +257,15 @@ def _drawn(
 ) -> alt.TopLevelMixin:
     width, height = size
     dark, ink = colours.dark, theme.INK[colours.dark]
-    plain = {"grid": False, "domain": False, "ticks": False, "title": None, "labelColor": ink, "labelLimit": 130, "labelOverlap": False}
+    plain: dict[str, Any] = {
+        "grid": False,
+        "domain": False,
+        "ticks": False,
+        "title": None,
+        "labelColor": ink,
+        "labelLimit": 130,
+        "labelOverlap": False,
+    }
     x_axis = alt.Axis(**plain, values=list(ticks[0]), labelExpr=_lookup(ticks[0].items()), labelAngle=-60 if len(ticks[0]) > 8 else 0)
     y_axis = alt.Axis(**plain, values=list(ticks[1]), labelExpr=_lookup(ticks[1].items()), labelPadding=8)
     x = alt.X("x:Q", scale=alt.Scale(domain=[0, width], nice=False), axis=x_axis)
@@ -273,7 +281,6 @@ def _drawn(
     cell = alt.selection_point(name="cell", fields=["column", "device", "port", "tier"], on="click", empty=False)
     color = colours.encoding()
     known = alt.Chart(frames.places.filter(pl.col("value").is_not_null())).mark_rect(cursor="pointer", cornerRadius=2)
-    words: dict[str, Any] = {"baseline": "middle", "fontSize": 11}
     deep = frames.names.with_columns(deep=colours.is_deep(frames.names["value"]))
     # All marks share the axes of the first layer.
     layers = [
@@ -283,17 +290,17 @@ def _drawn(
         .mark_rect(cornerRadius=2, fillOpacity=0, stroke=ink, strokeOpacity=0.3, strokeDash=[2, 2])
         .encode(**area, tooltip=[tips[0], alt.Tooltip("tier:N", title="no data")]),
         *_rings(frames.places, area, colours),
-        alt.Chart(frames.racks).mark_text(**words, color=ink, fontWeight="bold").encode(x=x, y=y, text="name:N"),
-        *(
-            alt.Chart(deep.filter(pl.col("deep") == is_deep))
-            .mark_text(**words, color=theme.PAPER[dark] if is_deep else ink)
-            .encode(x=x, y=y, text="name:N")
-            for is_deep in (False, True)
-        ),
+        _words(frames.racks, x, y, ink, weight="bold"),
+        *(_words(deep.filter(pl.col("deep") == is_deep), x, y, theme.PAPER[dark] if is_deep else ink) for is_deep in (False, True)),
     ]
     if frames.jobs.height:
         layers += _job_bars(frames.jobs, area, (x, y), dark)
     return alt.layer(*layers).resolve_scale(fill="independent").properties(height=height + _LEGEND + (_NAMES if ticks[0] else 0))
+
+
+def _words(places: pl.DataFrame, x: alt.X, y: alt.Y, colour: str, weight: Any = "normal") -> alt.Chart:
+    mark = alt.Chart(places).mark_text(color=colour, baseline="middle", fontSize=11, fontWeight=weight)
+    return mark.encode(x=x, y=y, text="name:N")
 
 
 def _line_marks(lines: pl.DataFrame, area: dict, color: alt.Color, ink: str) -> list[alt.Chart]:

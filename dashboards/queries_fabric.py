@@ -184,7 +184,7 @@ QUALIFY count(*) OVER () <= {LINES_MAX}
 ORDER BY tier, name, rail, peer"""
 
 
-def worst(span: Span, measure: str, rack: str) -> str:
+def worst(span: Span, measure: str, rack: str, count: int = ROWS_MAX) -> str:
     """The links under most pressure, each once, from the end that tells it; the devices, where it is told of devices."""
     link = f"least({_AT}, {_TO}), greatest({_AT}, {_TO})" if MEASURES[measure].of_link else "device"
     return f"""{_ends(span, measure, rack)}
@@ -195,7 +195,7 @@ SELECT value, concat_ws(' ', place.device, place.port) AS "end",
   '/latency?device=' || url_encode(CASE WHEN is_under THEN ends.peer_device ELSE ends.device END) AS latency
 FROM ends WHERE value > 0
 QUALIFY row_number() OVER (PARTITION BY {link} ORDER BY value DESC, is_host DESC, ends.device, ends.port) = 1
-ORDER BY value DESC, is_host DESC, ends.device, ends.port LIMIT {ROWS_MAX}"""
+ORDER BY value DESC, is_host DESC, ends.device, ends.port LIMIT {count}"""
 
 
 # One name for both ends of a link.
@@ -210,9 +210,7 @@ def over_time(span: Span, measure: str, rack: str, count: int) -> str:
     )
     keys = "device, port" if chosen.of_link else "device"
     return f"""WITH worst AS (
-  SELECT device, port FROM (
-    {worst(span, measure, rack).replace(chr(10), chr(10) + "    ")}
-  ) ORDER BY value DESC, device, port LIMIT {count}
+  {worst(span, measure, rack, count).replace(chr(10), chr(10) + "  ")}
 )
 SELECT epoch_ms(ts)::DOUBLE AS ms, concat_ws(' ', {keys}) AS series, {chosen.value} AS y
 FROM {source} SEMI JOIN worst USING ({keys}) WHERE {span.inside(r)} GROUP BY ts, {keys} HAVING y IS NOT NULL ORDER BY series, ms"""

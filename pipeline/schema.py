@@ -9,100 +9,38 @@ Units: times are UTC nanoseconds, sizes bytes, ratios 0..1, names in ``_bps`` bi
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
 import polars as pl
 
-Role = Literal["key", "sum", "min", "max", "hist", "attribute"]
+from .table import (
+    COMMON,
+    DEVICE,
+    DIRECTION,
+    GPU,
+    HISTOGRAM,
+    INTERVAL,
+    LINK,
+    PORT,
+    QUEUE,
+    SIGNAL,
+    SOURCE,
+    SPEED,
+    SQUARES,
+    TS,
+    Field,
+    Table,
+    keys,
+)
 
 WINDOW_NS = 1_000_000_000
 RESOLUTIONS_NS = {"1s": WINDOW_NS, "10s": 10 * WINDOW_NS, "1m": 60 * WINDOW_NS, "1h": 3600 * WINDOW_NS}
-
-# Exact sums of squares: 1000 squared samples of an 800G port pass 64 bits, so they travel as 128.
-SQUARES = pl.Decimal(38, 0)
-HISTOGRAM = pl.List(pl.Struct({"i": pl.Int16, "c": pl.UInt32}))
 
 # Block sizes of the dyadic ladder, in samples. Variances over them give IDC(m) and the Hurst exponent.
 LADDER = tuple(2**level for level in range(1, 11))
 
 # RS(544,514) tells codewords with 0 to 15 symbol errors, which it corrects, and those with more.
 FEC_BINS = 17
-
-
-@dataclass(frozen=True, slots=True)
-class Field:
-    """One column: name, Polars type, unit, one sentence; ``role`` says how two rows of a key merge.
-
-    A ``cumulative`` one is a counter of the device's: what counts of it is the difference of two readings.
-    """
-
-    name: str
-    dtype: pl.DataType | type[pl.DataType]
-    unit: str
-    doc: str
-    role: Role = "attribute"
-    cumulative: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """A named, versioned tuple of fields with the topic that carries it."""
-
-    name: str
-    doc: str
-    fields: tuple[Field, ...]
-    version: int = 1
-    state: bool = False
-
-    @property
-    def topic(self) -> str:
-        return f"weft.{'state.' if self.state else ''}{self.name}.v{self.version}"
-
-    @property
-    def polars(self) -> dict[str, pl.DataType | type[pl.DataType]]:
-        return {field.name: field.dtype for field in self.fields}
-
-    def having(self, role: Role) -> tuple[str, ...]:
-        return tuple(field.name for field in self.fields if field.role == role)
-
-    def empty(self) -> pl.DataFrame:
-        return pl.DataFrame(schema=self.polars)
-
-
-def _keys(*fields: Field) -> tuple[Field, ...]:
-    return tuple(replace(field, role="key") for field in fields)
-
-
-TS = Field("ts", pl.Int64, "ns", "time of the reading by the device's clock; of a run, the start of its first sample")
-DEVICE = Field("device", pl.String, "", "name of the switch or host")
-PORT = Field("port", pl.String, "", "name of the interface, as its device spells it")
-QUEUE = Field("queue", pl.String, "", "name of the egress queue or priority group; empty where the signal is the port's")
-SIGNAL = Field(
-    "signal",
-    pl.String,
-    "",
-    "what is sampled: rx_bytes, tx_bytes, queue_bytes, rx_ecn_bytes, rx_retransmit_bytes, tx_retransmit_bytes, connections",
-)
-INTERVAL = Field("interval_ns", pl.Int64, "ns", "time that one sample covers")
-SPEED = Field("speed_bps", pl.UInt64, "bit/s", "line rate of the port; null where unknown")
-SOURCE = Field("source", pl.String, "", "the collector that made this row")
-GPU = Field("gpu", pl.String, "", "number of the GPU in its device")
-LINK = Field("link", pl.String, "", "number of the link; empty where all links of the GPU are counted together")
-DIRECTION = Field(
-    "direction",
-    pl.String,
-    "",
-    "tx: egress queue or priority; rx: ingress priority group; pool: shared buffer, whose port is empty",
-)
-
-_COMMON = (
-    TS,
-    Field("recv_ts", pl.Int64, "ns", "time at which the collector had it, by the collector's clock"),
-    SOURCE,
-    DEVICE,
-    Field("epoch", pl.Int64, "", "changes when the device's counters start anew; deltas are taken only inside one epoch"),
-)
 
 
 def _counters(*names: str, unit: str = "") -> tuple[Field, ...]:
@@ -117,7 +55,7 @@ _FAMILY_LIST = (
         "port",
         "one reading of an interface's counters",
         (
-            *_COMMON,
+            *COMMON,
             PORT,
             SPEED,
             Field("oper_up", pl.Boolean, "", "whether the link is up"),
@@ -139,7 +77,7 @@ _FAMILY_LIST = (
         "queue",
         "one reading of an egress queue, a priority or a buffer",
         (
-            *_COMMON,
+            *COMMON,
             PORT,
             QUEUE,
             DIRECTION,
@@ -165,7 +103,7 @@ _FAMILY_LIST = (
         "nic",
         "one reading of an RDMA adapter's counters",
         (
-            *_COMMON,
+            *COMMON,
             PORT,
             SPEED,
             *_counters("tx_bytes", "rx_bytes", "tx_packets", "rx_packets"),
@@ -178,7 +116,7 @@ _FAMILY_LIST = (
         "nvlink",
         "one reading of a scale-up link, or of a GPU's links together",
         (
-            *_COMMON,
+            *COMMON,
             GPU,
             LINK,
             SPEED,
@@ -189,7 +127,7 @@ _FAMILY_LIST = (
         "gpu",
         "one reading of a GPU",
         (
-            *_COMMON,
+            *COMMON,
             GPU,
             Field("sm_active_ratio", pl.Float64, "", "share of the time since the last reading with work on the multiprocessors"),
             Field("tensor_active_ratio", pl.Float64, "", "the same of the tensor cores"),
@@ -201,7 +139,7 @@ _FAMILY_LIST = (
         "reading",
         "one value that no other family has a column for",
         (
-            *_COMMON,
+            *COMMON,
             Field("kind", pl.String, "", "what it is read of: device, port, queue, transceiver, pool, ..."),
             Field("object", pl.String, "", "its name: the port, port/queue, the component; empty for the device"),
             Field("name", pl.String, "", "canonical name where the dictionary has one, else the source's own"),
@@ -214,7 +152,7 @@ _FAMILY_LIST = (
         "burst_sample",
         "a run of equal-interval samples of one signal of one port",
         (
-            *_COMMON,
+            *COMMON,
             PORT,
             QUEUE,
             SIGNAL,
@@ -227,7 +165,7 @@ _FAMILY_LIST = (
         "packet",
         "one decoded RoCEv2 packet or sampled header",
         (
-            *_COMMON,
+            *COMMON,
             Field("src", pl.String, "", "source address"),
             Field("dst", pl.String, "", "destination address"),
             Field("src_port", pl.UInt16, "", "UDP source port: the entropy that ECMP hashes"),
@@ -249,7 +187,7 @@ _FAMILY_LIST = (
         "latency",
         "a batch of latency samples of one path",
         (
-            *_COMMON,
+            *COMMON,
             Field("src", pl.String, "", "source address"),
             Field("dst", pl.String, "", "destination address"),
             Field("kind", pl.String, "", "ack, probe, transit or hop"),
@@ -260,7 +198,7 @@ _FAMILY_LIST = (
         "event",
         "something that happened",
         (
-            *_COMMON,
+            *COMMON,
             PORT,
             Field("kind", pl.String, "", "link_up, link_down, storm_start, storm_end, drop, microburst, ..."),
             Field("reason", pl.String, "", "why, in the source's own words"),
@@ -271,7 +209,7 @@ _FAMILY_LIST = (
         "inventory",
         "what exists: a device, port, link or job; the last row of a key wins",
         (
-            *_COMMON,
+            *COMMON,
             Field("kind", pl.String, "", "device, port, link or job; naming: how names tell a place; publication: a whole of rows"),
             Field("key", pl.String, "", "its name; of a link, the port of its device, empty where that is not told"),
             *(
@@ -288,7 +226,7 @@ _FAMILY_LIST = (
         "gap",
         "an admission of loss",
         (
-            *_COMMON,
+            *COMMON,
             Field("what", pl.String, "", "what is missing: packets, samples, messages, rows"),
             Field("from_sequence", pl.UInt64, "", "first missing sequence number; null where there is none"),
             Field("to_sequence", pl.UInt64, "", "last missing sequence number; null where there is none"),
@@ -300,7 +238,7 @@ _FAMILY_LIST = (
         "self_metric",
         "one reading of one of Weft's own counters or gauges",
         (
-            *_COMMON,
+            *COMMON,
             Field("name", pl.String, "", "Prometheus style name, weft_<room>_<what>_<unit>"),
             Field("label", pl.String, "", "what it is of: a collector, a topic, a reason"),
             Field("value", pl.Float64, "", "the reading; counters are cumulative since the service started"),
@@ -310,7 +248,7 @@ _FAMILY_LIST = (
 
 FAMILIES: dict[str, Table] = {table.name: table for table in _FAMILY_LIST}
 
-_SAMPLES_KEY = _keys(TS, DEVICE, PORT, QUEUE, SIGNAL, INTERVAL, SPEED)
+_SAMPLES_KEY = keys(TS, DEVICE, PORT, QUEUE, SIGNAL, INTERVAL, SPEED)
 
 
 def counters_of(family: str) -> tuple[str, ...]:
@@ -382,7 +320,7 @@ _STATE_LIST = (
         "groups",
         "samples of a device's ports side by side in one window",
         (
-            *_keys(
+            *keys(
                 TS,
                 Field("group_kind", pl.String, "", "device; wider kinds are computed from closed windows"),
                 Field("group_id", pl.String, "", "name of the group"),
@@ -406,7 +344,7 @@ _STATE_LIST = (
         "roce",
         "RoCEv2 packets of one operation from one address to another in one window",
         (
-            *_keys(
+            *keys(
                 TS,
                 DEVICE,
                 Field("src", pl.String, "", "source address"),
@@ -439,7 +377,7 @@ _STATE_LIST = (
         "latency",
         "latency of one path in one window",
         (
-            *_keys(
+            *keys(
                 TS,
                 DEVICE,
                 Field("src", pl.String, "", "source address"),
@@ -457,7 +395,7 @@ _STATE_LIST = (
         "readings",
         "what one object was read to be in one window, where no other table has a column for it",
         (
-            *_keys(
+            *keys(
                 TS,
                 DEVICE,
                 Field("source", pl.String, "", "the collector that read it"),
@@ -476,7 +414,7 @@ _STATE_LIST = (
         "quality",
         "what one entity's data lack in one window",
         (
-            *_keys(TS, DEVICE, PORT, SIGNAL),
+            *keys(TS, DEVICE, PORT, SIGNAL),
             *_sums(
                 pl.UInt64,
                 "",
@@ -494,7 +432,7 @@ _STATE_LIST = (
         "port_counters",
         "what the counters of one port moved in one window, as one source tells it",
         (
-            *_keys(TS, DEVICE, PORT, SOURCE),
+            *keys(TS, DEVICE, PORT, SOURCE),
             *_sums(
                 pl.UInt64,
                 "",
@@ -517,7 +455,7 @@ _STATE_LIST = (
         "queue_counters",
         "what the counters of one queue, priority or buffer moved in one window, as one source tells it",
         (
-            *_keys(TS, DEVICE, PORT, QUEUE, DIRECTION, SOURCE),
+            *keys(TS, DEVICE, PORT, QUEUE, DIRECTION, SOURCE),
             *_sums(
                 pl.UInt64,
                 "",
@@ -548,7 +486,7 @@ _STATE_LIST = (
             f"{family}_counters",
             f"what the counters of one {what} moved in one window, as one source tells it",
             (
-                *_keys(TS, DEVICE, *keys, SOURCE),
+                *keys(TS, DEVICE, *key, SOURCE),
                 *_sums(
                     pl.UInt64,
                     "",
@@ -562,13 +500,13 @@ _STATE_LIST = (
             ),
             state=True,
         )
-        for family, what, keys in (("nic", "adapter", (PORT,)), ("nvlink", "scale-up link", (GPU, LINK)))
+        for family, what, key in (("nic", "adapter", (PORT,)), ("nvlink", "scale-up link", (GPU, LINK)))
     ),
     Table(
         "gpu_gauges",
         "what one GPU was read to be in one window, as one source tells it",
         (
-            *_keys(TS, DEVICE, GPU, SOURCE),
+            *keys(TS, DEVICE, GPU, SOURCE),
             *_sums(pl.UInt64, "", ("readings", "readings in the window")),
             # Whole numbers, so that sums are the same in whatever order they are made.
             *(
@@ -620,9 +558,9 @@ def merge(table: Table, by: Iterable[str]) -> list[pl.Expr]:
 
     What is null in every row stays null: what nobody counted is not zero.
     """
-    keys = set(by)
+    given = set(by)
     how = {"sum": _sum, "min": pl.Expr.min, "max": pl.Expr.max}
-    return [how[field.role](pl.col(field.name)) for field in table.fields if field.role in how and field.name not in keys]
+    return [how[field.role](pl.col(field.name)) for field in table.fields if field.role in how and field.name not in given]
 
 
 def _sum(column: pl.Expr) -> pl.Expr:

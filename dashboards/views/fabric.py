@@ -18,12 +18,12 @@ ALL = "all racks"
 SERIES = 6
 
 # How the table writes what the picture's legend writes in these forms.
-_FORMS = {".0%": "percent", ".1%": "percent", ".2%": "percent", ",.0f": "localized", ",.1f": "%.1f µs", ".1e": "scientific"}
+_FORMS = {".0%": "percent", ".1%": "percent", ".2%": "percent", ",.0f": "%.1f", ",.1f": "%.1f µs", ".1e": "scientific"}
 
 NO_FABRIC = (
-    "What is connected to what is not known yet, so there is no fabric to draw. Name a file with your topology (containerlab, a SONiC "
-    "configuration, NetBox or a table) in weft.toml under `[collect.inventory]`, let switches tell their LLDP neighbours "
-    "(`[collect.gnmi]`), or replay such a file with `weft replay FILE`."
+    "What is connected to what is not known yet, so there is no fabric to draw. Name files that tell it under `[collect.inventory]` in "
+    "weft.toml (SONiC, containerlab, or a table of links), let switches tell their neighbours (`[collect.gnmi]`), or replay such a file "
+    "with `weft replay FILE`. `weft demo` shows a whole fabric."
 )
 NO_DATA = "The fabric is known, and nothing of it has been heard yet: `weft up` starts the collectors that weft.toml names."
 
@@ -127,7 +127,7 @@ def _worst(visit: Visit, span: Span, measure: str, rack: str) -> None:
             name: st.column_config.LinkColumn(
                 name.capitalize(), display_text="open", width=58, help=f"the page {name.capitalize()} of this end"
             )
-            for name, width in (("congestion", 98), ("bursts", 52), ("latency", 58))
+            for name, width in (("congestion", 112), ("bursts", 52), ("latency", 58))
         },
     }
     table(

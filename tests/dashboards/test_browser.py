@@ -239,11 +239,11 @@ def _shade(colour: str) -> int:
     return sum(int(part) for part in re.findall(r"\d+", colour)[:3]) if colour.startswith("rgb") else sum(bytes.fromhex(colour[1:]))
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_slow_adapter_stands_out(scheme, slow_fabric, fabric_address, window, tmp_path):
+@pytest.mark.parametrize(("scheme", "pressure"), [("light", "marked"), ("dark", "notified")])
+def test_the_slow_adapter_stands_out(scheme, pressure, slow_fabric, fabric_address, window, tmp_path):
     """Of all hosts on all rails the slow adapter's place differs most from the background, and is the first of the list."""
     view = window(scheme, fabric_address)
-    view.open("fabric")
+    view.open(f"fabric?pressure={pressure}")
     assert view.received < RERUN_BYTES_MAX
     _show_all(view)
     view.assert_sound()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from weft.dashboards import service
+from weft.dashboards import queries_fabric, service
 from weft.dashboards.views import VIEWS
 
 APP = Path(service.APP)
@@ -113,6 +113,33 @@ def test_latency_counts_the_packets(seed, open_page):
     assert metric(page, "CNPs") == "8"
     assert metric(page, "PSN gaps") == "1 / 1"
     assert metric(page, "Samples") == "399"
+
+
+def test_fabric_counts_what_is_there(slow_fabric, open_page):
+    """The tiles tell the hosts, switches, links and jobs of the inventory, and how busy the GPUs were read to be."""
+    page = open_page(slow_fabric.data, "fabric", range="all")
+    assert not page.exception and not page.warning and not page.info
+    gpus = slow_fabric.readings["gpu"]
+    assert metric(page, "Hosts") == str(slow_fabric.readings["nic"]["device"].n_unique())
+    assert metric(page, "Switches") == str(slow_fabric.readings["queue"]["device"].n_unique())
+    assert metric(page, "Links") == str(slow_fabric.readings["port"].select("device", "port").n_unique() // 2)
+    assert metric(page, "Jobs") == "2"
+    assert float(metric(page, "GPUs busy").rstrip("%")) / 100 == pytest.approx(gpus["sm_active_ratio"].mean(), abs=0.02)
+
+
+@pytest.mark.parametrize("pressure", queries_fabric.MEASURES)
+def test_fabric_by_every_measure(pressure, slow_fabric, open_page):
+    """Whatever pressure means, the picture is shown without a failed query, and the URL keeps the choice."""
+    page = open_page(slow_fabric.data, "fabric", range="all", pressure=pressure, rack="1")
+    assert not page.exception and not page.warning and not page.info
+    # The default is not said in the URL.
+    assert (page.query_params.get("pressure", "paused"), page.query_params.get("rack")) == (pressure, "1")
+
+
+def test_a_fabric_that_nobody_knows_is_said_so(seed, open_page):
+    """Where data have come and no link is known, the page says how to get a picture."""
+    page = open_page(seed.data, "fabric")
+    assert "collect.inventory" in words(page)
 
 
 def test_pipeline_tells_the_admitted_loss(seed, open_page):
