@@ -74,7 +74,10 @@ def fabric(frame: pl.DataFrame, scale: Scale, *, dark: bool, columns: str = "hos
         ticks[(bottom + _JOB_GAP + foot) / 2] = "jobs"
     places = pl.concat([switches, cells], how="diagonal_relaxed")
     frames = _Frames(places, _lines(pairs, switches), jobs, _labels(grid, top, columns), _names(switches))
-    names = {grid.left[name] + 0.5: name for name in grid.left} if 0 < len(grid.left) <= _NAMES_MAX else {}
+    if columns == "rack":
+        names = {(x + x2) / 2: name for name, x, x2 in grid.racks[:: -(-len(grid.racks) // _RACKS_MAX) or 1]}
+    else:
+        names = {x + 0.5: name for name, x in grid.left.items()} if len(grid.left) <= _NAMES_MAX else {}
     return _drawn(frames, (grid.width, foot), (names, ticks), _Colours(scale, _largest(places), dark))
 
 

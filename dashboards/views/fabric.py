@@ -98,7 +98,8 @@ def _picture(visit: Visit, span: Span, measure: str, rack: str, by_rack: bool) -
         + ("the rack." if by_rack else "that link."),
         selects=True,
     )
-    st.caption("Ringed: the worst place. Dashed: nothing is told of it. A click leads to the port; the bars at the foot are jobs.")
+    leads = "its hosts" if by_rack else "the port; the bars at the foot are jobs"
+    st.caption(f"Ringed: the worst place. Dashed: nothing is told of it. A click leads to {leads}.")
     cells = event.selection.get("cell", []) if event else []
     if cells:
         cell = cells[0]
@@ -125,9 +126,9 @@ def _worst(visit: Visit, span: Span, measure: str, rack: str) -> None:
         "rail": st.column_config.TextColumn("rail", width=30),
         **{
             name: st.column_config.LinkColumn(
-                name.capitalize(), display_text="open", width=58, help=f"the page {name.capitalize()} of this end"
+                name.capitalize(), display_text="open", width=width, help=f"the page {name.capitalize()} of this end"
             )
-            for name, width in (("congestion", 112), ("bursts", 52), ("latency", 58))
+            for name, width in (("congestion", 88), ("bursts", 60), ("latency", 66))
         },
     }
     table(
