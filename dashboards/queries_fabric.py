@@ -15,6 +15,9 @@ LINES_MAX = 600
 # With more hosts than these the picture has a column for each rack.
 HOSTS_MAX = 128
 
+# One name for both ends of a link.
+_AT, _TO = "(place.device || '/' || place.port)", "coalesce(place.to_device || '/' || place.to_port, place.device || '/' || place.port)"
+
 # Tiers whose devices stand below the leaves.
 _HOSTS = "('host', 'server', 'gpu', 'compute', 'storage')"
 
@@ -37,10 +40,6 @@ class Measure:
     # Whether what one end of a link tells is true of the other.
     of_link: bool = True
 
-
-_LOST = """(SELECT ts, device, port, drops AS n, 1 AS who FROM queues_{r}
-    UNION ALL SELECT ts, device, port, list_sum([discards, errors]), 2 FROM ports_{r}
-    UNION ALL SELECT ts, device, port, retransmits, 3 FROM nics_{r})"""
 
 # What pressure can mean, by its name in the URL.
 MEASURES = {
@@ -82,8 +81,10 @@ MEASURES = {
         "packets that queues or ports dropped or found broken, or that adapters sent again: the largest of the three",
         ",.0f",
         10,
-        "max(n)",
-        f"(SELECT device, port, min(ts) AS ts, sum(n)::DOUBLE AS n FROM {_LOST} WHERE {{inside}} GROUP BY device, port, who)",
+        "greatest(sum(n) FILTER (who = 'queue'), sum(n) FILTER (who = 'port'), sum(n) FILTER (who = 'adapter'))::DOUBLE",
+        """(SELECT ts, device, port, drops AS n, 'queue' AS who FROM queues_{r}
+    UNION ALL SELECT ts, device, port, list_sum([discards, errors]), 'port' FROM ports_{r}
+    UNION ALL SELECT ts, device, port, retransmits, 'adapter' FROM nics_{r})""",
     ),
     "latency": Measure(
         "p99 latency, µs",
@@ -139,7 +140,7 @@ FROM gpus_{r} WHERE {span.inside(r)}"""
 def _ends(span: Span, measure: str, rack: str) -> str:
     """Return the CTEs of every link end with its value and the worse of the link's ends; hosts of one rack, if one is chosen."""
     r, chosen = span.resolution(20), MEASURES[measure]
-    source = chosen.source.replace("{r}", r).replace("{inside}", span.inside(r))
+    source = chosen.source.replace("{r}", r)
     other = (
         """LEFT JOIN measured o ON o.device = l.peer_device AND o.port = l.peer_port""",
         "greatest(m.value, o.value)",
@@ -198,16 +199,10 @@ QUALIFY row_number() OVER (PARTITION BY {link} ORDER BY value DESC, is_host DESC
 ORDER BY value DESC, is_host DESC, ends.device, ends.port LIMIT {count}"""
 
 
-# One name for both ends of a link.
-_AT, _TO = "(place.device || '/' || place.port)", "coalesce(place.to_device || '/' || place.to_port, place.device || '/' || place.port)"
-
-
 def over_time(span: Span, measure: str, rack: str, count: int) -> str:
     """The measure of the worst places over time, a series for each end that tells it."""
     r, chosen = span.resolution(300), MEASURES[measure]
-    source = (
-        chosen.source.replace("{r}", r).replace("{inside}", span.inside(r)).replace("min(ts) AS ts,", "ts,").replace(", who)", ", who, ts)")
-    )
+    source = chosen.source.replace("{r}", r)
     keys = "device, port" if chosen.of_link else "device"
     return f"""WITH worst AS (
   {worst(span, measure, rack, count).replace(chr(10), chr(10) + "  ")}
