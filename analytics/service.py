@@ -13,6 +13,7 @@ import polars as pl
 from ..pipeline.bus import Bus, Message, Producer
 from ..pipeline.clock import NS_PER_S, Clock
 from ..pipeline.errors import BusError, FencedError, StoreError
+from ..pipeline.memory import give_back
 from ..pipeline.report import Report
 from ..pipeline.schema import RESOLUTIONS_NS, WINDOW_NS
 from . import alerts
@@ -219,6 +220,7 @@ class AnalyzeService:
                 self._sink.fold()
             if due:
                 self._publisher.publish()
+                give_back()
         except StoreError as error:
             self._break(error, "publish")
 

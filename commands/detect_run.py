@@ -158,8 +158,10 @@ def _judge(store: "Store", bus: "Bus", rules: Path, until_ns: int) -> tuple[Aler
     sink = Sink(store, archive, bus, report)
     sink.start()
     while messages := list(sink.poll(0.2)):
-        with store.transaction():
-            sink.store(messages)
+        sink.store(messages)
+        if sink.full:
+            sink.fold()
+    sink.fold()
     sink.stop()
     for statement in catalog(store):
         store.execute(statement)

@@ -14,6 +14,7 @@ import polars as pl
 from .bus import Bus, Message, TopicPartition, Transaction
 from .clock import Clock
 from .codec import headers, messages
+from .memory import give_back
 from .metrics import METRICS, MetricConfig
 from .metrics.base import Closing
 from .metrics.bursts import BurstConfig
@@ -79,6 +80,7 @@ class ProcessService:
             self._report.set("weft_process_lag_messages", lag(self._bus, GROUP, list(self.topics)))
             for metric in self._metrics.values():
                 self._report.update(metric.counters())
+            give_back()
         self._report.publish(self._producer)
 
     def stop(self) -> None:

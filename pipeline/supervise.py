@@ -25,6 +25,10 @@ STOP_S = 15.0
 RELAY_S = 2.0
 TAIL_LINES = 20
 
+# Several services share a machine: what one has freed goes back to the system soon. Polars' allocator (jemalloc) would keep it for
+# tens of seconds in several arenas, glibc in one arena a thread. Whoever sets these is left his own.
+FRUGAL = {"_RJEM_MALLOC_CONF": "narenas:1,dirty_decay_ms:500,muzzy_decay_ms:0", "MALLOC_ARENA_MAX": "2"}
+
 # Tells a child whose it is.
 SUPERVISOR = "WEFT_SUPERVISOR"
 _PR_SET_PDEATHSIG = 1
@@ -114,7 +118,7 @@ class Supervisor:
             stderr=subprocess.PIPE,
             text=True,
             errors="replace",
-            env={**os.environ, **self._environment, SUPERVISOR: str(os.getpid())},
+            env={**FRUGAL, **os.environ, **self._environment, SUPERVISOR: str(os.getpid())},
             start_new_session=True,
         )
         tail: collections.deque[str] = collections.deque(maxlen=TAIL_LINES)

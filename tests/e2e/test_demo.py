@@ -23,7 +23,7 @@ from weft.pipeline.schema import FAMILIES
 
 LIMIT_S = 120.0
 # Of all services together, each page that several share counted once.
-MEMORY_BYTES_MAX = 1 << 30
+MEMORY_BYTES_MAX = 1_250_000_000
 SERVICES = ("lab", "collect", "process", "analyze")
 
 
