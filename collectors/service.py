@@ -14,12 +14,12 @@ import polars as pl
 from ..pipeline.bus import Bus
 from ..pipeline.clock import NS_PER_S, Clock
 from ..pipeline.errors import BusError, FencedError
+from ..pipeline.memory import keep_freed
 from ..pipeline.report import Report
 from ..pipeline.schema import FAMILIES
 from . import COLLECTORS
 from .base import Batch, Live
 from .feed import Feed
-from .heap import keep_freed
 
 DRAIN_S = 0.1
 

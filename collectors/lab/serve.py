@@ -10,7 +10,7 @@ import numpy as np
 
 from ...pipeline.clock import NS_PER_MS, NS_PER_S, Clock
 from ...pipeline.errors import ServiceError
-from ..heap import keep_freed
+from ...pipeline.memory import keep_freed
 from . import hft, roce, sai
 from .gnmi import Server, ServerConfig
 from .otlp import Sender, SenderConfig, points
