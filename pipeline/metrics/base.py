@@ -29,6 +29,11 @@ class Closing:
     frames: Sequence[pl.DataFrame]
     ended: bool = False
 
+    def rows(self, columns: Sequence[str]) -> list[pl.DataFrame]:
+        """Return these columns of the frames' rows that are instants within the windows."""
+        within = (pl.col("ts") >= self.start_ns) & (pl.col("ts") < self.end_ns)
+        return [frame.select(columns).filter(within) for frame in self.frames]
+
 
 class WindowMetric(Protocol):
     """Computes the state rows of one family."""

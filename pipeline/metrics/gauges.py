@@ -27,9 +27,7 @@ class GpuMetric(Stateless):
     def close(self, closing: Closing) -> dict[str, pl.DataFrame]:
         """Return the rows of the closed windows; see ``WindowMetric``."""
         table = STATES["gpu_gauges"]
-        within = (pl.col("ts") >= closing.start_ns) & (pl.col("ts") < closing.end_ns)
-        frames = [frame.select(_COLUMNS).filter(within) for frame in closing.frames]
-        rows = pl.concat([FAMILIES["gpu"].empty().select(_COLUMNS), *frames], how="vertical_relaxed")
+        rows = pl.concat([FAMILIES["gpu"].empty().select(_COLUMNS), *closing.rows(_COLUMNS)], how="vertical_relaxed")
         rows = rows.with_columns(pl.col("source", "gpu").fill_null(""), wrong=pl.any_horizontal(map(_impossible, _GAUGES)))
         # Rows of one time that tell different gauges are parts of one reading.
         told = [column for column, _, _ in _GAUGES.values()] + ["xid"]

@@ -37,9 +37,8 @@ class LatencyMetric(Stateless):
 
     def close(self, closing: Closing) -> dict[str, pl.DataFrame]:
         """Return the rows of the closed windows; see ``WindowMetric``."""
-        within = (pl.col("ts") >= closing.start_ns) & (pl.col("ts") < closing.end_ns)
-        parts = [frame.select("ts", "src", "dst", "kind", "values_ns").filter(within) for frame in closing.frames]
-        rows = pl.concat([FAMILIES["latency"].empty().select("ts", "src", "dst", "kind", "values_ns"), *_widened(parts)])
+        columns = (*_KEY, "values_ns")
+        rows = pl.concat([FAMILIES["latency"].empty().select(columns), *_widened(closing.rows(columns))])
         samples = rows.select(
             (pl.col("ts") // WINDOW_NS * WINDOW_NS).alias("ts"), pl.col("src", "dst", "kind").fill_null(""), pl.col("values_ns").alias("ns")
         )

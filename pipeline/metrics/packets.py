@@ -176,9 +176,7 @@ class PacketMetric:
 
 
 def _rows(closing: Closing) -> pl.DataFrame:
-    within = (pl.col("ts") >= closing.start_ns) & (pl.col("ts") < closing.end_ns)
-    frames = [frame.select(_COLUMNS).filter(within) for frame in closing.frames]
-    rows = pl.concat([FAMILIES["packet"].empty().select(_COLUMNS), *frames])
+    rows = pl.concat([FAMILIES["packet"].empty().select(_COLUMNS), *closing.rows(_COLUMNS)])
     return rows.sort("ts", maintain_order=True).with_columns(pl.col("sampling_rate").fill_null(1))
 
 

@@ -16,9 +16,7 @@ class ReadingMetric(Stateless):
     def close(self, closing: Closing) -> dict[str, pl.DataFrame]:
         """Return the rows of the closed windows; see ``WindowMetric``."""
         table = STATES["readings"]
-        within = (pl.col("ts") >= closing.start_ns) & (pl.col("ts") < closing.end_ns)
-        frames = [frame.select(_COLUMNS).filter(within) for frame in closing.frames]
-        rows = pl.concat([FAMILIES["reading"].empty().select(_COLUMNS), *frames]).select(
+        rows = pl.concat([FAMILIES["reading"].empty().select(_COLUMNS), *closing.rows(_COLUMNS)]).select(
             (pl.col("ts") // WINDOW_NS * WINDOW_NS).alias("ts"),
             pl.lit(closing.device).alias("device"),
             pl.col("source", "kind", "object", "name").fill_null(""),
