@@ -67,7 +67,7 @@ class Archive:
             self._doomed.remove((due, path))
 
     def _cut(self, name: str) -> None:
-        ts = "start_ts" if name == "bursts" else "ts"
+        ts = _time_of(name)
         found = self._store.query(f"SELECT count(*) AS rows, epoch_ns(min({ts})) AS low, epoch_ns(max({ts})) AS high FROM base.{name}")[0]
         rows, low, high = (int(str(found[key] or 0)) for key in ("rows", "low", "high"))
         border = (high - int(self._config.hot_s * NS_PER_S)) // HOUR_NS * HOUR_NS
@@ -112,7 +112,7 @@ class Archive:
 
         A backlog need not pass through the hot tables: that would write every row twice.
         """
-        ts = "start_ts" if name == "bursts" else "ts"
+        ts = _time_of(name)
         low, high = (int(frame[ts].cast(pl.Int64).min()), int(frame[ts].cast(pl.Int64).max()))  # type: ignore[arg-type]
         path = f"segments/{name}/{low:020d}-{high:020d}-{self._clock.now_ns():020d}.parquet"
         target = self._place(path)
@@ -156,3 +156,8 @@ class Archive:
                     self._store.execute("DELETE FROM base.segments WHERE path = ?", [path])
                     refresh(self._store, name)
                 self._doomed.append((self._clock.monotonic_ns() + GRACE_S * NS_PER_S, path))
+
+
+def _time_of(name: str) -> str:
+    """Return the column that says when a row of a table is."""
+    return "start_ts" if name == "bursts" else "ts"

@@ -16,6 +16,14 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
+# Columns of ``state.alerts`` with their types.
+ALERT_COLUMNS = {
+    **dict.fromkeys(("fingerprint", "rule", "labels", "annotations", "state"), "VARCHAR"),
+    "value": "DOUBLE",
+    **dict.fromkeys(("starts_at", "fired_at", "ends_at", "last_seen", "window_ts", "breach_ns", "clear_ns", "absent_ns"), "BIGINT"),
+    **dict.fromkeys(("path", "evidence_sql"), "VARCHAR"),
+}
+
 
 class Database(Protocol):
     """The part of the store that alerts need."""
@@ -37,10 +45,7 @@ def ddl() -> list[str]:
     """Return the statements that create what this package owns in schema ``state``; they may be repeated."""
     return [
         "CREATE SCHEMA IF NOT EXISTS state",
-        """CREATE TABLE IF NOT EXISTS state.alerts (
-            fingerprint VARCHAR, rule VARCHAR, labels VARCHAR, annotations VARCHAR, state VARCHAR, value DOUBLE,
-            starts_at BIGINT, fired_at BIGINT, ends_at BIGINT, last_seen BIGINT, window_ts BIGINT,
-            breach_ns BIGINT, clear_ns BIGINT, absent_ns BIGINT, path VARCHAR, evidence_sql VARCHAR)""",
+        f"CREATE TABLE IF NOT EXISTS state.alerts ({', '.join(f'{name} {kind}' for name, kind in ALERT_COLUMNS.items())})",
         """CREATE TABLE IF NOT EXISTS state.alert_rules (
             rule VARCHAR, evaluated_to_ns BIGINT, state VARCHAR, last_error VARCHAR, errors BIGINT)""",
         """CREATE TABLE IF NOT EXISTS state.outbox (

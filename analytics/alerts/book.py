@@ -5,20 +5,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from . import Database
+from . import ALERT_COLUMNS, Database
 from .state import Alert
 
 # Rows of one INSERT statement: bounds the number of its parameters.
 ROWS_PER_INSERT = 200
 ERROR_CHARS_MAX = 500
 
-_TYPES = {
-    **dict.fromkeys(("fingerprint", "rule", "labels", "annotations", "state"), "VARCHAR"),
-    "value": "DOUBLE",
-    **dict.fromkeys(("starts_at", "fired_at", "ends_at", "last_seen", "window_ts", "breach_ns", "clear_ns", "absent_ns"), "BIGINT"),
-    **dict.fromkeys(("path", "evidence_sql"), "VARCHAR"),
-}
-_COLUMNS = ", ".join(_TYPES)
+_COLUMNS = ", ".join(ALERT_COLUMNS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +72,7 @@ def replace(database: Database, gone: Iterable[str], entries: Sequence[Entry]) -
     if entries:
         # One list a column: a statement with a mark for every value takes longer to read than to run.
         columns = [list(column) for column in zip(*map(_row, entries), strict=True)]
-        lists = ", ".join(f"unnest(?::{kind}[])" for kind in _TYPES.values())
+        lists = ", ".join(f"unnest(?::{kind}[])" for kind in ALERT_COLUMNS.values())
         database.execute(f"INSERT INTO state.alerts ({_COLUMNS}) SELECT {lists}", columns)
 
 
