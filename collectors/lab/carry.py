@@ -13,13 +13,11 @@ import numpy as np
 
 from ...pipeline.clock import NS_PER_MS, NS_PER_S, Clock
 from ...pipeline.errors import ServiceError
-from . import hft, roce, sai
-from .export import MARK_DRAW, MESSAGE_PACKETS, WRITE_FIRST, WRITE_LAST
+from . import export, hft, roce, sai
 from .fabric import HOP_NS, Fabric, Step
 from .gnmi import Server, ServerConfig
 from .hft import Session
 from .otlp import Points, Sender, SenderConfig, points
-from .rng import units_of
 from .script import LOSSLESS
 from .sflow import Agent, AgentConfig
 from .state import PACKET_BYTES
@@ -200,26 +198,19 @@ def _sessions(tap: Tap, ports: tuple[str, ...]) -> list[Session]:
 def sampled(fabric: Fabric, tap: Tap, step: Step) -> dict[int, roce.Flows]:
     """Return the packets of a step that this leaf samples on their way in from their senders, by operation."""
     flows, topology = fabric.world.flows, fabric.topology
-    flow, at, number, chance = step.packets.T
-    mine = np.flatnonzero(topology.leaf[flows.source[flow]] == topology.device_names.index(tap.device))
-    flow, at, number, chance = flow[mine], at[mine], number[mine], chance[mine]
-    path = flows.path[flow]
-    came, went = 2 * flows.source[flow] + 1, path[:, 1]
-    place = number % MESSAGE_PACKETS
-    opcode = np.where(place == 0, WRITE_FIRST, np.where(place == MESSAGE_PACKETS - 1, WRITE_LAST, roce.WRITE_MIDDLE))
-    row = ((at - step.first_ns) // fabric.config.sample_ns).clip(0, len(step.depth) - 1)
-    depth = step.depth[row, went]
-    marked = units_of(fabric.seed, MARK_DRAW + flow, number) < chance / 2**40
+    packets = export.sampled(fabric, step)
+    mine = packets.pick(topology.leaf[flows.source[packets.flow]] == topology.device_names.index(tap.device))
     made = {}
-    for one in np.unique(opcode).tolist():
-        some = opcode == one
-        here = np.searchsorted(tap.ports, came[some]), np.searchsorted(tap.ports, went[some])
-        who, pair = flow[some], flows.queue_pair[flow[some]]
+    for opcode, some in mine.by_operation():
+        who, count = some.flow, len(some.flow)
+        came, went = 2 * flows.source[who] + 1, flows.path[who, 1]
+        row = ((some.at_ns - step.first_ns) // fabric.config.sample_ns).clip(0, len(step.depth) - 1)
+        depth = step.depth[row, went]
+        here = np.searchsorted(tap.ports, came), np.searchsorted(tap.ports, went)
         ends = roce.Ends(*here, (10 << 24) + flows.source[who], (10 << 24) + flows.target[who], flows.entropy[who])
-        header = roce.headers(ends, one, pair, (number[some] + pair * 4099) % 2**24, marked[some])
-        length = roce.wire_bytes(one) + 4
-        assert length == PACKET_BYTES + (16 if one == WRITE_FIRST else 0)
-        delay = (depth[some] * 8e9 / topology.speed_bps[went[some]]).astype(np.int64) + HOP_NS
-        count = int(some.sum())
-        made[one] = roce.Flows(*here, np.full(count, LOSSLESS), delay, depth[some], np.full(count, length), header)
+        header = roce.headers(ends, opcode, flows.queue_pair[who], some.psn, some.marked)
+        length = roce.wire_bytes(opcode) + 4
+        assert length == PACKET_BYTES + (16 if opcode == roce.WRITE_FIRST else 0)
+        delay = (depth * 8e9 / topology.speed_bps[went]).astype(np.int64) + HOP_NS
+        made[opcode] = roce.Flows(*here, np.full(count, LOSSLESS), delay, depth, np.full(count, length), header)
     return made

@@ -4,6 +4,9 @@ Faults of the telemetry act here, on what is said and not on what is: a frozen o
 clock that runs ahead. Truth keeps the fabric's own numbers.
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import numpy as np
 import polars as pl
 
@@ -27,6 +30,35 @@ SKEW_DRAW, LOSS_DRAW, MARK_DRAW = 11 << 40, 12 << 40, 13 << 40
 DELAY_NS = 2 * NS_PER_MS
 IDLE_W, BUSY_W = 120.0, 700.0
 _ON_EXPORT = ("frozen_counter", "counter_reset", "lossy_collector", "late_collector", "skewed_clock")
+
+
+@dataclass(frozen=True, slots=True)
+class Packets:
+    """Sampled packets of the fabric, a row each: their flow, when they left (ns since the start), what they are, and if they are marked."""
+
+    flow: np.ndarray
+    at_ns: np.ndarray
+    opcode: np.ndarray
+    psn: np.ndarray
+    marked: np.ndarray
+
+    def pick(self, which: np.ndarray) -> "Packets":
+        """Return these packets alone."""
+        return Packets(self.flow[which], self.at_ns[which], self.opcode[which], self.psn[which], self.marked[which])
+
+    def by_operation(self) -> Iterator[tuple[int, "Packets"]]:
+        """Yield the packets of each operation there is."""
+        for opcode in np.unique(self.opcode).tolist():
+            yield opcode, self.pick(self.opcode == opcode)
+
+
+def sampled(fabric: Fabric, step: Step) -> Packets:
+    """Return the packets that were sampled in a step: each is a part of a message of ``MESSAGE_PACKETS``."""
+    flow, at, number, chance = step.packets.T
+    place = number % MESSAGE_PACKETS
+    opcode = np.where(place == 0, WRITE_FIRST, np.where(place == MESSAGE_PACKETS - 1, WRITE_LAST, WRITE_MIDDLE))
+    psn = (number + fabric.world.flows.queue_pair[flow] * 4099) % 2**24
+    return Packets(flow, at, opcode, psn, units_of(fabric.seed, MARK_DRAW + flow, number) < chance / 2**40)
 
 
 class Exporter:
@@ -176,25 +208,23 @@ class Exporter:
 
     def _packets(self, step: Step) -> pl.DataFrame:
         """Return the sampled packets as the leaf of their sender sees them."""
-        flow, at, number, chance = step.packets.T
+        packets = sampled(self._fabric, step)
+        flow = packets.flow
         flows, topology, start = self._fabric.world.flows, self._topology, self._fabric.config.start_ns
-        lot = units_of(self._fabric.seed, MARK_DRAW + flow, number)
-        place = number % MESSAGE_PACKETS
-        opcode = np.where(place == 0, WRITE_FIRST, np.where(place == MESSAGE_PACKETS - 1, WRITE_LAST, WRITE_MIDDLE))
         addresses = np.array([topology.address(n) for n in range(topology.adapters)])
         return self._rows(
             "packet",
-            start + at,
+            start + packets.at_ns,
             topology.leaf[flows.source[flow]].astype(np.int64),
             src=addresses[flows.source[flow]],
             dst=addresses[flows.target[flow]],
             src_port=flows.entropy[flow],
             qp=flows.queue_pair[flow],
-            opcode=opcode,
-            psn=(number + flows.queue_pair[flow] * 4099) % 2**24,
+            opcode=packets.opcode,
+            psn=packets.psn,
             length=PACKET_BYTES - 4,  # captures and samples have no FCS
             payload_bytes=PAYLOAD_BYTES,
-            ecn=np.where(lot < chance / 2**40, CONGESTED, NONE),
+            ecn=np.where(packets.marked, CONGESTED, NONE),
             dscp=DSCP,
             sampling_rate=self._fabric.config.packet_sampling,
         )

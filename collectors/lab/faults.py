@@ -4,18 +4,18 @@ A fault of the fabric changes what the model runs by, a fault of the telemetry w
 fabric as configured whenever one comes or goes and at each reading of counters, so that they add up and leave nothing behind.
 """
 
+import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from ...pipeline.clock import NS_PER_MS
 from . import fec
 from .state import WIRE_BYTES
-from .topology import Topology
+from .topology import HOST, Topology
 from .workload import Job, Phase
-
-NS_PER_MS = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +79,34 @@ def link_of(topology: Topology, place: str) -> np.ndarray:
     device, _, port = place.partition("/")
     number = topology.port_of(device, port)
     return np.array([number, number ^ 1])
+
+
+def wrong(topology: Topology, kind: str, place: str) -> tuple[str, str] | None:
+    """Return what is wrong with a kind of fault and a place that somebody asked for, and the mend; nothing where they can be."""
+    if kind not in FAULTS:
+        return f"there is no fault {kind!r}", _nearest(kind, list(FAULTS))
+    what, names = FAULTS[kind].place, list(topology.device_names)
+    if what in ("", "job") or not place:
+        return None
+    for part in place.split(","):
+        device, slash, port = part.partition("/")
+        if device not in names:
+            return f"there is no device {device!r}", _nearest(device, names)
+        if what == "adapter" and topology.tier[names.index(device)] != HOST:
+            return f"{device} is no host", "name an adapter as device/port"
+        if what in ("adapter", "link") and not slash:
+            return f"{part!r} names no port", f"write the port behind the device: {device}/..."
+        if slash:
+            try:
+                topology.port_of(device, port)
+            except ValueError as error:
+                return str(error), "name one of its ports, such as mlx5_0 of a host or Ethernet0 of a switch"
+    return None
+
+
+def _nearest(word: str, words: list[str]) -> str:
+    near = difflib.get_close_matches(word, words, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(words[:20])}"
 
 
 def _slow_adapter(on: Tuning, fault: Fault, _now_ns: int) -> None:

@@ -29,10 +29,9 @@ from ..folder import INDEX
 from ..recording import Recorder
 from . import hft, roce, sai
 from .answers import Answers
-from .export import MARK_DRAW, MESSAGE_PACKETS, Exporter
+from .export import Exporter, Packets, sampled
 from .fabric import HOP_NS, Fabric, FabricConfig, Step
 from .gnmi import Stream
-from .rng import units_of
 from .script import LOSSLESS
 from .sflow import Agent, AgentConfig
 from .tap import Tap
@@ -107,9 +106,11 @@ class Files:
                 self._recorder.append(Batch(family, own))
         for switch in self._switches:
             switch.take(step, self._folder)
+        packets = sampled(self._fabric, step)
         for tick in range(step.first_ns // SFLOW_NS * SFLOW_NS + SFLOW_NS, step.until_ns + 1, SFLOW_NS):
+            gathered = packets.pick((packets.at_ns > tick - SFLOW_NS) & (packets.at_ns <= tick))
             for switch in self._switches:
-                switch.sample(step, tick, samples)
+                switch.sample(gathered, tick, samples)
         self._ping.write(step, pings)
 
     def _index(self) -> str:
@@ -185,37 +186,28 @@ class _Switch:
                     self._write(file, self._gnmi.at(config.start_ns + tick))
         self._begun = True
 
-    def sample(self, step: Step, tick: int, out: "_Pcap") -> None:
+    def sample(self, packets: Packets, tick: int, out: "_Pcap") -> None:
         """Write the datagrams with what was sampled in the ``SFLOW_NS`` before ``tick``, the packets that came from adapters."""
-        flow, at, number, chance = step.packets.T
-        world, topology = self._fabric.world, self._fabric.topology
-        mine = (at > tick - SFLOW_NS) & (at <= tick) & (topology.leaf[world.flows.source[flow]] == self._device)
+        mine = self._fabric.topology.leaf[self._fabric.world.flows.source[packets.flow]] == self._device
         if not mine.any() or self._exporter.lost(self._device, tick):
             return
-        flow, at, number, chance = (column[mine] for column in (flow, at, number, chance))
-        marked = units_of(self._fabric.seed, MARK_DRAW + flow, number) < chance / 2**40
-        place = number % MESSAGE_PACKETS
-        kind = np.where(place == 0, roce.WRITE_FIRST, np.where(place == MESSAGE_PACKETS - 1, roce.WRITE_LAST, roce.WRITE_MIDDLE))
         ts = self._fabric.config.start_ns + tick
-        for opcode in np.unique(kind).tolist():
-            some = kind == opcode
-            out.write(
-                self._agent.flows(self._flows(flow[some], at[some], number[some], marked[some], opcode), ts), ts, self.address, SFLOW_PORT
-            )
+        for opcode, some in packets.pick(mine).by_operation():
+            out.write(self._agent.flows(self._flows(some, opcode), ts), ts, self.address, SFLOW_PORT)
 
-    def _flows(self, flow: np.ndarray, at: np.ndarray, number: np.ndarray, marked: np.ndarray, opcode: int) -> roce.Flows:
+    def _flows(self, packets: Packets, opcode: int) -> roce.Flows:
         """Return sampled packets of one operation as an agent takes them; depth and delay are those of their egress queue."""
-        flows, start = self._fabric.world.flows, self._fabric.config.start_ns
+        flows, start, flow = self._fabric.world.flows, self._fabric.config.start_ns, packets.flow
         source, target = flows.source[flow], flows.target[flow]
         ingress = np.searchsorted(self._tap.ports, 2 * source + 1)
         # A flow that is led another way by now counts on the way that it has now.
         leaving = np.where(flows.path[flow, 1] >= 0, flows.path[flow, 1], 2 * target + 1)
         egress = np.searchsorted(self._tap.ports, leaving).clip(max=len(self._tap.ports) - 1)
         ends, _, _, depths = self._tap.samples()
-        depth = depths[np.searchsorted(ends, start + at).clip(max=len(ends) - 1), egress]
+        depth = depths[np.searchsorted(ends, start + packets.at_ns).clip(max=len(ends) - 1), egress]
         delay = depth * 8 * NS_PER_S // self._tap.speeds[egress] + HOP_NS
         between = roce.Ends(source, target, _address(source), _address(target), flows.entropy[flow])
-        header = roce.headers(between, opcode, flows.queue_pair[flow], (number + flows.queue_pair[flow] * 4099) % 2**24, marked)
+        header = roce.headers(between, opcode, flows.queue_pair[flow], packets.psn, packets.marked)
         length = np.full(len(flow), roce.wire_bytes(opcode) + 4)
         return roce.Flows(ingress, egress, np.full(len(flow), LOSSLESS), delay, depth, length, header)
 

@@ -11,7 +11,7 @@ import numpy as np
 from ...pipeline.clock import NS_PER_MS, NS_PER_S
 from ...pipeline.errors import InputError
 from .fabric import FabricConfig
-from .faults import FAULTS, Fault
+from .faults import FAULTS, Fault, wrong
 from .rng import unit
 from .scene import layout
 from .topology import LEAF, Topology
@@ -44,11 +44,11 @@ def job_of(hosts: Sequence[int]) -> Job:
 def fault_of(topology: Topology, text: str, seed: int, seconds: float) -> Fault:
     """Return the fault that a text asks for. Raises ``InputError``."""
     kind, *said = text.split("@")
-    if kind not in FAULTS:
-        raise InputError(text, f"there is no fault {kind!r}", f"choose one of {', '.join(FAULTS)}")
     if len(said) > 4:
         raise InputError(text, "has too many parts", "write NAME@PLACE@ONSET@DURATION@SEVERITY, or less of it")
     place, *numbers = [*said, "", "", "", ""][:4]
+    if problem := wrong(topology, kind, place):
+        raise InputError(text, *problem)
     defaults = (seconds / 3, seconds / 2, _SEVERITY.get(kind, 0.5))
     try:
         onset, duration, severity = (float(given) if given else usual for given, usual in zip(numbers, defaults, strict=True))
@@ -58,9 +58,7 @@ def fault_of(topology: Topology, text: str, seed: int, seconds: float) -> Fault:
         ) from None
     if not (0 <= onset < 2**32 and 0 < duration < 2**32 and 0 <= severity < 2**32):
         raise InputError(text, "has a number that is out of range", "write times in seconds, at least 0")
-    fault = Fault(kind, place or _place(topology, kind, seed), round(onset * NS_PER_S), round(duration * NS_PER_S), severity)
-    _check(topology, text, fault)
-    return fault
+    return Fault(kind, place or _place(topology, kind, seed), round(onset * NS_PER_S), round(duration * NS_PER_S), severity)
 
 
 def _place(topology: Topology, kind: str, seed: int) -> str:
@@ -82,20 +80,3 @@ def _place(topology: Topology, kind: str, seed: int) -> str:
     if kind == "noisy_neighbour":
         return names[int(lot * topology.gpus) // topology.rails]
     return names[leaves[int(lot * len(leaves))]] if wanted else ""
-
-
-def _check(topology: Topology, text: str, fault: Fault) -> None:
-    """Say now what the fabric would only find when the fault begins."""
-    for part in fault.place.split(",") if FAULTS[fault.kind].place not in ("", "job") else ():
-        device, slash, port = part.partition("/")
-        if device not in topology.device_names:
-            raise InputError(
-                text, f"there is no device {device!r}", f"name one such as {topology.device_names[0]} or {topology.device_names[-1]}"
-            )
-        if FAULTS[fault.kind].place in ("adapter", "link") and not slash:
-            raise InputError(text, f"{part!r} names no port", f"write the port behind the device: {device}/...")
-        if slash:
-            try:
-                topology.port_of(device, port)
-            except ValueError as error:
-                raise InputError(text, str(error), "name one of its ports, such as mlx5_0 of a host or Ethernet0 of a switch") from None

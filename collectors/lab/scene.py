@@ -3,7 +3,6 @@
 Everything follows from a scale, a number of jobs, the faults that are asked for and a seed, so that a scene can be set again.
 """
 
-import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,8 +11,8 @@ import polars as pl
 
 from ...pipeline.clock import NS_PER_MS, NS_PER_S
 from ...pipeline.errors import ConfigError
-from .faults import FAULTS, Fault, adapter_of, link_of
-from .topology import AGGREGATION, HOST, LEAF, Topology, clos, rail_fabric, sized, toy
+from .faults import FAULTS, Fault, link_of, wrong
+from .topology import AGGREGATION, LEAF, Topology, clos, rail_fabric, sized, toy
 from .workload import Job, Phase, dense
 
 HOST_GPUS = 8
@@ -116,10 +115,9 @@ def place_faults(asked: Sequence[str], topology: Topology, seed: int, onset_s: f
     made = []
     for number, text in enumerate(asked):
         kind, _, place = text.partition("@")
-        if kind not in FAULTS:
-            raise ConfigError(f"--fault {text}", f"there is no fault {kind!r}", _nearest(kind, list(FAULTS)))
+        if problem := wrong(topology, kind, place):
+            raise ConfigError(f"--fault {text}", *problem)
         place = place or _drawn(kind, topology, np.random.default_rng([seed, number]))
-        _check(kind, place, topology)
         shown = SHOWN.get(kind, Shown())
         begin_ns = int((onset_s + number * apart_s) * NS_PER_S)
         made.append(Fault(kind, place, begin_ns, shown.duration_s * NS_PER_S or 2**62, shown.severity))
@@ -146,30 +144,6 @@ def _drawn(kind: str, topology: Topology, lots: np.random.Generator) -> str:
         "switch": str(lots.choice(leaves)),
         "device": host if kind == "noisy_neighbour" else str(lots.choice(above or leaves)),
     }.get(what, "")
-
-
-def _check(kind: str, place: str, topology: Topology) -> None:
-    what, names = FAULTS[kind].place, list(topology.device_names)
-    where = f"--fault {kind}@{place}"
-    devices = place.split(",") if what == "two leaves" else [place.partition("/")[0]]
-    if what in ("", "job") or (kind == "ecn_thresholds" and not place):
-        return
-    if unknown := [name for name in devices if name not in names]:
-        raise ConfigError(where, f"there is no device {unknown[0]!r}", _nearest(unknown[0], names))
-    try:
-        if what == "adapter" and topology.tier[names.index(devices[0])] != HOST:
-            raise ValueError(f"{devices[0]} is no host")
-        if what == "adapter":
-            adapter_of(topology, place)
-        elif what == "link" or "/" in place:
-            link_of(topology, place)
-    except ValueError as error:
-        raise ConfigError(where, str(error), f"name {'an adapter' if what == 'adapter' else 'a port'} as device/port") from None
-
-
-def _nearest(word: str, words: list[str]) -> str:
-    near = difflib.get_close_matches(word, words, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(words[:20])}"
 
 
 # What each protocol tells of a switch that it carries; the lab's own rows tell the rest.
