@@ -3,33 +3,25 @@
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 
-from weft.analytics.publish import catalog
-from weft.analytics.rollup import fold
-from weft.analytics.store import Store, stored
 from weft.pipeline.metrics.base import Closing
 from weft.pipeline.metrics.bursts import BurstMetric
 from weft.pipeline.metrics.counters import CounterMetric
-from weft.pipeline.schema import FAMILIES, STATES
+from weft.pipeline.schema import FAMILIES
+
+from .board_rig import Viewed
 
 S = 10**9
 T0 = 1_700_000_040 * S
 G400 = 400 * S
 
 
-class Board:
+class Board(Viewed):
     """A store with its views, into which readings are put as the services do it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.store = Store(folder)
-        self.store.start()
-        for statement in catalog(self.store):
-            self.store.execute(statement)
 
     def read(self, family: str, rows: list[dict], seconds: int = 600) -> None:
         """Store what readings of a device make; ``t`` is seconds after T0."""
@@ -37,28 +29,13 @@ class Board:
         base = {"recv_ts": T0, "source": "gnmi", "epoch": 0, "port": "p", "queue": "3", "direction": "tx"}
         full = [{name: {**base, **row, "ts": T0 + round(row["t"] * S)}.get(name) for name in types} for row in rows]
         frame = pl.DataFrame(full, schema=types, orient="row")
-        self.put(CounterMetric(family).close(Closing("leaf", T0, T0 + seconds * S, [frame])))
+        self.keep(CounterMetric(family).close(Closing("leaf", T0, T0 + seconds * S, [frame])))
 
     def sample(self, values: list[int], signal: str = "rx_bytes") -> None:
         """Store the statistics of samples of 1 ms of port p."""
         row = {"ts": T0, "port": "p", "queue": "", "signal": signal, "interval_ns": 10**6, "speed_bps": G400, "values": values}
         frame = pl.DataFrame([row], schema={name: FAMILIES["burst_sample"].polars[name] for name in row})
-        self.put(BurstMetric().close(Closing("leaf", T0, T0 + 600 * S, [frame], ended=True)))
-
-    def put(self, tables: dict[str, pl.DataFrame]) -> None:
-        for name, frame in tables.items():
-            if name in STATES and STATES[name].having("key"):
-                self.store.insert(f"base.{name}_1s", stored(STATES[name], frame))
-                fold(self.store, STATES[name], frame)
-            elif name in FAMILIES:
-                self.store.insert(f"base.{name}", stored(FAMILIES[name], frame))
-
-    def rows(self, sql: str) -> list[dict[str, Any]]:
-        return self.store.query(sql)
-
-    def one(self, sql: str) -> dict[str, Any]:
-        (row,) = self.rows(sql)
-        return row
+        self.keep(BurstMetric().close(Closing("leaf", T0, T0 + 600 * S, [frame], ended=True)))
 
 
 @pytest.fixture
@@ -250,7 +227,7 @@ def test_drops_by_reason(board: Board) -> None:
         },
         schema=FAMILIES["event"].polars,
     )
-    board.put({"event": frame})
+    board.keep({"event": frame})
     rows_1m = board.rows("SELECT reason, drops FROM drops_1m ORDER BY ts, reason")
     assert [tuple(row.values()) for row in rows_1m] == [("no_buffer_space", 1), ("red", 2), ("red", 1)]
     assert len(board.rows("FROM drops_1s")) == 4

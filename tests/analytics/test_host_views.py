@@ -2,54 +2,37 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import pytest
 
-from weft.analytics.publish import catalog
-from weft.analytics.rollup import fold
-from weft.analytics.store import Store, stored
+from weft.analytics.store import stored
 from weft.pipeline.metrics import METRICS, MetricConfig
 from weft.pipeline.metrics.base import Closing
-from weft.pipeline.schema import FAMILIES, STATES
+from weft.pipeline.schema import FAMILIES
+
+from .board_rig import Viewed
 
 S = 10**9
 T0 = 1_700_000_040 * S
 BASE = {"recv_ts": T0, "source": "host", "epoch": 0, "device": "host-0", "port": "mlx5_0", "gpu": "0", "link": "", "speed_bps": 400 * S}
 
 
-class Board:
+class Board(Viewed):
     """A store with its views, into which readings are put as the services do it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.store = Store(folder)
-        self.store.start()
-        for statement in catalog(self.store):
-            self.store.execute(statement)
 
     def read(self, family: str, rows: list[dict]) -> None:
         """Store what readings of a host make; ``t`` is seconds after T0."""
         types = FAMILIES[family].polars
         full = [{name: {**BASE, **row, "ts": T0 + round(row["t"] * S)}.get(name) for name in types} for row in rows]
         frame = pl.DataFrame(full, schema=types, orient="row")
-        for name, table in METRICS[family](MetricConfig()).close(Closing("host-0", T0, T0 + 600 * S, [frame])).items():
-            if name in STATES and table.height:
-                self.store.insert(f"base.{name}_1s", stored(STATES[name], table))
-                fold(self.store, STATES[name], table)
+        self.keep(METRICS[family](MetricConfig()).close(Closing("host-0", T0, T0 + 600 * S, [frame])))
 
     def say(self, rows: list[dict]) -> None:
         """Store rows of the inventory."""
         types = FAMILIES["inventory"].polars
         full = [{name: {**BASE, "ts": T0, "port": None, "speed_bps": None, **row}.get(name) for name in types} for row in rows]
         self.store.insert("base.inventory", stored(FAMILIES["inventory"], pl.DataFrame(full, schema=types, orient="row")))
-
-    def rows(self, sql: str) -> list[dict[str, Any]]:
-        return self.store.query(sql)
-
-    def one(self, sql: str) -> dict[str, Any]:
-        (row,) = self.rows(sql)
-        return row
 
 
 @pytest.fixture

@@ -10,13 +10,14 @@ import numpy as np
 import polars as pl
 import pytest
 
-from weft.analytics.publish import catalog
-from weft.analytics.store import Store, stored
+from weft.analytics.store import stored
 from weft.analytics.views import HURST_SCALES, UNIT_BYTES, VIEWS
 from weft.pipeline import histogram
 from weft.pipeline.metrics.base import Closing
 from weft.pipeline.metrics.bursts import BurstMetric
 from weft.pipeline.schema import FAMILIES, LADDER, STATES, WINDOW_NS
+
+from .board_rig import Viewed
 
 # A second whose first millisecond is a multiple of 1024, so that blocks begin with it.
 T0 = 1_640_995_200 * WINDOW_NS
@@ -28,14 +29,8 @@ CAPACITY = SPEED // 8 // 1000
 Series = dict[tuple[str, str], list[int]]
 
 
-class Views:
+class Views(Viewed):
     """A store whose views are there; rows are put in as the process service makes them."""
-
-    def __init__(self, folder: Path) -> None:
-        self.store = Store(folder)
-        self.store.start()
-        for statement in catalog(self.store):
-            self.store.execute(statement)
 
     def samples(self, series: Series, device: str = "leaf", speed_bps: int | None = SPEED) -> None:
         """Store the statistics of series of 1 ms, by (port, signal)."""
@@ -55,13 +50,6 @@ class Views:
         row: dict[str, Any] = {field.name: 0 if field.role == "sum" else None for field in state.fields} | {"ts": T0, **columns}
         frame = pl.DataFrame({name: pl.Series([row[name]], dtype=dtype, strict=False) for name, dtype in state.polars.items()})
         self.store.insert(f"base.{table}", stored(state, frame))
-
-    def rows(self, sql: str) -> list[dict[str, Any]]:
-        return self.store.query(sql)
-
-    def one(self, sql: str) -> dict[str, Any]:
-        (row,) = self.rows(sql)
-        return row
 
 
 @pytest.fixture
