@@ -44,7 +44,7 @@ def addresses() -> str:
 def latency_summary(span: Span, path: Path) -> str:
     """The quantiles of a whole span in one row, in microseconds."""
     r = span.resolution(20)
-    columns = ", ".join(f"{_at(q)} / 1e3 AS {text_name(name)}" for name, q in QUANTILES.items())
+    columns = ", ".join(f"{at(q)} / 1e3 AS {text_name(name)}" for name, q in QUANTILES.items())
     return f"""WITH {_merged(r, span, path, "")}
 SELECT max(n)::BIGINT AS samples, {columns},
   (SELECT max(max_ns) / 1e3 FROM latency_{r} WHERE {span.inside(r)} AND {path.where("src", "dst", "kind")}) AS max_us
@@ -54,7 +54,7 @@ FROM cumulative"""
 def latency_over_time(span: Span, path: Path) -> str:
     """The quantiles of each window over all chosen paths, in microseconds: histograms are added, not quantiles."""
     r = span.resolution(POINTS_MAX)
-    columns = ", ".join(f"{_at(q)} / 1e3 AS {text_name(name)}" for name, q in QUANTILES.items())
+    columns = ", ".join(f"{at(q)} / 1e3 AS {text_name(name)}" for name, q in QUANTILES.items())
     return f"""WITH {_merged(r, span, path, "ts")}
 SELECT epoch_ms(ts)::DOUBLE AS ms, max(n)::DOUBLE AS samples, {columns}
 FROM cumulative GROUP BY ts ORDER BY ts"""
@@ -71,10 +71,10 @@ FROM cumulative ORDER BY i"""
 def latency_paths(span: Span, path: Path) -> str:
     """Each path of a span, the slowest first."""
     r = span.resolution(20)
-    columns = ", ".join(f"{_at(QUANTILES[name])} / 1e3 AS {text_name(name)}" for name in ("p50", "p99", "p99.9"))
+    columns = ", ".join(f"{at(QUANTILES[name])} / 1e3 AS {text_name(name)}" for name in ("p50", "p99", "p99.9"))
     return f"""WITH {_merged(r, span, path, "src, dst, kind")}
 SELECT src, dst, kind, max(n)::BIGINT AS samples, {columns},
-  weft_ratio({_at(0.99)}, {_at(0.5)}) AS tail_ratio
+  weft_ratio({at(0.99)}, {at(0.5)}) AS tail_ratio
 FROM cumulative GROUP BY src, dst, kind ORDER BY {text_name("p99")} DESC LIMIT {PATHS_MAX}"""
 
 
@@ -96,8 +96,10 @@ def _merged(r: str, span: Span, path: Path, by: str) -> str:
 )"""
 
 
-def _at(q: float) -> str:
-    return f"weft_bucket_value(min(i) FILTER (upto > floor({q} * (n - 1))))"
+def at(q: float) -> str:
+    """The bucket's value at which the accumulated counts come to a share q."""
+    # The rank of ``weft_quantile``: the smallest value that at least a share q of the samples do not exceed.
+    return f"weft_bucket_value(min(i) FILTER (upto >= greatest(ceil({q} * n - 1e-9), 1)))"
 
 
 def roce_summary(span: Span, path: Path) -> str:

@@ -127,6 +127,19 @@ def test_latency_of_all_paths_is_of_the_added_histograms(seed, reader):
     assert 15 <= summary["p50_us"] <= summary["p99_us"] <= 60.6
     middle = curve.filter(pl.col("share") >= 0.5)["x"][0]
     assert summary["p50_us"] == pytest.approx(middle, rel=0.02)
+    assert summary["p9999_us"] == curve["x"][-1] == pytest.approx(summary["max_us"], rel=0.01)
+
+
+@pytest.mark.parametrize("counts", [[1], [60, 7, 1], [99, 1], [1, 99], [9_999, 1], [5, 5, 5, 5]])
+def test_quantiles_are_nearest_rank(counts, reader):
+    """A page's quantile is the smallest value that at least its share of the samples do not exceed, so no tail is understated."""
+    ordered = np.repeat(2 ** np.arange(len(counts)), counts)
+    # Below 128 a power of two is what its bucket stands for, and powers are 64 buckets apart.
+    rows = [(1 + 64 * k, int(c), int(upto), len(ordered)) for k, (c, upto) in enumerate(zip(counts, np.cumsum(counts), strict=True))]
+    values = ", ".join(str(row) for row in rows)
+    for q in queries_roce.QUANTILES.values():
+        sql = f"WITH cumulative AS (FROM (VALUES {values}) AS t(i, c, upto, n)) SELECT {queries_roce.at(q)} AS x FROM cumulative"
+        assert reader.frame(sql)["x"][0] == np.quantile(ordered, q, method="inverted_cdf")
 
 
 def test_a_filter_that_matches_nothing_gives_no_rows(reader, span, tmp_path: Path):
