@@ -26,6 +26,9 @@ FILE_BYTES_MAX = 8 * 1024 * 1024
 FILE_UNPACKED_MAX = 48 * 1024 * 1024
 POLL_BYTES_MAX = 2 * 1024 * 1024
 
+# After an empty answer the bus is asked again so much later.
+EMPTY_S = 0.02
+
 # A group of rows is encoded in memory as a whole.
 GROUP_ROWS = 512
 
@@ -85,6 +88,14 @@ class Ring:
         if old or self._held_bytes >= FILE_BYTES_MAX or self._held_unpacked >= FILE_UNPACKED_MAX:
             self.flush()
         return bool(messages)
+
+    def drain(self, patience_s: float) -> None:
+        """Take in what is on the bus by now, for so long at the most. An empty answer is no end: a broker's may be on its way."""
+        ends = self._bus.ends((TABLE.topic,))
+        until = self._clock.monotonic_ns() + int(patience_s * NS_PER_S)
+        while any(self._consumer.position(partition) < end for partition, end in ends.items()) and self._clock.monotonic_ns() < until:
+            if not self.step():
+                self._clock.wait(EMPTY_S)
 
     def flush(self) -> None:
         """Write what is held as one file, with the positions; trim the ring. Raises ``StoreError`` on a full disk."""

@@ -40,6 +40,9 @@ ARCHIVE_EVERY_S = 30.0
 # A store that could not be written is opened anew after so long: a full disk is waited for.
 REOPEN_S = 1.0
 
+# Raw runs that are still on the bus at the end are waited for so long; beyond it they are read at the next start.
+DRAIN_S = 5.0
+
 # A device that has closed no window for so long no longer holds back the judgement of the others.
 SILENT_S = 10.0
 
@@ -124,8 +127,7 @@ class AnalyzeService:
         try:
             # What could not be stored is still on the bus, for the next start.
             if not self._broken:
-                while self._ring.step():
-                    pass
+                self._ring.drain(DRAIN_S)
                 self._ring.flush()
                 self._sink.fold()
                 self._publisher.publish()

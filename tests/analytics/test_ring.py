@@ -8,10 +8,11 @@ import pytest
 
 from weft.analytics.publish import PublishConfig, Publisher
 from weft.analytics.ring import Ring, RingConfig
+from weft.analytics.sink import Positions
 from weft.analytics.store import Reader, Store
-from weft.pipeline.bus import BusConfig
+from weft.pipeline.bus import BusConfig, open_bus
 from weft.pipeline.bus.embedded import EmbeddedBus
-from weft.pipeline.clock import ManualClock
+from weft.pipeline.clock import ManualClock, SystemClock
 from weft.pipeline.codec import encode, headers
 from weft.pipeline.errors import StoreError
 from weft.pipeline.report import Report
@@ -208,3 +209,28 @@ def test_how_far_it_is_counts_only_what_is_written(rig: Rig) -> None:
     assert rig.ring.positions() == {}
     rig.ring.flush()
     assert sum(rig.ring.positions().values()) == 1
+
+
+@pytest.mark.parametrize("kind", ["embedded", "kafka"])
+def test_all_that_is_on_the_bus_is_drained(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """What was published before the end is in the ring, also where the first answers of a broker are empty."""
+    clock = SystemClock()
+    bus = open_bus(BusConfig(kind=kind, servers=request.getfixturevalue("kafka") if kind == "kafka" else ""), tmp_path / "data")
+    store = Store(tmp_path / "store")
+    store.start()
+    producer = bus.producer("ring-test")
+    Positions(store).save(bus.ends((TABLE.topic,)))
+    frame = pl.DataFrame({"ts": [T0], "device": ["d"], "port": ["p"], "values": [list(range(1000))]}, schema_overrides=TABLE.polars)
+    with producer.transaction() as transaction:
+        for number in range(50):
+            transaction.publish(TABLE.topic, f"d{number}", encode(frame, TABLE), headers(TABLE))
+    ring = Ring(store, bus, RingConfig(), clock, Report("analyze", "test", clock))
+    ring.start()
+    ring.drain(30.0)
+    ring.flush()
+    written = [pl.read_parquet(path).height for path in (tmp_path / "store" / "samples").iterdir()]
+    assert sum(written) == 50
+    ring.stop()
+    producer.close()
+    bus.close()
+    store.stop()
