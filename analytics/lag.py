@@ -6,6 +6,7 @@ from ..pipeline.bus import Bus
 from ..pipeline.schema import FAMILIES, STATES
 
 POSITIONS_KEY = "analyze/positions"
+RING_KEY = "analyze/ring"
 
 # What the store takes in: every state table, and the families that are kept as they come.
 KEPT_FAMILIES = ("gap", "event", "inventory", "self_metric")
@@ -17,6 +18,15 @@ _ENDLESS = FAMILIES["self_metric"].topic
 
 def stored_lag(bus: Bus) -> int:
     """Return how many offsets of what the store takes in are not stored yet."""
-    done = json.loads(bus.recall(POSITIONS_KEY) or b"{}")
-    ends = bus.ends([topic for topic in TOPICS if topic != _ENDLESS])
+    return _behind(bus, POSITIONS_KEY, [topic for topic in TOPICS if topic != _ENDLESS])
+
+
+def ring_lag(bus: Bus) -> int:
+    """Return how many offsets of raw runs the ring has not read yet."""
+    return _behind(bus, RING_KEY, [FAMILIES["burst_sample"].topic])
+
+
+def _behind(bus: Bus, key: str, topics: list[str]) -> int:
+    done = json.loads(bus.recall(key) or b"{}")
+    ends = bus.ends(topics)
     return sum(max(0, end - done.get(f"{partition.topic}/{partition.partition}", 0)) for partition, end in ends.items())

@@ -56,6 +56,7 @@ class Ring:
         self._held_bytes = self._held_unpacked = 0
         self._offsets: dict[TopicPartition, int] = {}
         self._since_ns = 0
+        self.taken = 0  # messages since the start
 
     def start(self) -> None:
         """Begin to read where the store says; remove files that no transaction knows. Raises ``BusError``."""
@@ -72,6 +73,7 @@ class Ring:
         messages = self._consumer.poll(0.0, POLL_BYTES_MAX)
         for loss in self._consumer.lost():
             self._report.count("weft_analyze_ring_missed_total", loss.to_offset - loss.from_offset)
+        self.taken += len(messages)
         for message in messages:
             self._offsets[TopicPartition(message.topic, message.partition)] = message.offset + 1
             try:
@@ -122,8 +124,8 @@ class Ring:
         self._held_bytes = self._held_unpacked = 0
 
     def positions(self) -> dict[TopicPartition, int]:
-        """Return how far the ring has read and written."""
-        return {partition: self._consumer.position(partition) for partition in self._consumer.assignment()} if not self._offsets else {}
+        """Return how far the ring has read; what is not in a file yet will be, at the latest when the service stops."""
+        return {partition: self._consumer.position(partition) for partition in self._consumer.assignment()}
 
     def stop(self) -> None:
         """Stop reading. Idempotent."""

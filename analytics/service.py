@@ -5,12 +5,12 @@ rules are evaluated right after, on the writer's own tables, so an alert does no
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import polars as pl
 
-from ..pipeline.bus import Bus, Message, Producer
+from ..pipeline.bus import Bus, Message, Producer, TopicPartition
 from ..pipeline.clock import NS_PER_S, Clock
 from ..pipeline.errors import BusError, FencedError, StoreError
 from ..pipeline.memory import give_back
@@ -22,7 +22,7 @@ from .alerts.evaluate import Evaluator
 from .alerts.outbox import Outbox
 from .alerts.rules import load_rules
 from .archive import Archive, ArchiveConfig
-from .lag import POSITIONS_KEY
+from .lag import POSITIONS_KEY, RING_KEY
 from .notify import NotifyConfig, build_notifiers, endpoints_of
 from .notify.base import Result
 from .notify.sender import Sender
@@ -42,6 +42,9 @@ REOPEN_S = 1.0
 
 # Raw runs that are still on the bus at the end are waited for so long; beyond it they are read at the next start.
 DRAIN_S = 5.0
+
+# How far the ring has read is told at most this often.
+TELL_RING_EVERY_S = 0.25
 
 # A device that has closed no window for so long no longer holds back the judgement of the others.
 SILENT_S = 10.0
@@ -80,7 +83,8 @@ class AnalyzeService:
         self._publisher = Publisher(store, config.publish, clock, report, extra)
         self._closed: dict[str, tuple[int, int]] = {}
         self._archive_ns = 0
-        self._told: dict[str, int] = {}
+        self._told: dict[str, dict[str, int]] = {}
+        self._ring_told_ns = 0
         self._broken = False
         self._unstored: list[Message] = []
         self._unsettled: list[Result] = []
@@ -110,8 +114,8 @@ class AnalyzeService:
             if fresh:
                 self._store_all(self._unstored)
                 self._unstored = []
-            else:
-                self._ring.step()
+            elif not self._ring.step():
+                self._tell_ring()
             self._judge(fresh)
             self._upkeep()
         except StoreError as error:
@@ -123,20 +127,28 @@ class AnalyzeService:
     def stop(self) -> None:
         """Store and publish what is here, and close. Idempotent."""
         self._sender.stop()
+        # What could not be stored is still on the bus, for the next start.
+        if not self._broken and self._finish(self._ring.flush, self._sink.fold, self._publisher.publish):
+            # The bus is asked only now: what is in hand is safe, however long it takes to answer.
+            before = self._ring.taken
+            self._finish(lambda: self._ring.drain(DRAIN_S))
+            if self._ring.taken != before:
+                self._finish(self._ring.flush, self._publisher.publish)
+            self._finish(self._tell)
         self._sink.stop()
-        try:
-            # What could not be stored is still on the bus, for the next start.
-            if not self._broken:
-                self._ring.drain(DRAIN_S)
-                self._ring.flush()
-                self._sink.fold()
-                self._publisher.publish()
-                self._tell()
-        except (StoreError, BusError, FencedError) as error:
-            self._report.complain(str(error), "stop")
         self._ring.stop()
         self._producer.close()
         self._store.stop()
+
+    def _finish(self, *parts: Callable[[], None]) -> bool:
+        """Do what is left to do at the end, and return whether it went well; an error ends it with a complaint."""
+        try:
+            for part in parts:
+                part()
+        except (StoreError, BusError, FencedError) as error:
+            self._report.complain(str(error), "stop")
+            return False
+        return True
 
     def _break(self, error: StoreError, kind: str) -> None:
         self._report.complain(str(error), kind)
@@ -228,11 +240,20 @@ class AnalyzeService:
 
     def _tell(self) -> None:
         """Remember on the bus how far the store is, for whoever waits for it."""
-        done = {f"{partition.topic}/{partition.partition}": offset for partition, offset in self._sink.positions().items()}
-        if done != self._told:
+        self._remember(POSITIONS_KEY, self._sink.positions())
+
+    def _tell_ring(self) -> None:
+        now = self._clock.monotonic_ns()
+        if now - self._ring_told_ns >= TELL_RING_EVERY_S * NS_PER_S:
+            self._ring_told_ns = now
+            self._remember(RING_KEY, self._ring.positions())
+
+    def _remember(self, key: str, positions: Mapping[TopicPartition, int]) -> None:
+        done = {f"{partition.topic}/{partition.partition}": offset for partition, offset in positions.items()}
+        if done != self._told.get(key):
             with self._producer.transaction() as transaction:
-                transaction.remember(POSITIONS_KEY, json.dumps(done).encode())
-            self._told = done
+                transaction.remember(key, json.dumps(done).encode())
+            self._told[key] = done
 
 
 def _newest(frame: pl.DataFrame) -> int:

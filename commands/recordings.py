@@ -120,18 +120,18 @@ def _feed(chosen: Namespace, settings: Any, clock: SystemClock, speed: float | N
 
 def _until_stored(supervisor: Supervisor, bus: Any, job: Any, clock: SystemClock) -> None:
     """Wait until the recording is fed, computed and stored, keeping the services alive."""
-    from ..analytics.lag import stored_lag
+    from ..analytics.lag import ring_lag, stored_lag
     from ..pipeline.process import GROUP, ProcessService
     from ..pipeline.report import lag
 
-    idle_since, last = clock.monotonic_ns(), (-1, -1)
+    idle_since, last = clock.monotonic_ns(), (-1, -1, -1)
     while True:
         supervisor.step(0.05)
         if not supervisor.finished("feed") or job.done() is None:
             idle_since = clock.monotonic_ns()
             continue
-        left = (lag(bus, GROUP, list(ProcessService.topics)), stored_lag(bus))
-        if left == (0, 0):
+        left = (lag(bus, GROUP, list(ProcessService.topics)), stored_lag(bus), ring_lag(bus))
+        if not any(left):
             return
         if left != last:
             idle_since, last = clock.monotonic_ns(), left
