@@ -140,7 +140,7 @@ class AnalyzeService:
         self._producer.close()
         self._store.stop()
 
-    def _finish(self, *parts: Callable[[], None]) -> bool:
+    def _finish(self, *parts: Callable[[], object]) -> bool:
         """Do what is left to do at the end, and return whether it went well; an error ends it with a complaint."""
         try:
             for part in parts:
