@@ -1,8 +1,9 @@
 """How far the store is, told through the bus: for whoever waits for it without opening it."""
 
 import json
+from collections.abc import Mapping
 
-from ..pipeline.bus import Bus
+from ..pipeline.bus import Bus, TopicPartition
 from ..pipeline.schema import FAMILIES, STATES
 
 POSITIONS_KEY = "analyze/positions"
@@ -14,6 +15,11 @@ TOPICS = (*(table.topic for table in STATES.values()), *(FAMILIES[name].topic fo
 
 # Weft's own readings never end, so nobody waits for them.
 _ENDLESS = FAMILIES["self_metric"].topic
+
+
+def packed(positions: Mapping[TopicPartition, int]) -> bytes:
+    """Return positions as they are remembered on the bus; equal positions give equal bytes."""
+    return json.dumps({_name(partition): offset for partition, offset in positions.items()}, sort_keys=True).encode()
 
 
 def stored_lag(bus: Bus) -> int:
@@ -29,4 +35,8 @@ def ring_lag(bus: Bus) -> int:
 def _behind(bus: Bus, key: str, topics: list[str]) -> int:
     done = json.loads(bus.recall(key) or b"{}")
     ends = bus.ends(topics)
-    return sum(max(0, end - done.get(f"{partition.topic}/{partition.partition}", 0)) for partition, end in ends.items())
+    return sum(max(0, end - done.get(_name(partition), 0)) for partition, end in ends.items())
+
+
+def _name(partition: TopicPartition) -> str:
+    return f"{partition.topic}/{partition.partition}"

@@ -4,7 +4,6 @@ One loop and one connection. What arrives within a short while is stored in one 
 rules are evaluated right after, on the writer's own tables, so an alert does not wait for a snapshot.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -22,7 +21,7 @@ from .alerts.evaluate import Evaluator
 from .alerts.outbox import Outbox
 from .alerts.rules import load_rules
 from .archive import Archive, ArchiveConfig
-from .lag import POSITIONS_KEY, RING_KEY
+from .lag import POSITIONS_KEY, RING_KEY, packed
 from .notify import NotifyConfig, build_notifiers, endpoints_of
 from .notify.base import Result
 from .notify.sender import Sender
@@ -83,7 +82,7 @@ class AnalyzeService:
         self._publisher = Publisher(store, config.publish, clock, report, extra)
         self._closed: dict[str, tuple[int, int]] = {}
         self._archive_ns = 0
-        self._told: dict[str, dict[str, int]] = {}
+        self._told: dict[str, bytes] = {}
         self._ring_told_ns = 0
         self._broken = False
         self._unstored: list[Message] = []
@@ -249,10 +248,10 @@ class AnalyzeService:
             self._remember(RING_KEY, self._ring.positions())
 
     def _remember(self, key: str, positions: Mapping[TopicPartition, int]) -> None:
-        done = {f"{partition.topic}/{partition.partition}": offset for partition, offset in positions.items()}
+        done = packed(positions)
         if done != self._told.get(key):
             with self._producer.transaction() as transaction:
-                transaction.remember(key, json.dumps(done).encode())
+                transaction.remember(key, done)
             self._told[key] = done
 
 

@@ -209,6 +209,9 @@ def test_how_far_it_is_counts_what_is_read(rig: Rig) -> None:
     rig.ring.step()
     assert sum(rig.ring.positions().values()) == 1
     assert rig.seen() == []
+    assert Positions(rig.store).load((TABLE.topic,)) == {}, "a successor reads again what is in no file"
+    rig.ring.flush()
+    assert sum(Positions(rig.store).load((TABLE.topic,)).values()) == 1
 
 
 @pytest.mark.parametrize("kind", ["embedded", "kafka"])

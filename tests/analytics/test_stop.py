@@ -46,4 +46,5 @@ def test_what_is_in_hand_is_stored_though_the_bus_is_away(tmp_path: Path, monkey
     reader = Reader(tmp_path / "store")
     assert reader.frame("SELECT count(*)::INTEGER AS runs FROM samples").item() == 5
     reader.close()
+    producer.close()
     bus.close()
