@@ -470,7 +470,7 @@ def test_from_a_row_to_a_webhook_and_its_end(scratch, receivers):
     assert ended["alerts"][0]["fingerprint"] == alert["fingerprint"]
 
 
-# A process that judges and sends until all is done; it says after each closed second how far it is.
+# A process that judges and sends until all is done; it says after each closed second how far it is, and what it is about to hand out.
 WORKER = """
 import sys
 from pathlib import Path
@@ -505,6 +505,8 @@ def step():
             outbox.settle(results)
     with store.transaction():
         deliveries = outbox.due()
+        for delivery in deliveries:
+            print(delivery.payload, flush=True)
     sender.submit(deliveries)
 
 (done,) = store.query("SELECT coalesce(max(evaluated_to_ns), 0) // 1000000000 AS s FROM state.alert_rules")
@@ -523,17 +525,21 @@ store.stop()
 
 
 def work(folder, url, seconds, kill_after=None):
-    """Run the worker to its end, or kill it, as with kill -9, once it has said so many lines; return whether it ended."""
+    """Run the worker to its end, or kill it, as with kill -9, once it has closed so many seconds; return if it ended and what it sent."""
     command = [sys.executable, "-c", WORKER, str(folder), url, str(seconds)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         guard = threading.Timer(60, process.kill)
         guard.start()
+        closed, handed = 0, []
         try:
-            for lines, _ in enumerate(process.stdout, 1):
-                if lines == kill_after:
+            for line in process.stdout:
+                if line.startswith("{"):
+                    handed.append(json.loads(line)["alerts"])
+                    continue
+                closed += 1
+                if closed == kill_after:
                     process.kill()
-                    break
-            return process.wait(60) == 0
+            return process.wait(60) == 0, handed
         finally:
             guard.cancel()
 
@@ -546,19 +552,27 @@ def alerts_in(folder):
 def test_kill_9_loses_and_repeats_nothing(tmp_path, receivers):
     """A process killed again and again leaves the undisturbed run's alerts, row for row, and a receiver that believes what is true."""
     seconds, receiver = 48, receivers()
-    assert work(tmp_path / "calm", "", seconds)
-    moments = random.Random(7)
+    assert work(tmp_path / "calm", "", seconds)[0]
+    moments, handed = random.Random(7), []
     for _ in range(3):
         # Each life goes on where the last one stood, so each kill falls into new work.
-        assert not work(tmp_path / "killed", receiver.base, seconds, kill_after=moments.randint(8, 13))
-    assert work(tmp_path / "killed", receiver.base, seconds)
-    assert alerts_in(tmp_path / "killed") == alerts_in(tmp_path / "calm")
+        ended, told = work(tmp_path / "killed", receiver.base, seconds, kill_after=moments.randint(8, 13))
+        assert not ended
+        handed += told
+    ended, told = work(tmp_path / "killed", receiver.base, seconds)
+    handed += told
+    assert ended and alerts_in(tmp_path / "killed") == alerts_in(tmp_path / "calm")
     assert sum(row[4] == "resolved" for row in alerts_in(tmp_path / "calm")) > 5
+    # A kill between the hand-out and the wire leaves it open whether the receiver knows: its end is told then, and of nothing else.
+    maybe_told = set()
+    for alert in (alert for alerts in handed for alert in alerts):
+        assert alert["status"] == "firing" or alert["fingerprint"] in maybe_told
+        maybe_told.add(alert["fingerprint"])
     payloads, believed = {}, {}
     for _, headers, body in receiver.requests:
         assert payloads.setdefault(headers["webhook-id"], body) == body
-        for alert in json.loads(body)["alerts"]:
-            assert alert["status"] == "firing" or alert["fingerprint"] in believed
-            believed[alert["fingerprint"]] = alert["status"]
+        alerts = json.loads(body)["alerts"]
+        assert alerts in handed
+        believed |= {alert["fingerprint"]: alert["status"] for alert in alerts}
     firing = {row[0] for row in alerts_in(tmp_path / "calm") if row[4] == "firing"}
     assert {key for key, status in believed.items() if status == "firing"} == firing
