@@ -16,6 +16,7 @@ from pathlib import Path
 from . import __version__
 from .commands import bench, check, counters, demo, lab, query, recordings, services, up
 from .pipeline.errors import WeftError
+from .pipeline.memory import go_without
 from .pipeline.supervise import follow_supervisor
 
 
@@ -167,6 +168,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         level=chosen.log_level.upper(), format="%(asctime)s %(levelname).1s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr
     )
     logging.getLogger("kafka").setLevel(logging.CRITICAL if chosen.log_level == "info" else logging.INFO)
+    if arguments is None and chosen.command != "dash":
+        # It is there for the dashboard; DuckDB and Arrow take it up where they find it, and have no use for it here.
+        go_without("pandas")
     try:
         follow_supervisor()
         return COMMANDS[chosen.command].run(chosen)

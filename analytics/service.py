@@ -30,9 +30,14 @@ from .ring import Ring, RingConfig
 from .sink import Sink
 from .store import Store, StoreConfig
 
-# What arrives within this time, or this much, is stored together: a transaction costs more than its rows.
+# What arrives within this time, or this much, is stored together: a transaction costs more than its rows, and a judgement of one
+# window as much as of twenty.
 GATHER_S = 0.25
 GATHER_BYTES_MAX = 6 * 1024 * 1024
+
+# Nobody waits for windows that closed so long ago: while they are caught up with, more of them are stored together.
+HISTORY_S = 5.0
+GATHER_HISTORY_S = 1.0
 POLL_S = 0.05
 ARCHIVE_EVERY_S = 30.0
 
@@ -173,16 +178,28 @@ class AnalyzeService:
         messages = list(self._sink.poll(POLL_S))
         if not messages:
             return messages
-        until = self._clock.monotonic_ns() + int(GATHER_S * NS_PER_S)
+        heard = self._clock.monotonic_ns()
+        until = heard + int((GATHER_HISTORY_S if self._is_history() else GATHER_S) * NS_PER_S)
         size = sum(len(message.value) for message in messages)
-        while size < GATHER_BYTES_MAX and self._clock.monotonic_ns() < until:
+        while size < GATHER_BYTES_MAX and (now := self._clock.monotonic_ns()) < until and now - heard < GATHER_S * NS_PER_S:
             try:
                 more = self._sink.poll(POLL_S)
             except BusError:
                 break  # what has been read is stored first; the next step meets the error again
             messages += more
             size += sum(len(message.value) for message in more)
+            heard = self._clock.monotonic_ns() if more else heard
         return messages
+
+    def _is_history(self) -> bool:
+        """Return whether what is being stored is long over."""
+        ends = self._ends()
+        return bool(ends) and self._clock.now_ns() - min(ends) > HISTORY_S * NS_PER_S
+
+    def _ends(self) -> list[int]:
+        """Return the window that each device still heard of has closed."""
+        now = self._clock.monotonic_ns()
+        return [end for end, heard in self._closed.values() if now - heard < SILENT_S * NS_PER_S]
 
     def _store_all(self, messages: Sequence[Message]) -> None:
         stored = self._sink.store(messages)
@@ -200,8 +217,7 @@ class AnalyzeService:
 
     def _judge(self, fresh: bool) -> None:
         """Evaluate the rules up to the window that every device still heard of has closed, and move deliveries."""
-        now = self._clock.monotonic_ns()
-        ends = [end for end, heard in self._closed.values() if now - heard < SILENT_S * NS_PER_S]
+        ends = self._ends()
         if fresh and ends:
             try:
                 tens = min(ends) // RESOLUTIONS_NS["10s"]

@@ -22,6 +22,15 @@ DEVICES, PORTS = 40, 64
 READINGS_PER_S = 100
 COUNTERS = counters_of("port")[:20]
 
+# Of a byte on the line; what is not named here hardly moves.
+_PACKETS, _CODEWORDS, _BITS = 1 / 1024, 8 / 5440 / 100, 8 / 5440 / 50
+_MOVES = {
+    **{f"{side}_bytes": 1.0 for side in ("rx", "tx")},
+    **{f"{side}_{kind}": _PACKETS for side in ("rx", "tx") for kind in ("packets", "unicast_packets")},
+    "fec_corrected": _CODEWORDS,
+    "corrected_bits": _BITS,
+}
+
 _START_NS = 1_767_225_600 * 1_000_000_000
 _STEP_NS = 1_000_000_000 // READINGS_PER_S
 _SPEED_BPS = 400_000_000_000
@@ -53,7 +62,7 @@ def frames(devices: int, seconds: int) -> Iterator[tuple[str, pl.DataFrame]]:
     """Yield made readings, message by message in order of time: the device, and its rows."""
     random = np.random.default_rng(1)
     names = [f"Ethernet{port * 8}" for port in range(PORTS)]
-    moves = np.where(np.arange(len(COUNTERS)) < 8, _SPEED_BPS // 8 // READINGS_PER_S, 1)
+    moves = np.array([_MOVES.get(name, 0.0) * _SPEED_BPS / 8 / READINGS_PER_S or 1.0 for name in COUNTERS])
     last = np.zeros((devices, PORTS, len(COUNTERS)), np.int64)
     for first in range(0, seconds * READINGS_PER_S, _MESSAGE_READINGS):
         for device in range(devices):

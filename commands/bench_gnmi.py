@@ -23,7 +23,7 @@ def gnmi(seconds: int) -> Iterator[Line]:
     from gnmi_pb.gnmi_pb2 import SubscribeResponse
 
     from ..collectors.decode.gnmi import Decoder, Messages
-    from ..collectors.heap import keep_freed
+    from ..pipeline.memory import keep_freed
 
     keep_freed()
     rounds = max(1, min(seconds, 20))

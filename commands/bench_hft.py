@@ -33,7 +33,7 @@ _LIVE_S, _PATIENCE_S, _REST_S = 10, 60, 0.2
 
 def hft(seconds: int) -> Iterator[Line]:
     """Decode at three sizes of a message, a second of a switch to rows, points of OTLP to rows; and a switch that sends, all of it live."""
-    from ..collectors.heap import keep_freed
+    from ..pipeline.memory import keep_freed
 
     keep_freed()
     for counters, goal in ((8000, ">= 300 M/s"), (128, ">= 100 M/s"), (2, ">= 10 M/s")):

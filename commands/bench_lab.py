@@ -10,12 +10,12 @@ from .measure import Line, best_rate
 
 def lab(_seconds: int) -> Iterator[Line]:
     """sFlow datagrams built and sent, and 30 statistics of 64 ports every 100 us, beside copies of the same bytes."""
-    from ..collectors.heap import keep_freed
     from ..collectors.lab import hft, roce, sai
     from ..collectors.lab.script import START_NS, Script, Shape
     from ..collectors.lab.sflow import Agent
     from ..collectors.lab.wire import Udp
     from ..pipeline.clock import SystemClock
+    from ..pipeline.memory import keep_freed
 
     keep_freed()
     script = Script(Shape(ports=64))

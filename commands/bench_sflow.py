@@ -21,7 +21,7 @@ _RATE, _SECONDS, _BURST_S = 100_000, 2, 0.001
 
 def sflow(seconds: int) -> Iterator[Line]:
     """Flow samples and counter samples to rows on one core, then 100,000 datagrams a second over the loopback interface."""
-    from ..collectors.heap import keep_freed
+    from ..pipeline.memory import keep_freed
 
     keep_freed()
     for what, made in (("flow samples", _flow_datagrams()), ("counter samples", _counter_datagrams())):

@@ -1,4 +1,4 @@
-"""Frames to messages and back: one message is one Arrow IPC stream of one table.
+"""Frames to messages and back: one message is one Arrow IPC stream of one table, without the columns in which nothing is said.
 
 Lists of unsigned integers travel in the narrowest width that holds them (a millisecond of 400G fits in 32
 bits), since Arrow says its own types; ``decode`` hands such lists over as they came unless asked to widen, so
@@ -7,7 +7,7 @@ that a kernel reads half the bytes. Everything else is cast to the table's types
 
 import io
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import polars as pl
@@ -54,15 +54,16 @@ def table_of(message_headers: Mapping[str, str]) -> Table:
 def encode(frame: pl.DataFrame, table: Table) -> bytes:
     """Return ``frame`` as one Arrow IPC stream with lz4 buffers, its columns those of ``table`` in order.
 
-    A column that the frame lacks is filled with nulls. Raises ``CodecError`` for a column that the table lacks.
+    A column of nulls alone is left out: of a family's columns a source fills half, and a reader pays for each. The first stays,
+    which says how many rows there are. Raises ``CodecError`` for a column that the table lacks.
     """
-    unknown = set(frame.columns) - set(table.polars)
+    found = {column.name: column for column in frame.get_columns()}
+    unknown = found.keys() - table.polars.keys()
     if unknown:
         raise CodecError(f"{table.name} has no column {sorted(unknown)[0]!r}")
-    columns = [
-        _narrowed(frame[name], dtype) if name in frame.columns else _nulls(name, dtype, frame.height)
-        for name, dtype in table.polars.items()
-    ]
+    first, *others = table.polars
+    columns = [_narrowed(found[first], table.polars[first]) if first in found else _nulls(first, table.polars[first], frame.height)]
+    columns += [_narrowed(found[name], table.polars[name]) for name in others if name in found and found[name].null_count() < frame.height]
     buffer = io.BytesIO()
     pl.DataFrame(columns).write_ipc_stream(buffer, compression="lz4")
     return buffer.getvalue()
@@ -96,15 +97,15 @@ def decode(value: bytes, table: Table, *, widen: bool = True) -> pl.DataFrame:
     try:
         ipc.check(value, DECODED_BYTES_MAX)
         frame = pl.read_ipc_stream(io.BytesIO(value))
-        if _is_of(value[: ipc.schema_bytes(value)], table.state, table.name, widen):
-            return _bounded(frame)
+        as_is = _is_of(value[: ipc.schema_bytes(value)], table.state, table.name, widen)
+        found = {column.name: column for column in frame.get_columns()}
         columns = []
         for name, dtype in table.polars.items():
-            if name not in frame.columns:
+            column = found.get(name)
+            if column is None:
                 columns.append(_nulls(name, dtype, frame.height))
-                continue
-            column = frame[name]
-            columns.append(column if _fits(column.dtype, dtype, widen) else column.cast(dtype))
+            else:
+                columns.append(column if as_is or _fits(column.dtype, dtype, widen) else column.cast(dtype))
     except (pl.exceptions.PolarsError, OSError, ValueError, pl.exceptions.PanicException) as error:
         raise CodecError(str(error).splitlines()[0] if str(error) else type(error).__name__) from None
     return _bounded(pl.DataFrame(columns))
@@ -118,9 +119,9 @@ def _bounded(frame: pl.DataFrame) -> pl.DataFrame:
 
 @lru_cache(maxsize=SCHEMAS_MAX)
 def _is_of(schema: bytes, state: bool, name: str, widen: bool) -> bool:
-    """Return whether frames of a schema are of the table as they stand: what this Weft has published always is."""
+    """Return whether the columns of a schema are of the table's types as they stand: what this Weft has published always is."""
     found, wanted = pl.read_ipc_stream(io.BytesIO(schema)).schema, (STATES if state else FAMILIES)[name].polars
-    return found.names() == [*wanted] and all(_fits(found[name], dtype, widen) for name, dtype in wanted.items())
+    return all(_fits(found[name], dtype, widen) for name, dtype in wanted.items() if name in found)
 
 
 def _fits(found: pl.DataType, wanted: pl.DataType | type[pl.DataType], widen: bool) -> bool:
@@ -140,4 +141,9 @@ def _narrowed(column: pl.Series, dtype: pl.DataType | type[pl.DataType]) -> pl.S
 
 
 def _nulls(name: str, dtype: pl.DataType | type[pl.DataType], height: int) -> pl.Series:
-    return pl.Series(name, [None], dtype=dtype).new_from_index(0, height)
+    return _null(name, dtype).new_from_index(0, height)
+
+
+@cache
+def _null(name: str, dtype: pl.DataType | type[pl.DataType]) -> pl.Series:
+    return pl.Series(name, [None], dtype=dtype)

@@ -58,11 +58,11 @@ def _walk(value: bytes, bytes_max: int) -> None:
 
 def _unpacked(value: bytes, batch: int, body: int, length: int, values_max: int) -> int:
     """Return how many bytes the buffers of a record batch claim to unpack to."""
-    lengths = [_scalar("<q", value, batch, 0), *(count for count, _ in _structs(value, batch, 1))]
-    if min(lengths) < 0 or max(lengths) > values_max:
+    rows, lengths = _scalar("<q", value, batch, 0), _structs(value, batch, 1)[:, 0]
+    if min(rows, lengths.min(initial=0)) < 0 or max(rows, lengths.max(initial=0)) > values_max:
         raise ValueError(f"it claims to hold more than {values_max} values")
     compressed = _field(value, batch, 3) != 0
-    offset, size = np.array(_structs(value, batch, 2), np.int64).reshape(-1, 2).T
+    offset, size = _structs(value, batch, 2).T
     if (offset < 0).any() or (size < 0).any() or (size > length).any() or (offset > length - size).any():
         raise ValueError("a buffer lies outside of it")
     if not compressed:
@@ -107,12 +107,12 @@ def _follow(value: bytes, table: int, number: int) -> int:
     return _root(value, place)
 
 
-def _structs(value: bytes, table: int, number: int) -> list[tuple[int, int]]:
-    """Return a vector of pairs of 64-bit integers."""
+def _structs(value: bytes, table: int, number: int) -> np.ndarray:
+    """Return a vector of pairs of 64-bit integers; shape (count, 2)."""
     if not _field(value, table, number):
-        return []
+        return np.zeros((0, 2), np.int64)
     vector = _follow(value, table, number)
     count = _read("<I", value, vector)[0]
     if vector + 4 + 16 * count > len(value):
         raise struct.error
-    return list(struct.iter_unpack("<qq", memoryview(value)[vector + 4 : vector + 4 + 16 * count]))
+    return np.frombuffer(value, "<i8", 2 * count, vector + 4).reshape(-1, 2)

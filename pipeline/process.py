@@ -14,7 +14,7 @@ import polars as pl
 from .bus import Bus, Message, TopicPartition, Transaction
 from .clock import Clock
 from .codec import headers, messages
-from .memory import give_back
+from .memory import give_back, keep_freed
 from .metrics import METRICS, MetricConfig
 from .metrics.base import Closing
 from .metrics.bursts import BurstConfig
@@ -60,6 +60,8 @@ class ProcessService:
 
     def start(self) -> None:
         """Join the group. Raises ``BusError``."""
+        # Between two calls of ``give_back``, which come every two seconds.
+        keep_freed()
         warm()
         self._producer = self._bus.producer(self._member)
         self._consumer = self._bus.consumer(

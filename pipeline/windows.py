@@ -229,7 +229,12 @@ class PartitionWindows:
         """Count what is late or cannot be; return the rows that are left, cut to what is not late, and their extents."""
         mark = device.mark_ns if device is not None and device.mark_ns is not None else 0
         rows = extent(frame)
-        received = np.clip(_integers(frame["recv_ts"], TS_NS_MAX), 0, TS_NS_MAX)
+        received = _integers(frame["recv_ts"], TS_NS_MAX)
+        soonest = min(max(int(received.min()), 0), TS_NS_MAX)
+        if rows.fits.all() and rows.start.min() >= mark and rows.end.max() <= soonest + AHEAD_NS_MAX and rows.count.min() > 0:
+            # As nearly always: nothing is late, nothing cannot be, nothing is empty.
+            return frame, rows.start, rows.end
+        received = np.clip(received, 0, TS_NS_MAX)
         wrong = ~rows.fits | (rows.end > received + AHEAD_NS_MAX)
         late = np.where(wrong, 0, np.clip(-(-(mark - rows.start) // rows.interval), 0, rows.count))
         if not again and (wrong.any() or late.any()):

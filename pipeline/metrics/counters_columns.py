@@ -142,21 +142,31 @@ def columns_of(plan: Plan, closings: Sequence[Closing]) -> Columns:
     devices, frames, bins = [], [], []
     for closing in closings:
         for frame in closing.frames:
-            ts = frame["ts"].to_numpy()
-            meant = (ts >= closing.start_ns) & (ts < closing.end_ns)
-            rows = frame if meant.all() else frame.filter(pl.Series(meant))
+            rows = _within(frame, closing)
             frames.append(rows[plan.plain])
             bins += [rows["fec_bins"]] if "fec_bins" in rows.columns else []
             devices.append(closing.device)
     types = FAMILIES[plan.family].polars
     frame = pl.concat([pl.DataFrame(schema={name: types[name] for name in plan.plain}), *frames], rechunk=True)
     of = np.repeat(np.arange(len(devices)), [rows.height for rows in frames])
-    frame = frame.with_columns(pl.Series("device", devices, dtype=pl.String).gather(of), pl.col(*plan.keys).fill_null(""))
+    unknown = [frame[name].fill_null("") for name in plan.keys if frame[name].null_count()]
+    frame = frame.with_columns(pl.Series("device", devices, dtype=pl.String).gather(of), *unknown)
     if any(column.null_count() < len(column) for column in bins):
         # They travel as narrow as they can, each message by itself.
         whole = pl.concat([column.cast(types["fec_bins"]) for column in bins])
         frame = frame.with_columns(whole.list.get(k, null_on_oob=True).alias(name) for k, name in enumerate(BINS))
     return Columns(plan, frame)
+
+
+def _within(frame: pl.DataFrame, closing: Closing) -> pl.DataFrame:
+    """Return the rows of the closed windows; they mostly stand together, and then nothing is copied."""
+    ts = frame["ts"].to_numpy()
+    meant = (ts >= closing.start_ns) & (ts < closing.end_ns)
+    count = int(np.count_nonzero(meant))
+    if count == len(meant):
+        return frame
+    first = int(meant.argmax()) if count else 0
+    return frame[first : first + count] if meant[first : first + count].all() else frame.filter(pl.Series(meant))
 
 
 def portions(closings: Sequence[Closing], rows_max: int) -> Iterator[Sequence[Closing]]:

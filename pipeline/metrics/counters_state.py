@@ -2,14 +2,16 @@
 
 import io
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 
 from .counters_columns import Columns, Plan
 from .counters_kernel import LAST_TS, MARKS, NOTHING, SEEN_COLUMNS, TS
+
+_MARKS = "marks"
 
 
 @dataclass(slots=True)
@@ -22,6 +24,8 @@ class Known:
     keys: pl.DataFrame
     marks: np.ndarray
     seen: np.ndarray
+    # Where the objects of each device stand, if each stands by itself, as when none is new.
+    places: dict[str, slice] = field(default_factory=dict)
 
     def pick(self, which: np.ndarray) -> "Known":
         """Return these objects alone."""
@@ -39,7 +43,8 @@ class Remembered:
 
     def take(self, devices: Iterable[str], columns: Columns) -> tuple[Known, np.ndarray]:
         """Return what is known of all objects of these devices and of those in the rows; and of which object each row is."""
-        old = [self._devices[device] for device in devices if device in self._devices]
+        met = [device for device in devices if device in self._devices]
+        old = [self._devices[device] for device in met]
         keys = columns.keys()
         known = pl.concat([keys.clear(), *(one.keys for one in old)])
         fresh = keys.unique(maintain_order=True).join(known, on=keys.columns, how="anti", maintain_order="left")
@@ -47,7 +52,10 @@ class Remembered:
         code = keys.join(known.with_row_index("code"), on=keys.columns, how="left", maintain_order="left")["code"]
         marks = np.concatenate([*(one.marks for one in old), np.tile(NOTHING, (fresh.height, 1))])
         blank = np.full((len(self._plan.counters), fresh.height, SEEN_COLUMNS), -1, np.int64)
-        return Known(known, marks, np.concatenate([*(one.seen for one in old), blank], axis=1)), code.cast(pl.Int64).to_numpy(writable=True)
+        ends = np.cumsum([0, *(len(one.marks) for one in old)]).tolist()
+        places = {} if fresh.height else {device: slice(*pair) for device, pair in zip(met, pairwise(ends), strict=True)}
+        seen = np.concatenate([*(one.seen for one in old), blank], axis=1)
+        return Known(known, marks, seen, places), code.cast(pl.Int64).to_numpy(writable=True)
 
     def overflows(self, known: Known) -> bool:
         """Return whether a device has more objects than are remembered of it."""
@@ -56,6 +64,11 @@ class Remembered:
 
     def keep(self, known: Known) -> None:
         """Remember these objects; of a device with too many, the longest silent are forgotten."""
+        for device, place in known.places.items():
+            # Copies: a device that falls silent must not keep what was known of all others.
+            self._devices[device] = Known(self._devices[device].keys, known.marks[place].copy(), known.seen[:, place].copy())
+        if known.places:
+            return
         place = known.keys.select(pl.col("device").rank("dense")).to_series().to_numpy().astype(np.int64)
         order = np.argsort(place, kind="stable")
         for which in np.split(order, np.flatnonzero(np.diff(place[order])) + 1):
@@ -70,17 +83,20 @@ class Remembered:
         return self._devices.pop(device, None)
 
     def carry(self, device: str) -> bytes:
-        """Return the objects of ``device`` as an Arrow stream: a row for each, with a column for each counter that was ever read."""
+        """Return the objects of ``device`` as an Arrow stream: a row for each, its keys and one column of all that is known.
+
+        That column's name lists what is in it: the marks, then each counter that was ever read. One column, since this is done
+        for every device of every commit, and a column costs more than what is in it.
+        """
         known = self._devices.get(device)
         if known is None:
             return b""
         read = np.flatnonzero((known.seen[:, :, TS] >= 0).any(axis=1))
-        table = known.keys.to_arrow().append_column("marks", _lists(known.marks))
-        for k in read:
-            table = table.append_column(self._plan.counters[k], _lists(known.seen[k]))
+        seen = known.seen[read].transpose(1, 0, 2).reshape(len(known.marks), -1)
+        named = " ".join([_MARKS, *(self._plan.counters[k] for k in read)])
         buffer = io.BytesIO()
-        with pa.ipc.new_stream(buffer, table.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as stream:
-            stream.write_table(table)
+        frame = pl.DataFrame([*known.keys, pl.Series(named, np.concatenate([known.marks, seen], axis=1))])
+        frame.write_ipc_stream(buffer, compression="lz4")
         return buffer.getvalue()
 
     def restore(self, device: str, carry: bytes) -> None:
@@ -89,12 +105,15 @@ class Remembered:
         if not carry:
             return
         frame = pl.read_ipc_stream(io.BytesIO(carry))
+        (named,) = (name for name in frame.columns if name.split()[0] == _MARKS)
+        known = frame[named].to_numpy()
+        read = known[:, MARKS:].reshape(frame.height, -1, SEEN_COLUMNS)
+        place = {name: k for k, name in enumerate(named.split()[1:])}
         seen = np.full((len(self._plan.counters), frame.height, SEEN_COLUMNS), -1, np.int64)
         for k, name in enumerate(self._plan.counters):
-            if name in frame.columns:
-                seen[k] = frame[name].to_numpy()
-        marks = frame["marks"].to_numpy().reshape(frame.height, MARKS).copy()
-        self._devices[device] = Known(frame.select("device", *self._plan.keys), marks, seen)
+            if name in place:
+                seen[k] = read[:, place[name]]
+        self._devices[device] = Known(frame.select("device", *self._plan.keys), known[:, :MARKS].copy(), seen)
 
     def _newest(self, known: Known) -> np.ndarray:
         # By their keys where they were last heard at one time, so that the order of arrival does not decide.
@@ -103,8 +122,3 @@ class Remembered:
         kept = order.sort("last", *self._plan.keys, descending=[True] + [False] * len(self._plan.keys))["row"][: self._objects_max]
         self.dropped += surplus
         return np.sort(kept.to_numpy())
-
-
-def _lists(rows: np.ndarray) -> pa.Array:
-    """Return the rows of a matrix as lists of one length; through Arrow, since this is done for every counter of every commit."""
-    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(rows).ravel()), rows.shape[1])

@@ -388,7 +388,11 @@ def test_the_receiver_ends_up_believing_what_is_true(scratch, data):
 
     def send(kind):
         received, outcome, certain = ATTEMPTS[kind]
-        for delivery in desk.due():
+        handed = desk.due()
+        if outcome is None:
+            # Nobody knows how far the sender has come with all that was handed to it.
+            sent.update(port for delivery in handed for port, status in said(delivery).items() if status == "firing")
+        for delivery in handed:
             for port, status in said(delivery).items():
                 assert status == "firing" or port in sent, "an end was told of an alert that was never sent"
                 if received or not certain:
