@@ -11,10 +11,10 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 from . import __version__
-from .commands import bench, check, counters, demo, lab, query, recordings, services, up
 from .pipeline.errors import WeftError
 from .pipeline.memory import go_without
 from .pipeline.supervise import follow_supervisor
@@ -22,64 +22,63 @@ from .pipeline.supervise import follow_supervisor
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One line of ``COMMANDS``: what it does, its own options, and the function that does it."""
+    """One line of ``COMMANDS``: what it does, and the module of ``commands`` that does it.
+
+    A module is loaded when its command is asked for: a supervisor should not carry what its services compute with, and nobody
+    waits for the benchmarks to read the help.
+    """
 
     doc: str
-    options: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], int]
+    module: str
     examples: tuple[str, ...] = ()
     # Its data folder unless told.
     data: str = "weft-data"
+
+    def load(self, name: str) -> tuple[Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]:
+        """Return what adds the command's own options to a parser, and what runs it."""
+        module = import_module(f".commands.{self.module}", __package__)
+        return getattr(module, f"{name}_options", None) or module.options, getattr(module, name)
 
 
 COMMANDS: dict[str, Command] = {
     "demo": Command(
         "watch a virtual fabric in which something goes wrong, next to this machine's own interfaces",
-        demo.options,
-        demo.demo,
+        "demo",
         ("weft demo", "weft demo --fault incast --fault link_flap@leaf-00-0/Ethernet32", "weft demo --seconds 60 --no-dashboard"),
         data="weft-demo",
     ),
     "up": Command(
         "collect from this machine, compute, store, alert and show, all in one go",
-        up.options,
-        up.up,
+        "up",
         ("weft up", "weft up --seconds 60 --no-dashboard"),
     ),
-    "collect": Command("run the configured live collectors", services.collect_options, services.collect, ("weft collect",)),
-    "process": Command(
-        "compute windows; run several to share the work", services.process_options, services.process, ("weft process --member process-1",)
-    ),
-    "analyze": Command("store, judge and publish; one per store", services.analyze_options, services.analyze, ("weft analyze",)),
-    "dash": Command("serve the dashboard", services.dash_options, services.dash, ("weft dash --port 8600",)),
+    "collect": Command("run the configured live collectors", "services", ("weft collect",)),
+    "process": Command("compute windows; run several to share the work", "services", ("weft process --member process-1",)),
+    "analyze": Command("store, judge and publish; one per store", "services", ("weft analyze",)),
+    "dash": Command("serve the dashboard", "services", ("weft dash --port 8600",)),
     "replay": Command(
         "feed a recording through the whole pipeline to its end",
-        recordings.replay_options,
-        recordings.replay,
+        "recordings",
         ("weft replay capture.pcap", "weft replay metadc_test.csv --line-rate 12.5e9 --data demo", "weft replay night.weft --speed 1x"),
     ),
     "decode": Command(
         "print the rows that a collector makes of a recording",
-        recordings.decode_options,
-        recordings.decode,
+        "recordings",
         ("weft decode capture.pcap", "weft decode capture.pcap --format json | head", "weft decode night.weft --family port --format csv"),
     ),
     "record": Command(
         "write what the live collectors see to a file, to replay later",
-        recordings.record_options,
-        recordings.record,
+        "recordings",
         ("weft record night.weft --seconds 600",),
     ),
     "sql": Command(
         "query the published store; without a query, a prompt",
-        query.options,
-        query.sql,
+        "query",
         ('weft sql "SELECT * FROM bursts ORDER BY bytes DESC LIMIT 10"', 'weft sql --format csv "FROM ports_1m"'),
     ),
     "counters": Command(
         "explain a counter: what it counts, where Weft keeps it, what each vendor calls it",
-        counters.options,
-        counters.counters,
+        "counters",
         (
             "weft counters PFC_3_RX",
             "weft counters rx_packets",
@@ -90,8 +89,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "lab": Command(
         "be a switch that speaks every protocol, or a whole fabric, on this machine; or record a run of the fabric",
-        lab.options,
-        lab.lab,
+        "lab",
         (
             "weft lab serve --seconds 60 --only gnmi,sflow",
             "weft lab fabric --scale 32 --fault incast",
@@ -100,21 +98,19 @@ COMMANDS: dict[str, Command] = {
     ),
     "check": Command(
         "validate the configuration and the surroundings, each finding with its mend",
-        check.options,
-        check.check,
+        "check",
         ("weft check", "weft check --dump"),
     ),
     "bench": Command(
         "measure rates and memory on this machine, each beside its limit; or what the rules find of faults whose truth is known",
-        bench.options,
-        bench.bench,
+        "bench",
         ("weft bench", "weft bench --only bursts", "weft bench detect", "weft bench detect --faults pause_storm,link_flap --seeds 3"),
     ),
 }
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the parser of the whole command line."""
+def parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+    """Return the parser of the command line, with the own options of the commands that are among the arguments."""
     top = argparse.ArgumentParser(prog="weft", description="Telemetry and analytics for the back-end fabric of GPU clusters.")
     top.add_argument("--version", action="version", version=f"weft {__version__}")
     subparsers = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -128,7 +124,8 @@ def parser() -> argparse.ArgumentParser:
             epilog=f"examples:{examples}\n\nexit codes: 0 done, 1 failed, 2 wrong command line",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        command.options(sub)
+        if name in arguments:
+            command.load(name)[0](sub)
     return top
 
 
@@ -152,7 +149,7 @@ def _shared(command: Command) -> argparse.ArgumentParser:
 def options_of(name: str) -> list[tuple[str, str]]:
     """Return the options of one command, as the generated docs list them: flags and meaning."""
     sub = argparse.ArgumentParser(add_help=False)
-    COMMANDS[name].options(sub)
+    COMMANDS[name].load(name)[0](sub)
     listed = []
     for action in sub._actions:
         flags = ", ".join(action.option_strings) or action.dest
@@ -163,7 +160,8 @@ def options_of(name: str) -> list[tuple[str, str]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    chosen = parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    chosen = parser(words).parse_args(words)
     logging.basicConfig(
         level=chosen.log_level.upper(), format="%(asctime)s %(levelname).1s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr
     )
@@ -173,7 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         go_without("pandas")
     try:
         follow_supervisor()
-        return COMMANDS[chosen.command].run(chosen)
+        return COMMANDS[chosen.command].load(chosen.command)[1](chosen)
     except WeftError as error:
         print(f"weft: {error}", file=sys.stderr)
         return 1

@@ -29,6 +29,10 @@ from .lag import KEPT_FAMILIES
 # Databases of this version and older open in every DuckDB since 1.5, so a user's own client can read the snapshots.
 STORAGE_VERSION = "v1.5.0"
 
+# DuckDB sets aside one block for each column of a table that was written since the last checkpoint: of the usual 256 KiB, the thousand
+# columns here take more than what is in them.
+BLOCK_BYTES = 16 * 1024
+
 # The version of the tables. An older store is migrated by ``_MIGRATIONS``; a newer one is refused.
 TABLES_VERSION = 1
 _MIGRATIONS: dict[int, tuple[str, ...]] = {}
@@ -138,6 +142,7 @@ class Store:
             settings: dict[str, str | bool | int | float | list[str]] = {
                 "storage_compatibility_version": STORAGE_VERSION,
                 "wal_autocheckpoint": f"{self._config.wal_bytes_max}B",
+                "default_block_size": BLOCK_BYTES,
             }
             # Replaying a log may spill, so the place to spill to is said before opening: it cannot be moved afterwards.
             settings["temp_directory"] = str(self.folder / "temporary")
@@ -357,17 +362,6 @@ class Reader:
     def close(self) -> None:
         """Close the connection. Idempotent."""
         self._connection.close()
-
-
-def is_locked(folder: Path) -> bool:
-    """Return whether another process writes the store at present."""
-    try:
-        duckdb.connect(str(folder / "hot.duckdb"), read_only=True).close()
-    except duckdb.IOException as error:
-        return "lock" in str(error).lower()
-    except duckdb.Error:
-        return False
-    return False
 
 
 def _explain(error: duckdb.Error, folder: Path) -> StoreError:

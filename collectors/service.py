@@ -14,7 +14,7 @@ import polars as pl
 from ..pipeline.bus import Bus
 from ..pipeline.clock import NS_PER_S, Clock
 from ..pipeline.errors import BusError, FencedError
-from ..pipeline.memory import keep_freed
+from ..pipeline.memory import give_back, keep_freed
 from ..pipeline.report import Report
 from ..pipeline.schema import FAMILIES
 from . import COLLECTORS
@@ -22,6 +22,9 @@ from .base import Batch, Live
 from .feed import Feed
 
 DRAIN_S = 0.1
+
+# Memory that is kept for the next rows goes back to the system so often, in case there are none.
+GIVE_BACK_EVERY_NS = 5 * NS_PER_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,7 @@ class CollectService:
         self._held_bytes = 0
         self._dropped: collections.Counter[tuple[str, str]] = collections.Counter()
         self._retry_ns = 0
+        self._give_back_ns = 0
 
     def start(self) -> None:
         """Start the collectors that are configured. Raises a ``WeftError`` when one cannot have its source."""
@@ -82,6 +86,9 @@ class CollectService:
                 self._report.count("weft_collectors_rows_total", batch.frame.height, label=f"{name}/{batch.family}")
             self._report.update(live.counters(), label=name)
         self._report.set("weft_collectors_held_bytes", self._held_bytes)
+        if began >= self._give_back_ns:
+            self._give_back_ns = began + GIVE_BACK_EVERY_NS
+            give_back()
         if self._clock.monotonic_ns() >= self._retry_ns:
             self._flush()
             self._report.publish(self._producer)

@@ -1,5 +1,6 @@
 """``weft demo``: a virtual fabric in which something goes wrong, its telemetry through real protocols, and the whole product on it."""
 
+import collections
 import shutil
 import signal
 import sys
@@ -7,10 +8,8 @@ import threading
 from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-import polars as pl
-
+from ..analytics.peek import Ask, asked
 from ..pipeline.clock import NS_PER_S, Clock, SystemClock
 from ..pipeline.errors import ServiceError, StoreError
 from ..pipeline.supervise import Child, Supervisor
@@ -175,15 +174,14 @@ class Watch:
         alerts, windows = self._look()
         for fault in self._faults[:1]:
             after = _after(alerts, fault)
-            if after.height and not self._fired:
+            if after and not self._fired:
                 self._fired = True
-                first = after.row(0, named=True)
-                since = (first["fired_ns"] - fault.begin_ns) / NS_PER_S
+                since = (after[0].fired_ns - fault.begin_ns) / NS_PER_S
                 self.close()
-                print(f"alert: {first['rule']}: {first['summary']} ({since:.0f} s after the fault began)", flush=True)
+                print(f"alert: {after[0].rule}: {after[0].summary} ({since:.0f} s after the fault began)", flush=True)
         if sys.stderr.isatty():
             begun = sum(clock.now_ns() >= fault.begin_ns for fault in self._faults)
-            said = f"{seconds:4.0f} s  {windows:,} rows of windows  {begun} of {len(self._faults)} faults under way  {alerts.height} alerts"
+            said = f"{seconds:4.0f} s  {windows:,} rows of windows  {begun} of {len(self._faults)} faults under way  {len(alerts)} alerts"
             print(f"\r{said}\x1b[K", end="", file=sys.stderr, flush=True)
 
     def close(self) -> None:
@@ -191,26 +189,18 @@ class Watch:
         if sys.stderr.isatty():
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
-    def _look(self) -> tuple[pl.DataFrame, int]:
-        from ..analytics.store import Reader
-
-        nothing = pl.DataFrame(schema={"rule": pl.String, "summary": pl.String, "fired_ns": pl.Int64})
+    def _look(self) -> tuple[list[findings.Fired], int]:
         try:
-            reader = Reader(self.data / "store", sandbox=True)
+            with asked(self.data / "store") as ask:
+                ((windows,),) = ask("SELECT count(*) FROM state.port_samples_1s")
+                return findings.alerts_of(ask, rule_names()), windows
         except StoreError:
-            return nothing, 0
-        try:
-            windows = reader.frame("SELECT count(*) AS n FROM state.port_samples_1s")["n"][0]
-            return findings.alerts_of(reader, rule_names()), windows
-        except StoreError:
-            return nothing, 0
-        finally:
-            reader.close()
+            return [], 0
 
 
-def _after(alerts: pl.DataFrame, fault: findings.Injected) -> pl.DataFrame:
+def _after(alerts: list[findings.Fired], fault: findings.Injected) -> list[findings.Fired]:
     """Return the alerts of the rules that watch for such a fault, from its begin on."""
-    return alerts.filter(pl.col("fired_ns") >= fault.begin_ns, pl.col("rule").is_in(findings.watching(fault.kind)))
+    return [alert for alert in alerts if alert.fired_ns >= fault.begin_ns and alert.rule in findings.watching(fault.kind)]
 
 
 def rule_names() -> list[str]:
@@ -220,47 +210,36 @@ def rule_names() -> list[str]:
 
 def injected(data: Path) -> list[findings.Injected]:
     """Return the faults as the truth has them, nothing while there is none."""
-    files = sorted((data / "lab" / "truth" / "faults").glob("*.parquet"))
-    if not files:
-        return []
-    faults = pl.read_parquet(files).sort("begin_ts")
-    return [findings.Injected(*row) for row in faults.select("kind", "place", "begin_ts").rows()]
+    return findings.injected(data / "lab" / "truth")
 
 
 def summary(chosen: Namespace) -> None:
     """Print what went wrong, what the store says about it, and the alerts."""
-    from ..analytics.store import Reader
-
-    faults = injected(chosen.data)
     try:
-        reader: Any = Reader(chosen.data / "store")
+        with asked(chosen.data / "store") as ask:
+            alerts = findings.alerts_of(ask, rule_names())
+            for fault in injected(chosen.data):
+                print("\n".join(_about(ask, fault, alerts)))
     except StoreError:
         print("Nothing was stored: the demo ended too early.")
         return
-    try:
-        alerts = findings.alerts_of(reader, rule_names())
-        for fault in faults:
-            print("\n".join(_about(reader, fault, alerts)))
-    finally:
-        reader.close()
-    for rule, count in alerts.group_by("rule").len().sort("rule").rows():
+    for rule, count in sorted(collections.Counter(alert.rule for alert in alerts).items()):
         print(f"  alerts     {rule}: {count}")
     print(f"  kept       {chosen.data}: weft dash --data {chosen.data}; the truth is in {chosen.data / 'lab' / 'truth'}")
 
 
-def _about(reader: Any, fault: findings.Injected, alerts: pl.DataFrame) -> list[str]:
+def _about(ask: Ask, fault: findings.Injected, alerts: list[findings.Fired]) -> list[str]:
     at = f" at {fault.place}" if fault.place else ""
     lines = [f"fault        {fault.kind}{at}"]
-    found = findings.find(reader, fault)
+    found = findings.find(ask, fault)
     if found is None:
         lines.append("  store says nothing of it")
     else:
         verdict = {True: "it is the place", False: "that is another place", None: "the fault has no one place"}[found.is_it]
         lines.append(f"  store says {found.place}: {found.says} ({verdict})")
     after = _after(alerts, fault)
-    if after.height:
-        first = after.row(0, named=True)
-        lines.append(f"  first      {first['rule']} after {(first['fired_ns'] - fault.begin_ns) / NS_PER_S:.1f} s: {first['summary']}")
+    if after:
+        lines.append(f"  first      {after[0].rule} after {(after[0].fired_ns - fault.begin_ns) / NS_PER_S:.1f} s: {after[0].summary}")
     elif findings.watching(fault.kind):
         lines.append("  first      no alert")
     else:

@@ -9,13 +9,15 @@ import os
 import socket
 from argparse import Namespace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..pipeline import config
 from ..pipeline.bus import Bus, BusConfig, open_bus
 from ..pipeline.clock import SystemClock
 from ..pipeline.errors import ConfigError, ServiceError, StoreError
-from ..pipeline.report import Report
+
+if TYPE_CHECKING:
+    from ..pipeline.report import Report
 
 SECTIONS = ("bus", "collect", "process", "analyze", "dash")
 
@@ -59,7 +61,7 @@ def claim_data_folder(chosen: Namespace) -> None:
         ServiceError: it cannot be made.
         StoreError: another process writes the store in it.
     """
-    from ..analytics.store import is_locked
+    from ..analytics.peek import is_locked
 
     try:
         chosen.data.mkdir(parents=True, exist_ok=True)
@@ -70,8 +72,10 @@ def claim_data_folder(chosen: Namespace) -> None:
         raise StoreError(f"another process writes {store}", "stop it, or choose another folder with --data")
 
 
-def report_of(service: str, clock: SystemClock) -> Report:
+def report_of(service: str, clock: SystemClock) -> "Report":
     """Return the report of a service on this host."""
+    from ..pipeline.report import Report
+
     return Report(service, socket.gethostname(), clock)
 
 

@@ -18,8 +18,6 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-import pyarrow as pa
-
 # Parameters of mallopt (malloc.h): keep so much at the end of the heap; take from there what is no larger than so much.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEPT_BYTES = 128 * 2**20
@@ -33,7 +31,9 @@ _set: Callable[[int, int], int] | None = getattr(_LIBRARY, "mallopt", None)
 
 def give_back() -> None:
     """Return freed memory of Arrow and of the C library to the system."""
-    pa.default_memory_pool().release_unused()
+    arrow = sys.modules.get("pyarrow")
+    if arrow is not None:
+        arrow.default_memory_pool().release_unused()
     if _trim is not None:
         _trim(0)
 

@@ -10,8 +10,9 @@ import duckdb
 import polars as pl
 import pytest
 
+from weft.analytics.peek import asked, is_locked
 from weft.analytics.publish import PublishConfig, Publisher
-from weft.analytics.store import STORAGE_VERSION, TABLES_VERSION, Reader, Store, base_tables, is_locked
+from weft.analytics.store import STORAGE_VERSION, TABLES_VERSION, Reader, Store, base_tables
 from weft.pipeline.clock import SystemClock
 from weft.pipeline.errors import StoreError
 from weft.pipeline.report import Report
@@ -108,6 +109,33 @@ def test_whether_a_store_is_written_can_be_asked(children: Children, tmp_path: P
     assert is_locked(tmp_path)
     child.communicate("", timeout=60)
     assert not is_locked(tmp_path)
+
+
+@pytest.mark.parametrize("before", [None, 262_144])
+def test_new_stores_have_small_blocks(stores: Callable[[Path], Store], tmp_path: Path, before: int | None) -> None:
+    """A store that is made has blocks of 16 KiB, one that was there keeps its own."""
+    if before is not None:
+        duckdb.connect(
+            str(tmp_path / "hot.duckdb"), config={"default_block_size": before, "storage_compatibility_version": STORAGE_VERSION}
+        ).close()
+    store = stores(tmp_path)
+    assert store.query("SELECT DISTINCT block_size AS n FROM pragma_database_size()") == [{"n": before or 16_384}]
+
+
+def test_a_look_by_plain_rows(stores: Callable[[Path], Store], tmp_path: Path) -> None:
+    """What is published can be asked without frames and not be changed; without a store or with a wrong query there is one clear error."""
+    with pytest.raises(StoreError, match="published"), asked(tmp_path / "nowhere"):
+        pass
+    store = stores(tmp_path)
+    publisher(store).start()
+    with asked(store.folder) as ask:
+        assert ask("SELECT count(*), ? FROM ports_1s", ["x"]) == [(0, "x")]
+        with pytest.raises(duckdb.Error):
+            ask("CREATE TABLE mine (n BIGINT)")
+    with pytest.raises(StoreError, match="ports_9s"), asked(store.folder) as ask:
+        ask("FROM ports_9s")
+    with asked() as ask:
+        assert ask("SELECT 1") == [(1,)]
 
 
 def test_a_newer_store_is_refused_and_let_go(stores: Callable[[Path], Store], children: Children, tmp_path: Path) -> None:
