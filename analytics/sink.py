@@ -4,6 +4,7 @@ The store is the truth about what has been stored: on start the sink reads on fr
 bus believes. What it commits to the bus afterwards only tells the lag.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 
 import polars as pl
@@ -48,17 +49,16 @@ class Positions:
         """Put new offsets in place of the old ones, inside the caller's transaction."""
         if not offsets:
             return
-        places = [
-            (topic, partition, offset, (unfolded or {}).get(TopicPartition(topic, partition)))
-            for (topic, partition), offset in offsets.items()
-        ]
+        # As one text: DuckDB takes as long over a parameter as over a row.
+        rows = """(SELECT unnest(from_json(?, '[["VARCHAR"]]')) AS row)"""
+        places = json.dumps([[*place, offset, (unfolded or {}).get(place)] for place, offset in offsets.items()])
         self._store.execute(
-            f"DELETE FROM base.positions WHERE (topic, part) IN ({', '.join(['(?, ?)'] * len(places))})",
-            [value for place in places for value in place[:2]],
+            f"DELETE FROM base.positions WHERE (topic, part) IN (SELECT row[1], CAST(row[2] AS INTEGER) FROM {rows})", [places]
         )
         self._store.execute(
-            f"INSERT INTO base.positions (topic, part, next_offset, unfolded) VALUES {', '.join(['(?, ?, ?, ?)'] * len(places))}",
-            [value for place in places for value in place],
+            "INSERT INTO base.positions (topic, part, next_offset, unfolded) "
+            f"SELECT row[1], CAST(row[2] AS INTEGER), CAST(row[3] AS BIGINT), CAST(row[4] AS BIGINT) FROM {rows}",
+            [places],
         )
 
     def folded(self) -> None:

@@ -67,16 +67,18 @@ def _alert(row: Mapping[str, Any]) -> Alert:
 def replace(database: Database, gone: Iterable[str], entries: Sequence[Entry]) -> None:
     """Put ``entries`` in place of the open rows of these fingerprints."""
     fingerprints = sorted(gone)
+    # One text each: a statement with a mark for every value takes longer to read than to run, and so does a list of values.
     if fingerprints:
-        database.execute("DELETE FROM state.alerts WHERE state <> 'resolved' AND fingerprint IN (SELECT unnest(?))", [fingerprints])
+        known = "SELECT unnest(string_split(?, ','))"
+        database.execute(f"DELETE FROM state.alerts WHERE state <> 'resolved' AND fingerprint IN ({known})", [",".join(fingerprints)])
     if entries:
-        # One list a column: a statement with a mark for every value takes longer to read than to run.
-        columns = [list(column) for column in zip(*map(_row, entries), strict=True)]
-        lists = ", ".join(f"unnest(?::{kind}[])" for kind in ALERT_COLUMNS.values())
-        database.execute(f"INSERT INTO state.alerts ({_COLUMNS}) SELECT {lists}", columns)
+        columns = ", ".join(f"CAST(row[{place}] AS {kind})" for place, kind in enumerate(ALERT_COLUMNS.values(), 1))
+        rows = """SELECT unnest(from_json(?, '[["VARCHAR"]]')) AS row"""
+        database.execute(f"INSERT INTO state.alerts ({_COLUMNS}) SELECT {columns} FROM ({rows})", [json.dumps([*map(_row, entries)])])
 
 
 def _row(entry: Entry) -> tuple[object, ...]:
+    """Return the columns as JSON can say them, which has no infinity."""
     alert = entry.alert
     return (
         alert.fingerprint,
@@ -84,7 +86,7 @@ def _row(entry: Entry) -> tuple[object, ...]:
         json.dumps(dict(alert.labels), sort_keys=True, ensure_ascii=False),
         json.dumps(dict(entry.annotations), sort_keys=True, ensure_ascii=False),
         alert.state,
-        alert.value,
+        None if alert.value is None else repr(float(alert.value)),
         alert.starts_at,
         alert.fired_at,
         alert.ends_at,
