@@ -14,7 +14,7 @@ Ask = Callable[..., list[tuple[Any, ...]]]
 
 
 @contextlib.contextmanager
-def asked(folder: Path | None = None) -> Iterator[Ask]:
+def peek(folder: Path | None = None) -> Iterator[Ask]:
     """Open the newest published snapshot of the store in ``folder``, or nothing, to ask only for files.
 
     Raises:

@@ -2,15 +2,14 @@
 
 import collections
 import shutil
-import signal
 import sys
-import threading
 from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ..analytics.peek import Ask, asked
+from ..analytics.peek import Ask, peek
 from ..pipeline.clock import NS_PER_S, Clock, SystemClock
+from ..pipeline.component import Asked, listen
 from ..pipeline.errors import ServiceError, StoreError
 from ..pipeline.supervise import Child, Supervisor
 from . import demo_findings as findings
@@ -63,9 +62,7 @@ def demo(chosen: Namespace) -> int:
     if not chosen.no_dashboard:
         dashboard.check_port(replace(dash, port=port))
     clock = SystemClock()
-    asked = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: asked.set())
+    asked = listen()
     deadline = clock.monotonic_ns() + int(chosen.seconds * NS_PER_S) if chosen.seconds is not None else None
     lab, tree = Supervisor([_lab(chosen)], clock), Supervisor(children(chosen, port), clock)
     watch = Watch(chosen.data)
@@ -133,7 +130,7 @@ def children(chosen: Namespace, port: int) -> list[Child]:
     ]
 
 
-def _wait_for_settings(chosen: Namespace, lab: Supervisor, clock: Clock, asked: threading.Event, deadline: int | None) -> bool:
+def _wait_for_settings(chosen: Namespace, lab: Supervisor, clock: Clock, asked: Asked, deadline: int | None) -> bool:
     """Wait until the fabric says how to collect from it; return whether it did before the end was asked for."""
     patience = clock.monotonic_ns() + int(PATIENCE_S * NS_PER_S)
     while not (chosen.data / "lab" / "collect.toml").exists():
@@ -191,7 +188,7 @@ class Watch:
 
     def _look(self) -> tuple[list[findings.Fired], int]:
         try:
-            with asked(self.data / "store") as ask:
+            with peek(self.data / "store") as ask:
                 ((windows,),) = ask("SELECT count(*) FROM state.port_samples_1s")
                 return findings.alerts_of(ask, rule_names()), windows
         except StoreError:
@@ -216,7 +213,7 @@ def injected(data: Path) -> list[findings.Injected]:
 def summary(chosen: Namespace) -> None:
     """Print what went wrong, what the store says about it, and the alerts."""
     try:
-        with asked(chosen.data / "store") as ask:
+        with peek(chosen.data / "store") as ask:
             alerts = findings.alerts_of(ask, rule_names())
             for fault in injected(chosen.data):
                 print("\n".join(_about(ask, fault, alerts)))

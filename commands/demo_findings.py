@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from ..analytics.peek import Ask, asked
+from ..analytics.peek import Ask, peek
 
 _LINKED = "JOIN links l ON l.device = t.device AND l.port = t.port"
 _FAR_END = f"{_LINKED} JOIN ports_1s r ON r.ts = t.ts AND r.device = l.peer_device AND r.port = l.peer_port AND r.direction = 'rx'"
@@ -123,7 +123,7 @@ def injected(folder: Path) -> list[Injected]:
     files = [str(path) for path in sorted((folder / "faults").glob("*.parquet"))]
     if not files:
         return []
-    with asked() as ask:
+    with peek() as ask:
         return [Injected(*row) for row in ask("SELECT kind, place, begin_ts FROM read_parquet(?) ORDER BY begin_ts", [files])]
 
 

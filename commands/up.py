@@ -1,11 +1,10 @@
 """``weft up``: the whole product on this machine, as one supervised tree of processes."""
 
-import signal
-import threading
 from argparse import ArgumentParser, Namespace
 from dataclasses import replace
 
 from ..pipeline.clock import SystemClock
+from ..pipeline.component import listen
 from ..pipeline.supervise import Child, Supervisor
 from .settings import claim_data_folder, everything, passed_on
 
@@ -28,7 +27,7 @@ def up(chosen: Namespace) -> int:
     claim_data_folder(chosen)
     clock = SystemClock()
     supervisor = Supervisor(children(chosen, dash.port), clock)
-    asked = _listen()
+    asked = listen()
     deadline = clock.monotonic_ns() + int(chosen.seconds * 1e9) if chosen.seconds is not None else None
     try:
         supervisor.start()
@@ -57,10 +56,3 @@ def _welcome(chosen: Namespace, address: str) -> None:
         f"  DuckDB     duckdb -readonly {current}",
     ]
     print("\n".join(lines), flush=True)
-
-
-def _listen() -> threading.Event:
-    asked = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: asked.set())
-    return asked

@@ -17,6 +17,9 @@ from .errors import BusError, FencedError
 
 PAUSE_S_MAX = 5.0
 
+# In a pause, who asks for the end waits no longer than this.
+LOOK_S = 0.1
+
 log = logging.getLogger("weft")
 
 
@@ -35,7 +38,7 @@ def run(service: Service, clock: Clock, *, seconds: float | None = None, until: 
 
     Raises what ``start`` raises, and a ``WeftError`` other than ``BusError`` and ``FencedError`` from ``step``.
     """
-    asked = _listen()
+    asked = listen()
     deadline = clock.monotonic_ns() + int(seconds * 1e9) if seconds is not None else None
     service.start()
     pause = 0.0
@@ -51,18 +54,34 @@ def run(service: Service, clock: Clock, *, seconds: float | None = None, until: 
             except (BusError, FencedError) as error:
                 pause = min(PAUSE_S_MAX, max(0.1, 2 * pause))
                 log.warning("%s; trying again in %.1f s", error, pause)
-                clock.wait(pause, asked)
+                until_ns = clock.monotonic_ns() + int(pause * 1e9)
+                while not asked.is_set() and clock.monotonic_ns() < until_ns:
+                    clock.wait(min(pause, LOOK_S))
     finally:
         service.stop()
 
 
-def _listen() -> threading.Event:
-    asked = threading.Event()
+class Asked:
+    """Whether somebody asked for the end.
 
-    def ask(_signal: int, _frame: FrameType | None) -> None:
-        asked.set()
+    A plain flag: a handler of signals may interrupt itself, for a supervisor of several threads that is killed has SIGTERM sent once
+    for each of them, and one that takes a lock, as an event does, then waits for itself for ever.
+    """
 
+    def __init__(self) -> None:
+        self._asked = False
+
+    def ask(self, _signal: int = 0, _frame: FrameType | None = None) -> None:
+        self._asked = True
+
+    def is_set(self) -> bool:
+        return self._asked
+
+
+def listen() -> Asked:
+    """Listen for SIGTERM and SIGINT, where this is the main thread."""
+    asked = Asked()
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, ask)
-        signal.signal(signal.SIGINT, ask)
+        signal.signal(signal.SIGTERM, asked.ask)
+        signal.signal(signal.SIGINT, asked.ask)
     return asked

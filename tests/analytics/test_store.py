@@ -10,7 +10,7 @@ import duckdb
 import polars as pl
 import pytest
 
-from weft.analytics.peek import asked, is_locked
+from weft.analytics.peek import is_locked, peek
 from weft.analytics.publish import PublishConfig, Publisher
 from weft.analytics.store import STORAGE_VERSION, TABLES_VERSION, Reader, Store, base_tables
 from weft.pipeline.clock import SystemClock
@@ -124,17 +124,17 @@ def test_new_stores_have_small_blocks(stores: Callable[[Path], Store], tmp_path:
 
 def test_a_look_by_plain_rows(stores: Callable[[Path], Store], tmp_path: Path) -> None:
     """What is published can be asked without frames and not be changed; without a store or with a wrong query there is one clear error."""
-    with pytest.raises(StoreError, match="published"), asked(tmp_path / "nowhere"):
+    with pytest.raises(StoreError, match="published"), peek(tmp_path / "nowhere"):
         pass
     store = stores(tmp_path)
     publisher(store).start()
-    with asked(store.folder) as ask:
+    with peek(store.folder) as ask:
         assert ask("SELECT count(*), ? FROM ports_1s", ["x"]) == [(0, "x")]
         with pytest.raises(duckdb.Error):
             ask("CREATE TABLE mine (n BIGINT)")
-    with pytest.raises(StoreError, match="ports_9s"), asked(store.folder) as ask:
+    with pytest.raises(StoreError, match="ports_9s"), peek(store.folder) as ask:
         ask("FROM ports_9s")
-    with asked() as ask:
+    with peek() as ask:
         assert ask("SELECT 1") == [(1,)]
 
 
