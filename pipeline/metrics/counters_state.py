@@ -24,7 +24,7 @@ class Known:
     keys: pl.DataFrame
     marks: np.ndarray
     seen: np.ndarray
-    # Where the objects of each device stand, if each stands by itself, as when none is new.
+    # Where the objects of each device stand; empty where that is still to be found, since some are new or there are too many.
     places: dict[str, slice] = field(default_factory=dict)
 
     def pick(self, which: np.ndarray) -> "Known":
@@ -52,8 +52,11 @@ class Remembered:
         code = keys.join(known.with_row_index("code"), on=keys.columns, how="left", maintain_order="left")["code"]
         marks = np.concatenate([*(one.marks for one in old), np.tile(NOTHING, (fresh.height, 1))])
         blank = np.full((len(self._plan.counters), fresh.height, SEEN_COLUMNS), -1, np.int64)
-        ends = np.cumsum([0, *(len(one.marks) for one in old)]).tolist()
-        places = {} if fresh.height else {device: slice(*pair) for device, pair in zip(met, pairwise(ends), strict=True)}
+        sizes = [len(one.marks) for one in old]
+        # A carry may come from a service that was allowed more.
+        settled = not fresh.height and max(sizes, default=0) <= self._objects_max
+        spans = pairwise(np.cumsum([0, *sizes]).tolist())
+        places = {device: slice(*span) for device, span in zip(met, spans, strict=True)} if settled else {}
         seen = np.concatenate([*(one.seen for one in old), blank], axis=1)
         return Known(known, marks, seen, places), code.cast(pl.Int64).to_numpy(writable=True)
 

@@ -372,6 +372,16 @@ def test_the_longest_silent_objects_are_forgotten() -> None:
     assert metric.counters() == {"weft_pipeline_port_objects_dropped_total": 2.0}
 
 
+def test_a_carry_of_too_many_objects_is_cut() -> None:
+    """A service that is allowed fewer objects than the one before it forgets the surplus, also where no object is new; it is counted."""
+    first, then = CounterMetric("port"), CounterMetric("port", CounterConfig(objects_max=2))
+    rows = [{"t": t / 10, "port": port, "rx_bytes": 100} for t, port in enumerate("abc")]
+    first.close(Closing("leaf", T0, T0 + S, [frame(rows)]))
+    then.restore("leaf", first.carry("leaf"))
+    then.close(Closing("leaf", T0 + S, T0 + 2 * S, [frame([{**row, "t": row["t"] + 1} for row in rows])]))
+    assert then.counters() == {"weft_pipeline_port_objects_dropped_total": 1.0}
+
+
 def held(rows: Sequence[Sequence[dict]], **config: float) -> dict[str, pl.DataFrame]:
     """Return what the windows of a partition make of messages of a device, the last of which ends it."""
     windows, table = PartitionWindows(CounterMetric("port"), WindowConfig(**config)), FAMILIES["port"]
