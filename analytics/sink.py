@@ -4,7 +4,6 @@ The store is the truth about what has been stored: on start the sink reads on fr
 bus believes. What it commits to the bus afterwards only tells the lag.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 
 import polars as pl
@@ -17,6 +16,7 @@ from ..pipeline.schema import FAMILIES, STATES, Table
 from .archive import BULK_ROWS, Archive
 from .lag import TOPICS
 from .rollup import Held
+from .rows import ROWS, as_text
 from .store import Store, stored
 
 # Unpacked, rows take several times this.
@@ -49,15 +49,13 @@ class Positions:
         """Put new offsets in place of the old ones, inside the caller's transaction."""
         if not offsets:
             return
-        # As one text: DuckDB takes as long over a parameter as over a row.
-        rows = """(SELECT unnest(from_json(?, '[["VARCHAR"]]')) AS row)"""
-        places = json.dumps([[*place, offset, (unfolded or {}).get(place)] for place, offset in offsets.items()])
+        places = as_text((*place, offset, (unfolded or {}).get(place)) for place, offset in offsets.items())
         self._store.execute(
-            f"DELETE FROM base.positions WHERE (topic, part) IN (SELECT row[1], CAST(row[2] AS INTEGER) FROM {rows})", [places]
+            f"DELETE FROM base.positions WHERE (topic, part) IN (SELECT row[1], CAST(row[2] AS INTEGER) FROM {ROWS})", [places]
         )
         self._store.execute(
             "INSERT INTO base.positions (topic, part, next_offset, unfolded) "
-            f"SELECT row[1], CAST(row[2] AS INTEGER), CAST(row[3] AS BIGINT), CAST(row[4] AS BIGINT) FROM {rows}",
+            f"SELECT row[1], CAST(row[2] AS INTEGER), CAST(row[3] AS BIGINT), CAST(row[4] AS BIGINT) FROM {ROWS}",
             [places],
         )
 

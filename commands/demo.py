@@ -167,7 +167,7 @@ class Watch:
         if clock.monotonic_ns() < self._due_ns:
             return
         self._due_ns = clock.monotonic_ns() + LOOK_NS
-        self._faults = self._faults or injected(self.data)
+        self._faults = self._faults or findings.injected(self.data)
         alerts, windows = self._look()
         for fault in self._faults[:1]:
             after = _after(alerts, fault)
@@ -205,17 +205,12 @@ def rule_names() -> list[str]:
     return sorted(path.stem for path in RULES.glob("*.toml"))
 
 
-def injected(data: Path) -> list[findings.Injected]:
-    """Return the faults as the truth has them, nothing while there is none."""
-    return findings.injected(data / "lab" / "truth")
-
-
 def summary(chosen: Namespace) -> None:
     """Print what went wrong, what the store says about it, and the alerts."""
     try:
         with peek(chosen.data / "store") as ask:
             alerts = findings.alerts_of(ask, rule_names())
-            for fault in injected(chosen.data):
+            for fault in findings.injected(chosen.data):
                 print("\n".join(_about(ask, fault, alerts)))
     except StoreError:
         print("Nothing was stored: the demo ended too early.")

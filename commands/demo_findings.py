@@ -118,9 +118,9 @@ class Fired(NamedTuple):
     fired_ns: int
 
 
-def injected(folder: Path) -> list[Injected]:
-    """Return the faults as the truth in ``folder`` has them, nothing while there is none."""
-    files = [str(path) for path in sorted((folder / "faults").glob("*.parquet"))]
+def injected(data: Path) -> list[Injected]:
+    """Return the faults as the truth in a demo's folder has them, nothing while there is none."""
+    files = [str(path) for path in sorted((data / "lab" / "truth" / "faults").glob("*.parquet"))]
     if not files:
         return []
     with peek() as ask:

@@ -61,9 +61,11 @@ def encode(frame: pl.DataFrame, table: Table) -> bytes:
     unknown = found.keys() - table.polars.keys()
     if unknown:
         raise CodecError(f"{table.name} has no column {sorted(unknown)[0]!r}")
-    first, *others = table.polars
-    columns = [_narrowed(found[first], table.polars[first]) if first in found else _nulls(first, table.polars[first], frame.height)]
-    columns += [_narrowed(found[name], table.polars[name]) for name in others if name in found and found[name].null_count() < frame.height]
+    first = next(iter(table.polars))
+    if first not in found:
+        found[first] = _nulls(first, table.polars[first], frame.height)
+    said = {name for name, column in found.items() if name == first or column.null_count() < frame.height}
+    columns = [_narrowed(found[name], dtype) for name, dtype in table.polars.items() if name in said]
     buffer = io.BytesIO()
     pl.DataFrame(columns).write_ipc_stream(buffer, compression="lz4")
     return buffer.getvalue()

@@ -71,7 +71,8 @@ class Asked:
     def __init__(self) -> None:
         self._asked = False
 
-    def ask(self, _signal: int = 0, _frame: FrameType | None = None) -> None:
+    def ask(self, _signal: int, _frame: FrameType | None) -> None:
+        """Take note; a handler of signals."""
         self._asked = True
 
     def is_set(self) -> bool:

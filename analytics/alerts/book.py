@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..rows import ROWS, as_text
 from . import ALERT_COLUMNS, Database
 from .state import Alert
 
@@ -67,18 +68,16 @@ def _alert(row: Mapping[str, Any]) -> Alert:
 def replace(database: Database, gone: Iterable[str], entries: Sequence[Entry]) -> None:
     """Put ``entries`` in place of the open rows of these fingerprints."""
     fingerprints = sorted(gone)
-    # One text each: a statement with a mark for every value takes longer to read than to run, and so does a list of values.
     if fingerprints:
         known = "SELECT unnest(string_split(?, ','))"
         database.execute(f"DELETE FROM state.alerts WHERE state <> 'resolved' AND fingerprint IN ({known})", [",".join(fingerprints)])
     if entries:
         columns = ", ".join(f"CAST(row[{place}] AS {kind})" for place, kind in enumerate(ALERT_COLUMNS.values(), 1))
-        rows = """SELECT unnest(from_json(?, '[["VARCHAR"]]')) AS row"""
-        database.execute(f"INSERT INTO state.alerts ({_COLUMNS}) SELECT {columns} FROM ({rows})", [json.dumps([*map(_row, entries)])])
+        database.execute(f"INSERT INTO state.alerts ({_COLUMNS}) SELECT {columns} FROM {ROWS}", [as_text(map(_row, entries))])
 
 
 def _row(entry: Entry) -> tuple[object, ...]:
-    """Return the columns as JSON can say them, which has no infinity."""
+    """Return the columns as ``as_text`` takes them."""
     alert = entry.alert
     return (
         alert.fingerprint,

@@ -94,7 +94,7 @@ def test_a_demo_finds_what_it_broke(weft, tmp_path):
     out = said.read_text()
     assert process.returncode == 0, out
     assert f"duckdb -readonly {data}/store/current.duckdb" in out
-    (fault,) = demo.injected(data)
+    (fault,) = demo_findings.injected(data)
     assert re.search(rf"^fault +pause_storm at {fault.place}$", out, re.M), out
     assert re.search(r"^  store says leaf-\S+: paused .* \(it is the place\)$", out, re.M), out
     assert 0 < most < MEMORY_BYTES_MAX
@@ -175,4 +175,4 @@ def test_progress_is_for_terminals(tmp_path, capsys):
     watch.step(SystemClock(), 1.0)
     watch.close()
     assert capsys.readouterr() == ("", "")
-    assert json.dumps(demo.injected(tmp_path)) == "[]"
+    assert json.dumps(demo_findings.injected(tmp_path)) == "[]"
