@@ -249,6 +249,7 @@ class AnalyzeService:
                 self._sink.fold()
             if due:
                 self._publisher.publish()
+                self._store.give_back()
                 give_back()
         except StoreError as error:
             self._break(error, "publish")

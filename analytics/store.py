@@ -238,6 +238,10 @@ class Store:
         finally:
             connection.unregister("incoming")
 
+    def give_back(self) -> None:
+        """Return freed memory to the system. DuckDB's allocator keeps it, and lets it go only when its limit is set."""
+        self.execute(f"SET memory_limit = '{self._config.memory_bytes_max}B'")
+
     def checkpoint(self) -> None:
         """Write everything into the one file, so that a copy of it is whole."""
         self.execute("CHECKPOINT")

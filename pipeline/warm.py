@@ -25,6 +25,8 @@ def warm() -> None:
         "speed_bps": [80_000],
     }
     runs = [pl.DataFrame(samples).with_columns(pl.Series("values", [[0, 200, 1]], dtype=pl.List(width))) for width in _WIDTHS]
+    # One sample of more than 32 bits makes the whole matrix wider.
+    large = runs[-1].with_columns(pl.Series("values", [[2**32]], dtype=pl.List(pl.UInt64)))
     packet = {name: [None] for name in FAMILIES["packet"].polars} | {
         "ts": [0],
         "src": ["10.0.0.1"],
@@ -41,6 +43,7 @@ def warm() -> None:
     frames |= {family: [_readings(family)] for family in ("port", "queue", "nic", "nvlink")}
     for family, make in METRICS.items():
         make(MetricConfig()).close(Closing("warm", 0, WINDOW_NS, frames.get(family, []), ended=True))
+    METRICS["burst_sample"](MetricConfig()).close(Closing("warm", 0, WINDOW_NS, [*runs, large], ended=True))
 
 
 def _readings(family: str) -> pl.DataFrame:

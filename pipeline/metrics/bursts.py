@@ -17,8 +17,9 @@ from ..schema import LADDER, STATES, WINDOW_NS
 from . import kernel
 from .base import Closing
 
-# Samples of one call of the kernel: 16 MB of matrix, so that memory does not grow with how much closes at once.
-CELLS_MAX = 2_000_000
+# Samples of one call of the kernel: 16 MB of matrix where they fit into 32 bits, so that memory does not grow with how much closes.
+CELLS_MAX = 4_000_000
+_NARROW_MAX = 2**31 - 1
 
 # Interval lengths taken: 1 us to one window.
 INTERVAL_NS_MIN = 1_000
@@ -133,11 +134,12 @@ class BurstMetric:
 
     def _stretches(self, start_ns: int, end_ns: int, group: _Group) -> Iterator[tuple[str, pl.DataFrame]]:
         interval = group.interval_ns
+        width = np.int32 if all(runs.values.max(initial=0) <= _NARROW_MAX for runs in group.runs) else np.int64
         windows_max = max(1, CELLS_MAX // max(1, len(group.entities) * -(-WINDOW_NS // interval)))
         for window_ns in _consecutive(_touched(group, start_ns, end_ns), windows_max):
             ends = np.append(window_ns, window_ns[-1] + WINDOW_NS)
             bounds = -(-ends // interval)
-            matrix = np.full((len(group.entities), bounds[-1] - bounds[0]), -1, np.int64)
+            matrix = np.full((len(group.entities), bounds[-1] - bounds[0]), -1, width)
             refused = np.zeros((len(group.entities), len(window_ns), 2), np.int64)
             top = kernel.BYTES_PER_NS_MAX * interval
             for runs in group.runs:

@@ -317,9 +317,12 @@ def compare(got: dict[str, Counter], want: dict[str, Counter]) -> None:
 
 
 def traffic(
-    seed: int, interval_ns: int, slots: int, *, device: str = "leaf-1", dense: float = 0.98, odd_ratio: float = 0.03
+    seed: int, interval_ns: int, slots: int, *, device: str = "leaf-1", dense: float = 0.98, odd_ratio: float = 0.03, wide: bool = True
 ) -> list[Sample]:
-    """Return samples of a few ports around the edge of a window, with holes, unknowns, duplicates and odd values."""
+    """Return samples of a few ports around the edge of a window, with holes, unknowns, duplicates and odd values.
+
+    Without ``wide`` all of them fit into 31 bits.
+    """
     rng = np.random.default_rng(seed)
     speed = int(rng.choice([10**9, 25 * 10**9, 400 * 10**9, 800 * 10**9]))
     half = speed * interval_ns // (16 * 10**9)
@@ -332,7 +335,9 @@ def traffic(
     entities += [entities[0]._replace(speed_bps=None)] if rng.random() < 0.3 else []
     entities += [entities[0]._replace(queue="q3")] if rng.random() < 0.3 else []
     first = (T0 + 7 * WINDOW_NS) // interval_ns - int(rng.integers(0, slots + 1))
-    odd = [0, 1, half - 1, half, half + 1, 2 * half, LIMIT_PER_NS * interval_ns, LIMIT_PER_NS * interval_ns + 1, 2**62]
+    odd = [0, 1, half - 1, half, half + 1, 2 * half, LIMIT_PER_NS * interval_ns, LIMIT_PER_NS * interval_ns + 1, 2**31 - 1, 2**31, 2**62]
+    half = half if wide else min(half, 2**29)
+    odd = [value for value in odd if wide or value < 2**31]
     samples = []
     for entity in entities:
         begin = first + int(rng.integers(0, 3))
@@ -354,9 +359,10 @@ INTERVALS = [10_000, 300_000, 700_000, MS, 7 * MS, 33_333_333, 250 * MS, WINDOW_
 
 @pytest.mark.parametrize("interval_ns", INTERVALS)
 @pytest.mark.parametrize("seed", range(3))
-def test_every_column_is_what_the_definitions_say(seed: int, interval_ns: int) -> None:
-    """Statistics, bursts, groups and counted troubles of one pass equal plain Python's, at any interval and line rate."""
-    samples = traffic(seed, interval_ns, 400)
+@pytest.mark.parametrize("wide", [True, False])
+def test_every_column_is_what_the_definitions_say(seed: int, interval_ns: int, wide: bool) -> None:
+    """Statistics, bursts, groups and counted troubles of one pass equal plain Python's, at any interval, line rate and width."""
+    samples = traffic(seed, interval_ns, 400, wide=wide)
     compare(feed(samples, np.random.default_rng(seed)), expected(samples))
 
 
@@ -372,15 +378,19 @@ def test_long_blocks_are_what_the_definitions_say(interval_ns: int) -> None:
 
 @settings(max_examples=60)
 @given(
-    seed=st.integers(0, 2**32), interval_ns=st.sampled_from(INTERVALS), slots=st.integers(1, 120), dense=st.sampled_from([0.5, 0.95, 1.0])
+    seed=st.integers(0, 2**32),
+    interval_ns=st.sampled_from(INTERVALS),
+    slots=st.integers(1, 120),
+    dense=st.sampled_from([0.5, 0.95, 1.0]),
+    wide=st.booleans(),
 )
-def test_any_cut_gives_the_same_rows(seed: int, interval_ns: int, slots: int, dense: float) -> None:
+def test_any_cut_gives_the_same_rows(seed: int, interval_ns: int, slots: int, dense: float, wide: bool) -> None:
     """Runs, frames, calls, devices together or apart and a new object after each call change no bit of any row."""
-    samples = traffic(seed, interval_ns, slots, dense=dense)
+    samples = traffic(seed, interval_ns, slots, dense=dense, wide=wide)
     if seed % 3 == 0:
-        samples += traffic(seed + 1, interval_ns, slots, device="leaf-2", dense=dense)
+        samples += traffic(seed + 1, interval_ns, slots, device="leaf-2", dense=dense, wide=wide)
     if seed % 4 == 0:
-        samples += traffic(seed + 2, MS, slots, dense=dense)
+        samples += traffic(seed + 2, MS, slots, dense=dense, wide=wide)
     rng = np.random.default_rng(seed)
     want = expected(samples)
     compare(feed(samples, rng, most=int(rng.integers(1, 40)), cuts=int(rng.integers(1, 5)), restart=bool(rng.integers(2))), want)
