@@ -8,8 +8,6 @@ A coarse row is written anew with all its histograms whenever a finer one comes,
 folded before somebody reads: before a snapshot is published and before a rule over coarse rows is judged.
 """
 
-from collections.abc import Iterator, Sequence
-
 import numpy as np
 import polars as pl
 
@@ -22,9 +20,6 @@ COARSER = tuple(name for name in RESOLUTIONS_NS if name != "1s")
 
 # So many merged rows are held at most.
 HELD_ROWS_MAX = 20_000
-
-# Of which about so many are merged and folded at once.
-FOLD_ROWS = 2_000
 
 
 class Held:
@@ -52,20 +47,11 @@ class Held:
     def fold(self, store: Store) -> None:
         """Fold everything into the store, inside the caller's transaction; ``clear`` when that is committed."""
         for name, frames in self._frames.items():
-            for portion in _portions(STATES[name], frames):
-                fold(store, STATES[name], portion)
+            fold(store, STATES[name], pl.concat(frames))
 
     def clear(self) -> None:
         """Hold nothing any more."""
         self._frames, self._rows = {}, 0
-
-
-def _portions(table: Table, frames: Sequence[pl.DataFrame]) -> Iterator[pl.DataFrame]:
-    """Yield the rows in portions, each with all rows of its objects: a merge takes many times the memory of its rows."""
-    portions = -(-sum(frame.height for frame in frames) // FOLD_ROWS)
-    portion = pl.struct(key for key in table.having("key") if key != "ts").hash() % portions
-    for number in range(portions):
-        yield pl.concat([frame.filter(portion == number) for frame in frames])
 
 
 def merged(table: Table, frame: pl.DataFrame, resolution_ns: int) -> pl.DataFrame:

@@ -35,9 +35,10 @@ from .store import Store, StoreConfig
 GATHER_S = 0.25
 GATHER_BYTES_MAX = 6 * 1024 * 1024
 
-# Nobody waits for windows that closed so long ago: while they are caught up with, more of them are stored together.
+# Nobody waits for windows that closed so long ago: while they are caught up with, more of them are stored and judged together.
 HISTORY_S = 5.0
 GATHER_HISTORY_S = 1.0
+JUDGE_HISTORY_S = 1.0
 POLL_S = 0.05
 ARCHIVE_EVERY_S = 30.0
 
@@ -79,6 +80,7 @@ class AnalyzeService:
         self._sender = Sender(build_notifiers(endpoints, clock))
         rules = load_rules(config.alerts)
         self._coarse_rules, self._judged_tens = any(rule.coarse for rule in rules), 0
+        self._unjudged, self._judged_ns = False, 0
         self._evaluator = Evaluator(rules, store, self._outbox, config.alerts)
         extra = tuple(f"CREATE OR REPLACE VIEW main.{name} AS {sql}" for name, sql in alerts.views().items())
         self._archive = Archive(store, config.archive, clock, report)
@@ -125,7 +127,9 @@ class AnalyzeService:
         except StoreError as error:
             self._break(error, "store")
             return
-        self._tell()
+        if not self._unjudged:
+            # Who waits for the store waits for the alerts too.
+            self._tell()
         self._report.publish(self._producer)
 
     def stop(self) -> None:
@@ -196,6 +200,10 @@ class AnalyzeService:
         ends = self._ends()
         return bool(ends) and self._clock.now_ns() - min(ends) > HISTORY_S * NS_PER_S
 
+    def _is_judgement_due(self) -> bool:
+        """Return whether to judge now while more comes in: always, but for history."""
+        return not self._is_history() or self._clock.monotonic_ns() - self._judged_ns >= JUDGE_HISTORY_S * NS_PER_S
+
     def _ends(self) -> list[int]:
         """Return the window that each device still heard of has closed."""
         now = self._clock.monotonic_ns()
@@ -218,7 +226,9 @@ class AnalyzeService:
     def _judge(self, fresh: bool) -> None:
         """Evaluate the rules up to the window that every device still heard of has closed, and move deliveries."""
         ends = self._ends()
-        if fresh and ends:
+        self._unjudged = bool(ends) and (fresh or self._unjudged)
+        if self._unjudged and (not fresh or self._is_judgement_due()):
+            self._unjudged, self._judged_ns = False, self._clock.monotonic_ns()
             try:
                 tens = min(ends) // RESOLUTIONS_NS["10s"]
                 if self._coarse_rules and tens != self._judged_tens:

@@ -338,15 +338,18 @@ def _group(closings: Sequence[Closing], carried: dict[tuple, np.ndarray]) -> lis
 
 def _joined(closings: Sequence[Closing]) -> list[pl.DataFrame]:
     """Return the frames of all closings below each other, one for each width of the samples; the message's key is the device."""
-    alike: dict[pl.DataType, list[pl.DataFrame]] = {}
+    alike: dict[pl.DataType, list[tuple[str, pl.DataFrame]]] = {}
     for closing in closings:
         for frame in closing.frames:
-            # Series by hand: this is done for every message, and a query of Polars takes longer than the rows do.
-            device = pl.Series("device", [closing.device], dtype=pl.String).new_from_index(0, frame.height)
-            named = pl.DataFrame([device, *(frame[name] for name in _PLAIN)])
-            alike.setdefault(frame["values"].dtype, []).append(named)
+            alike.setdefault(frame["values"].dtype, []).append((closing.device, frame))
     unknown = (pl.col("port", "queue", "signal").fill_null(""), pl.col("interval_ns").fill_null(0))
-    return [pl.concat(frames, rechunk=False).with_columns(*unknown) for frames in alike.values()]
+    joined = []
+    for pairs in alike.values():
+        devices, frames = zip(*pairs, strict=True)
+        rows = np.repeat(np.arange(len(frames)), [frame.height for frame in frames])
+        device = pl.Series("device", devices, dtype=pl.String).gather(rows)
+        joined.append(pl.concat(frames, rechunk=False).select(device, *_PLAIN).with_columns(*unknown))
+    return joined
 
 
 def _entities(frame: pl.DataFrame) -> tuple[list[tuple], np.ndarray]:

@@ -15,6 +15,7 @@ KERNELS = (kernel.scatter, kernel.contention, kernel.walk)
 @pytest.mark.parametrize("width", [pl.UInt8, pl.UInt16, pl.UInt32, pl.UInt64])
 @pytest.mark.parametrize("bits", [7, 31, 32, 39])
 def test_samples_of_any_width_meet_kernels_that_are_compiled(width: type[pl.DataType], bits: int) -> None:
+    """Neither the width in which samples travelled nor the one that they need leads to a kernel that is not there yet."""
     warm()
     compiled = [len(compute.signatures) for compute in KERNELS]
     size = {pl.UInt8: 8, pl.UInt16: 16, pl.UInt32: 32, pl.UInt64: 64}[width]
