@@ -9,6 +9,7 @@ adapters that hand copies to the kernel.
 """
 
 import errno
+import logging
 import struct
 import sys
 from collections.abc import Iterator, Mapping
@@ -31,6 +32,17 @@ SOURCE = "packets"
 BATCH_PACKETS = 20_000
 
 _PACKET, _GAP = FAMILIES["packet"], FAMILIES["gap"]
+
+# What a packet that gives no row is told to be, by ``decode.roce.REASONS``.
+_SKIPPED = {
+    "other": "not RoCEv2",
+    "fragment": "fragments",
+    "cut": "captured too short",
+    "malformed": "malformed",
+    "icrc": "with a wrong ICRC",
+}
+
+log = logging.getLogger("weft")
 
 _ARPHRD = {1: 1, 772: 1, 65534: 101, 519: 101}
 _LOOPBACK = 772
@@ -87,7 +99,9 @@ class _Frames:
         self.count("decoded", decoded.frame.height)
         self.count("icrc_unchecked", decoded.unchecked)
         at = int(piece.ts.max()) if len(piece.ts) else recv_ts or 0
-        batches = self.gap(at, piece.dropped, "kernel_drop", recv_ts) + self.gap(at, decoded.skipped["icrc"], "icrc", recv_ts)
+        batches = self.gap(at, piece.dropped, "kernel_drop", recv_ts)
+        for reason in ("cut", "icrc"):
+            batches += self.gap(at, decoded.skipped[reason], reason, recv_ts)
         frame = self._complete(decoded.frame.sort("ts", maintain_order=True), recv_ts)
         return batches + [Batch("packet", part) for part in frame.iter_slices(BATCH_PACKETS) if part.height]
 
@@ -146,6 +160,8 @@ class PacketRecording:
             raise problem
         last = held or self._frames.empty()
         yield Batch(last.family, last.frame, (self._frames.device,))
+        if skipped := self._skipped():
+            log.info("%s: %s", self._path, skipped)
         if problem is not None:
             raise problem
         if strange:
@@ -153,6 +169,11 @@ class PacketRecording:
 
             link, missed = next(iter(strange.items()))
             raise InputError(str(self._path), f"{missed} packets have link type {link}, which is not decoded, and were left out", MEND_LINK)
+
+    def _skipped(self) -> str:
+        """Return how many packets gave no row, and why, as a sentence; empty if each gave one."""
+        told = [f"{number:,} {text}" for reason, text in _SKIPPED.items() if (number := self.counts.get(f"skipped_{reason}", 0))]
+        return f"packets without a row: {', '.join(told)}" if told else ""
 
     def _pieces(self, strange: dict[int, int]) -> Iterator[Batch]:
         import numpy as np

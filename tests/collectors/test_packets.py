@@ -44,13 +44,20 @@ PLAIN = [packet(psn) for psn in range(5)]
 
 
 def pcap(
-    packets: list[bytes], *, order: str = "<", nano: bool = False, link: int = 1, step_ns: int = 1000, start_ns: int = START_NS
+    packets: list[bytes],
+    *,
+    order: str = "<",
+    nano: bool = False,
+    link: int = 1,
+    step_ns: int = 1000,
+    start_ns: int = START_NS,
+    snap: int = 262144,
 ) -> bytes:
-    """Return a pcap file, one packet every ``step_ns``."""
-    out = struct.pack(order + "IHHiIII", 0xA1B23C4D if nano else 0xA1B2C3D4, 2, 4, 0, 0, 262144, link)
+    """Return a pcap file, one packet every ``step_ns``, ``snap`` bytes of it at most."""
+    out = struct.pack(order + "IHHiIII", 0xA1B23C4D if nano else 0xA1B2C3D4, 2, 4, 0, 0, snap, link)
     for k, raw in enumerate(packets):
         seconds, rest = divmod(start_ns + k * step_ns, 10**9)
-        out += struct.pack(order + "IIII", seconds, rest if nano else rest // 1000, len(raw), len(raw)) + raw
+        out += struct.pack(order + "IIII", seconds, rest if nano else rest // 1000, min(len(raw), snap), len(raw)) + raw[:snap]
     return out
 
 
@@ -357,6 +364,21 @@ def test_an_unknown_link_type_beside_a_known_one_loses_nothing_good(tmp_path: Pa
     assert frame["psn"].to_list() == [1, 3]
     assert batches[-1].ended == ("some",)
     assert "3 packets have link type 147" in str(error)
+
+
+def test_what_gives_no_row_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    """Packets captured too short for their headers become a gap; they, and those of other protocols, are told at the end of a file."""
+    caplog.set_level("INFO")
+    other = bytes(Ether(src=MAC, dst=MAC) / IP(src="10.1.1.1", dst="10.1.1.2") / UDP(sport=777, dport=53) / Raw(b"d"))
+    tagged = [bytes(Ether(raw[:12] + b"\x81\x00\x00\x05" + raw[12:])) for raw in PLAIN[1:3]]
+    frame, batches, error = read(write(tmp_path, pcap([PLAIN[0], *tagged, other, PLAIN[3], other, other], snap=54)))
+    assert (frame["psn"].to_list(), error) == ([0, 3], None)
+    (gap,) = [batch.frame.row(0, named=True) for batch in batches if batch.family == "gap"]
+    assert (gap["what"], gap["missed"], gap["reason"], gap["device"]) == ("packets", 2, "cut", "some")
+    assert caplog.messages == [f"{tmp_path / 'some.pcap'}: packets without a row: 3 not RoCEv2, 2 captured too short"]
+    caplog.clear()
+    read(write(tmp_path, pcap(PLAIN)))
+    assert caplog.messages == []
 
 
 def test_wrong_icrcs_become_a_gap(tmp_path: Path):
