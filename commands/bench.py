@@ -36,7 +36,11 @@ def options(parser: ArgumentParser) -> None:
     parser.add_argument("part", nargs="*", type=_part, metavar="PART", help="only these parts; or detect, which has tables of its own")
     parser.add_argument("--only", choices=tuple(PARTS), action="append", help="only this part, may be repeated")
     parser.add_argument(
-        "--seconds", type=int, default=20, metavar="N", help=f"seconds of {DEVICES * PORTS:,} ports at 1 ms to measure with (default: 20)"
+        "--seconds",
+        type=int,
+        default=20,
+        metavar="N",
+        help=f"seconds of {DEVICES * PORTS:,} ports at 1 ms to measure with, fewer at shorter intervals (default: 20)",
     )
     bench_detect.options(parser)
 
