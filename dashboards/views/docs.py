@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from urllib.parse import quote
 
 import streamlit as st
 
@@ -48,7 +49,9 @@ def titles(folder: Path) -> dict[str, str]:
 def show(folder: Path, name: str) -> None:
     """Show one page, its pictures in place and its links leading to pages here."""
     text = (folder / f"{name}.md").read_text("utf-8")
-    text = _LINK.sub(lambda match: f"](/docs?page={match[1]})", text)
+    # The address holds what the list of pages shows, a title.
+    pages = titles(folder)
+    text = _LINK.sub(lambda match: f"](/docs?page={quote(pages.get(match[1], match[1]))})", text)
     position = 0
     for match in _PICTURE.finditer(text):
         st.markdown(text[position : match.start()], width=900)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, quote, urlsplit
 
 import pytest
 
@@ -184,6 +184,18 @@ def test_every_page_is_drawn(name, scheme, window, pictures, tmp_path):
     _show_all(view)
     view.assert_sound()
     _take_picture(view, f"{name}-{scheme}", tmp_path)
+
+
+def test_a_link_of_the_docs_leads_to_its_page(window):
+    """A link from one page of the docs to another opens that one, and so does its address in a new window."""
+    view = window()
+    view.open("docs")
+    with view.page.context.expect_page() as opened:
+        view.page.get_by_role("link", name="a virtual fabric").click()
+    opened.value.get_by_role("heading", name="The virtual fabric", exact=True).wait_for()
+    again = window()
+    again.open(f"docs?page={quote('How much one machine carries')}")
+    again.page.get_by_role("heading", name="How much one machine carries", exact=True).wait_for()
 
 
 def _show_all(view: Window) -> None:
