@@ -10,9 +10,10 @@ Racks are devices, hosts are ports: what one top-of-rack switch sees towards its
 so time starts at 2022-01-01T00:00:00Z.
 """
 
+import logging
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
@@ -22,10 +23,13 @@ import polars as pl
 
 from ..pipeline.clock import NS_PER_MS
 from ..pipeline.errors import InputError
+from ..pipeline.schema import WINDOW_NS
 from . import text_table
 from .base import Batch, Collector, Options
 from .millisampler_json import HOSTS_MAX, START_NS, looks_like_json, read_json
 from .runs import Series, closing, slices
+
+log = logging.getLogger("weft")
 
 LINE_RATE_BPS = 12_500_000_000
 SAMPLE_NS = NS_PER_MS
@@ -106,6 +110,9 @@ def _is_json(path: Path) -> bool:
 def _read_csv(path: Path, fallback: str, rate: int) -> tuple[list[Series], InputError | None]:
     content = text_table.content_of(path)
     header = _header(path, content)
+    if header.aggregates and len(header.bins) * SAMPLE_NS > WINDOW_NS:
+        log.warning("%s: its rows are longer than a second, so the sums beside them (%s, ...) are left out", path, header.aggregates[0][0])
+        header = replace(header, aggregates=())
     numbers = set(header.numbers)
     types = {name: pl.UInt64 if name in numbers else pl.String for name in header.columns}
     frame, fault = text_table.read(path, content, types, (*_ids(header), *header.numbers))
@@ -179,7 +186,8 @@ def _series(frame: pl.DataFrame, header: _Header, fallback: str, rate: int) -> l
     device = pl.lit(fallback) if header.rack is None else "rack-" + pl.col(header.rack)
     keys = frame.select(device=device, port="host-" + pl.col(header.host))
     if header.window_start is not None:
-        keys = _placed(keys.with_columns(window=frame[header.window_start]))
+        keys = keys.with_columns(window=frame[header.window_start])
+        keys = _placed(keys) if header.rack is None else keys
     rows = keys.with_row_index("row").sort("device", "port", *keys.columns[2:], maintain_order=True)
     order = rows["row"].to_numpy()
     bins = frame.select(header.bins).to_numpy(order="c")[order]

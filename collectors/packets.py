@@ -98,6 +98,7 @@ class _Frames:
             self.count(f"skipped_{reason}", number)
         self.count("decoded", decoded.frame.height)
         self.count("icrc_unchecked", decoded.unchecked)
+        self.count("partial", decoded.partial)
         at = int(piece.ts.max()) if len(piece.ts) else recv_ts or 0
         batches = self.gap(at, piece.dropped, "kernel_drop", recv_ts)
         for reason in ("cut", "icrc"):
@@ -160,8 +161,8 @@ class PacketRecording:
             raise problem
         last = held or self._frames.empty()
         yield Batch(last.family, last.frame, (self._frames.device,))
-        if skipped := self._skipped():
-            log.info("%s: %s", self._path, skipped)
+        for line in self._told():
+            log.info("%s: %s", self._path, line)
         if problem is not None:
             raise problem
         if strange:
@@ -170,10 +171,13 @@ class PacketRecording:
             link, missed = next(iter(strange.items()))
             raise InputError(str(self._path), f"{missed} packets have link type {link}, which is not decoded, and were left out", MEND_LINK)
 
-    def _skipped(self) -> str:
-        """Return how many packets gave no row, and why, as a sentence; empty if each gave one."""
+    def _told(self) -> Iterator[str]:
+        """Yield how many packets gave no row or not all of it, and why."""
         told = [f"{number:,} {text}" for reason, text in _SKIPPED.items() if (number := self.counts.get(f"skipped_{reason}", 0))]
-        return f"packets without a row: {', '.join(told)}" if told else ""
+        if told:
+            yield f"packets without a row: {', '.join(told)}"
+        if partial := self.counts.get("partial", 0):
+            yield f"packets captured too short for their RETH or AETH, whose fields are null: {partial:,}; tcpdump -s 128 keeps them"
 
     def _pieces(self, strange: dict[int, int]) -> Iterator[Batch]:
         import numpy as np
@@ -280,7 +284,7 @@ class PacketCapture:
 
 
 def _attach_filter(packets: Any, snap_bytes: int) -> None:
-    """Let only UDP to port 4791 pass, and what may hide it: IPv6 extension headers and inner VLAN tags.
+    """Let only UDP to port 4791 pass, and what may hide it: authentication and IPv6 extension headers, inner VLAN tags.
 
     Classic BPF relative to the network header, so that one program fits every link type; the kernel has taken the
     outer VLAN tag off before it runs.
@@ -289,34 +293,42 @@ def _attach_filter(packets: Any, snap_bytes: int) -> None:
     import socket
 
     load_half, load_byte, load_half_x = 0x28, 0x30, 0x48
-    equal, mask, shift, to_x, give = 0x15, 0x54, 0x64, 0x07, 0x06
+    equal, mask, shift, to_x, end = 0x15, 0x54, 0x64, 0x07, 0x06
     net, protocol = 0xFFF00000, 0xFFFFF000
-    give_at, drop_at = 21, 20
+    # A jump says how many steps it leaves out, or that it goes to one of the two ends.
     program = [
-        (load_half, 0, 0, protocol),
-        (equal, give_at - 2, 0, 0x8100),
-        (equal, give_at - 3, 0, 0x88A8),
-        (equal, 1, 0, 0x0800),
-        (equal, 8, drop_at - 5, 0x86DD),
-        (load_byte, 0, 0, net + 9),
-        (equal, 0, drop_at - 7, 17),
-        (load_byte, 0, 0, net),
-        (mask, 0, 0, 0x0F),
-        (shift, 0, 0, 2),
+        (load_half, protocol, 0, 0),
+        (equal, 0x8100, "give", 0),
+        (equal, 0x88A8, "give", 0),
+        (equal, 0x0800, 1, 0),
+        (equal, 0x86DD, 9, "drop"),
+        (load_byte, net + 9, 0, 0),
+        (equal, 51, "give", 0),
+        (equal, 17, 0, "drop"),
+        (load_byte, net, 0, 0),
+        (mask, 0x0F, 0, 0),
+        (shift, 2, 0, 0),
         (to_x, 0, 0, 0),
-        (load_half_x, 0, 0, net + 2),
-        (equal, give_at - 13, drop_at - 13, 4791),
-        (load_byte, 0, 0, net + 6),
-        (equal, 3, 0, 17),
-        (equal, give_at - 16, 0, 0),
-        (equal, give_at - 17, 0, 43),
-        (equal, give_at - 18, drop_at - 18, 60),
-        (load_half, 0, 0, net + 42),
-        (equal, give_at - 20, drop_at - 20, 4791),
-        (give, 0, 0, 0),
-        (give, 0, 0, snap_bytes),
+        (load_half_x, net + 2, 0, 0),
+        (equal, 4791, "give", "drop"),
+        (load_byte, net + 6, 0, 0),
+        (equal, 17, 5, 0),
+        (equal, 0, "give", 0),
+        (equal, 43, "give", 0),
+        (equal, 44, "give", 0),
+        (equal, 51, "give", 0),
+        (equal, 60, "give", "drop"),
+        (load_half, net + 42, 0, 0),
+        (equal, 4791, "give", "drop"),
+        (end, 0, 0, 0),
+        (end, snap_bytes, 0, 0),
     ]
-    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in program))
+    ends = {"drop": len(program) - 2, "give": len(program) - 1}
+    steps = [
+        struct.pack("HBBI", code, *(ends[jump] - at - 1 if isinstance(jump, str) else jump for jump in (yes, no)), value)
+        for at, (code, value, yes, no) in enumerate(program)
+    ]
+    code = ctypes.create_string_buffer(b"".join(steps))
     packets.setsockopt(socket.SOL_SOCKET, 26, struct.pack("HP", len(program), ctypes.addressof(code)))
 
 

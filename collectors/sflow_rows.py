@@ -192,6 +192,7 @@ class Rows:
         for reason, number in decoded.skipped.items():
             self.counts[f"roce_skipped_{reason}"] += number
         self.counts["roce_samples"] += decoded.frame.height
+        self.counts["roce_partial"] += decoded.partial
         kept = decoded.frame["ts"].to_numpy()
         return frames.frame(
             "packet",

@@ -165,6 +165,7 @@ def _summary(chosen: Namespace, note: dict, seconds: float, restarts: dict[str, 
         (SELECT coalesce(sum(samples), 0) FROM state.latency_1h)::BIGINT AS latency_samples,
         (SELECT coalesce(sum(late), 0) FROM quality_1h)::BIGINT AS late,
         (SELECT coalesce(sum(duplicates), 0) FROM quality_1h)::BIGINT AS duplicates,
+        (SELECT coalesce(sum(implausible), 0) FROM quality_1h)::BIGINT AS implausible,
         (SELECT coalesce(sum(missed), 0) FROM gaps)::BIGINT AS admitted_missing,
         (SELECT count(*) FROM inventory)::BIGINT AS inventory_rows"""
     ).row(0, named=True)

@@ -364,7 +364,7 @@ _STATE_LIST = (
                 ("rnr_naks", "receiver-not-ready negative acknowledgements"),
                 ("psn_gaps", "times at which the sequence of a queue pair jumped ahead"),
                 ("psn_missing", "sequence numbers jumped over"),
-                ("psn_repeats", "packets whose sequence number had been seen: retransmissions"),
+                ("psn_repeats", "packets whose sequence number had been seen before: retransmissions; those overtaken on the way are none"),
                 ("credit_count", "acknowledgements that give a credit count"),
                 ("credit_total", "sum of their credit codes"),
             ),

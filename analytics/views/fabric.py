@@ -28,7 +28,8 @@ _OPERATION = """CASE WHEN opcode = 129 THEN 'CNP' ELSE
     coalesce(list_extract(['SEND first', 'SEND middle', 'SEND last', 'SEND last immediate', 'SEND only', 'SEND only immediate',
     'WRITE first', 'WRITE middle', 'WRITE last', 'WRITE last immediate', 'WRITE only', 'WRITE only immediate', 'READ request',
     'READ response first', 'READ response middle', 'READ response last', 'READ response only', 'ACK', 'ATOMIC ACK',
-    'COMPARE SWAP', 'FETCH ADD', 'reserved', 'SEND last invalidate', 'SEND only invalidate'], (opcode & 31) + 1), 'opcode ' || (opcode & 31)) END"""
+    'COMPARE SWAP', 'FETCH ADD', NULL, 'SEND last invalidate', 'SEND only invalidate', NULL, NULL, NULL, NULL, 'FLUSH', 'ATOMIC WRITE'],
+    (opcode & 31) + 1), 'opcode ' || (opcode & 31)) END"""
 
 ROCE = View(
     "roce",
@@ -50,7 +51,7 @@ ROCE = View(
         Column("rnr_naks", "rnr_naks", "", "receiver-not-ready negative acknowledgements"),
         Column("psn_gaps", "psn_gaps", "", "times at which a queue pair's sequence jumped ahead"),
         Column("psn_missing", "psn_missing", "", "sequence numbers jumped over"),
-        Column("psn_repeats", "psn_repeats", "", "packets seen before: retransmissions"),
+        Column("psn_repeats", "psn_repeats", "", "packets seen before: retransmissions; those overtaken on the way are none"),
         Column("credits_mean", "weft_ratio(credit_total, credit_count)", "", "mean AETH credit code, 0 to 30"),
         Column("credits_min", "credit_low", "", "smallest"),
         Column("credits_max", "credit_high", "", "largest"),

@@ -145,7 +145,7 @@ class _Classic:
     def walk(self, buffer: np.ndarray, at: int) -> tuple[list[Piece], int, str]:
         """Return the packets from ``at`` on, where it stopped, and what is wrong there (empty: more bytes are needed)."""
         found = _Found(*_walk_pcap(buffer, at, self._swap))
-        seconds, ticks = found.raw_ts >> 32, found.raw_ts & 0xFFFFFFFF
+        seconds, ticks = found.raw_ts >> 32 & 0xFFFFFFFF, found.raw_ts & 0xFFFFFFFF
         ts = seconds * _NS + ticks * self._tick_ns
         piece = Piece(buffer, found.offsets, found.lengths, found.wire_lengths, ts, np.full(len(ts), self._link))
         return [piece], found.at, "says that it is longer than any packet" if found.stop == _BAD else ""
@@ -163,16 +163,14 @@ class _NextGeneration:
         while True:
             section = self._section
             found = _Found(*_walk_pcapng(buffer, at, section.swap, section.snaps))
-            at = found.at
+            at, size = found.at, 0
             if len(found.offsets):
                 pieces.append(self._piece(buffer, found))
-            if found.stop == _MORE:
-                return pieces, at, ""
-            if found.stop == _BAD:
-                return pieces, at, "is not a block"
-            size, problem = self._aside(buffer, at)
-            if problem or not size:
-                return pieces, at, problem
+            problem = "is not a block" if found.stop == _BAD else ""
+            if found.stop == _ASIDE:
+                size, problem = self._aside(buffer, at)
+            if not size:
+                return _joined(buffer, pieces), at, problem
             at += size
 
     def _piece(self, buffer: np.ndarray, found: _Found) -> Piece:
@@ -246,6 +244,16 @@ class _NextGeneration:
         interface, total = self._section.interfaces[number], min(sum(values), 2**62)
         self._section.dropped += max(0, total - interface.dropped)
         interface.dropped = max(total, interface.dropped)
+
+
+def _joined(buffer: np.ndarray, pieces: list[Piece]) -> list[Piece]:
+    """Return the pieces of one buffer as one, so that a block between packets does not part what may be out of order."""
+    if len(pieces) < 2:
+        return pieces
+    columns = {
+        name: np.concatenate([getattr(piece, name) for piece in pieces]) for name in ("offsets", "lengths", "wire_lengths", "ts", "links")
+    }
+    return [Piece(buffer, **columns, dropped=sum(piece.dropped for piece in pieces))]
 
 
 def _options(order: str, body: bytes) -> Iterator[tuple[int, bytes]]:

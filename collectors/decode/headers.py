@@ -18,7 +18,7 @@ ICRC_BYTES = 4
 CNP = 0x81
 
 _RC, _UC, _RD, _UD, _XRC = 0x00, 0x20, 0x40, 0x60, 0xA0
-_RETH, _AETH, _IMMEDIATE, _ATOMIC, _ATOMIC_ACK, _IETH = 16, 4, 4, 28, 8, 4
+_RETH, _AETH, _IMMEDIATE, _ATOMIC, _ATOMIC_ACK, _IETH, _FETH = 16, 4, 4, 28, 8, 4, 4
 _RDETH, _DETH, _XRCETH = 4, 8, 4
 _CNP_RESERVED = 16
 
@@ -36,9 +36,10 @@ _SENDS_AND_WRITES = {
     0x0A: _RETH,
     0x0B: _RETH + _IMMEDIATE,
 }
-_REQUESTS = {**_SENDS_AND_WRITES, 0x0C: _RETH, 0x13: _ATOMIC, 0x14: _ATOMIC, 0x16: _IETH, 0x17: _IETH}
+_REQUESTS = {**_SENDS_AND_WRITES, 0x0C: _RETH, 0x13: _ATOMIC, 0x14: _ATOMIC, 0x16: _IETH, 0x17: _IETH, 0x1C: _FETH + _RETH, 0x1D: _RETH}
 _RESPONSES = {0x0D: _AETH, 0x0E: 0, 0x0F: _AETH, 0x10: _AETH, 0x11: _AETH, 0x12: _AETH + _ATOMIC_ACK}
-_WITH_RETH = (0x06, 0x0A, 0x0B, 0x0C)
+# Operations with a RETH, and what stands before it: of the last two, FLUSH and ATOMIC WRITE, see annex A19.
+_BEFORE_RETH = {0x06: 0, 0x0A: 0, 0x0B: 0, 0x0C: 0, 0x1C: _FETH, 0x1D: 0}
 
 
 def _tables() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -49,13 +50,13 @@ def _tables() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     for service, before in request_before.items():
         for op, more in _REQUESTS.items():
             header[service + op] += before + more
-            reth[service + op] = BTH_BYTES + before if op in _WITH_RETH else 0
+            reth[service + op] = BTH_BYTES + before + _BEFORE_RETH[op] if op in _BEFORE_RETH else 0
         for op, more in _RESPONSES.items():
             header[service + op] += response_before[service] + more
             aeth[service + op] = BTH_BYTES + response_before[service] if more else 0
     for op, more in _SENDS_AND_WRITES.items():
         header[_UC + op] += more
-        reth[_UC + op] = BTH_BYTES if op in _WITH_RETH else 0
+        reth[_UC + op] = BTH_BYTES if op in _BEFORE_RETH else 0
     header[_RD + 0x15] += _RDETH + _DETH  # RESYNC
     header[_UD + 0x04] += _DETH
     header[_UD + 0x05] += _DETH + _IMMEDIATE

@@ -5,11 +5,12 @@ were found to be there, and every loop over headers has a bound, so any bytes gi
 
 * ``other``: not RoCEv2 (another protocol or port);
 * ``fragment``: an IP fragment, whose rest is elsewhere;
-* ``cut``: captured too short to hold the headers;
+* ``cut``: captured too short to hold the headers up to the BTH;
 * ``malformed``: lengths, versions or header chains that contradict each other or the length on the wire;
 * ``icrc``: checked, and wrong.
 
-Lengths come from the headers, so a capture that keeps only the first bytes of each packet gives the same rows.
+Lengths come from the headers, so a capture that keeps only the first bytes of each packet gives the same rows; where it
+keeps the BTH and not the RETH or AETH behind it, their fields are null.
 """
 
 import os
@@ -48,10 +49,15 @@ _OTHER, _FRAGMENT, _CUT, _MALFORMED, _ICRC = -1, -2, -3, -4, -5
 VLAN_TAGS_MAX = 4
 EXTENSIONS_MAX = 8
 
+# What may stand between IPv6 and UDP: hop-by-hop options, routing, destination options, authentication, and the header of a
+# fragment, which a packet that is whole may have too [RFC 6946].
+FRAGMENT, _AUTHENTICATION = 44, 51
+EXTENSIONS = (0, 43, 60, FRAGMENT, _AUTHENTICATION)
+
 # Packets whose headers are fetched ahead: few enough to stay in the nearest cache.
 _TOUCHED = 32
 
-_AETH, _RETH, _UNCHECKED = 1, 2, 4
+_AETH, _RETH, _UNCHECKED, _PARTIAL = 1, 2, 4, 8
 
 _PACKET = np.dtype(
     [
@@ -84,12 +90,13 @@ class Decoded:
     """What some packets gave: rows of ``packet`` (without those columns that the collector adds) and why others did not.
 
     ``skipped`` counts by ``REASONS``. ``unchecked`` are rows whose ICRC was to be checked and could not be: captured too
-    short, or behind IPv6 extension headers.
+    short, or behind extension headers of IP. ``partial`` are rows whose RETH or AETH was cut off, which makes its fields null.
     """
 
     frame: pl.DataFrame
     skipped: dict[str, int]
     unchecked: int = 0
+    partial: int = 0
 
 
 def decode(
@@ -109,8 +116,8 @@ def decode(
     links = np.broadcast_to(np.asarray(link_type, np.int64), offsets.shape)
     hidden = np.broadcast_to(np.asarray(hidden, np.int64), offsets.shape)
     rows, counts, _ = _decode(data, offsets, lengths, wire, np.asarray(ts, np.int64), links, hidden, check_icrc)
-    unchecked = int(np.count_nonzero(rows["flags"] & _UNCHECKED))
-    return Decoded(_to_frame(rows), dict(zip(REASONS, counts.tolist(), strict=True)), unchecked)
+    unchecked, partial = (int(np.count_nonzero(rows["flags"] & flag)) for flag in (_UNCHECKED, _PARTIAL))
+    return Decoded(_to_frame(rows), dict(zip(REASONS, counts.tolist(), strict=True)), unchecked, partial)
 
 
 def _to_frame(rows: np.ndarray) -> pl.DataFrame:
@@ -265,7 +272,8 @@ def _packet(buffer, at, end, wire_end, link, check_icrc, row):
         return udp_end
     row.length = ip_end - at
     if check_icrc:
-        if udp_end > end or (row.version == 6 and udp_at != ip_at + 40):
+        plain = 40 if row.version == 6 else np.int64(buffer[ip_at] & 0x0F) * 4
+        if udp_end > end or udp_at != ip_at + plain:
             row.flags |= _UNCHECKED
         elif not icrc_matches(buffer, ip_at, udp_at, udp_end, row.version):
             return _ICRC
@@ -298,6 +306,14 @@ def network_layer(buffer, at, end, link):
     return (at, 0x0800) if version == 4 else (at, 0x86DD) if version == 6 else (_OTHER, 0)
 
 
+@numba.njit(inline="always")
+def extension_bytes(kind, length):
+    """Return how long a header of ``EXTENSIONS`` is that says ``length`` of itself [RFC 8200, RFC 4302 2.2]."""
+    if kind == FRAGMENT:
+        return np.int64(8)
+    return (np.int64(length) + 2) * 4 if kind == _AUTHENTICATION else (np.int64(length) + 1) * 8
+
+
 @numba.njit(nogil=True)
 def _ipv4(buffer, at, end, wire_end, row):
     """Return where UDP starts and the IP packet ends; a negative reason and 0 where there is none."""
@@ -306,10 +322,17 @@ def _ipv4(buffer, at, end, wire_end, row):
     header, total = np.int64(buffer[at] & 0x0F) * 4, u16(buffer, at + 2)
     if buffer[at] >> 4 != 4 or header < 20:
         return _MALFORMED, 0
-    if buffer[at + 9] != 17:
+    protocol = buffer[at + 9]
+    if protocol not in (17, _AUTHENTICATION):
         return _OTHER, 0
     if u16(buffer, at + 6) & 0x3FFF:
         return _FRAGMENT, 0
+    if protocol == _AUTHENTICATION:
+        if at + header + 8 > end:
+            return _CUT, 0
+        protocol, header = buffer[at + header], header + extension_bytes(_AUTHENTICATION, buffer[at + header + 1])
+        if protocol != 17:
+            return _OTHER, 0
     if total < header + 8 or at + total > wire_end:
         return _MALFORMED, 0
     row.version = 4
@@ -329,16 +352,15 @@ def _ipv6(buffer, at, end, wire_end, row):
     ip_end = at + 40 + u16(buffer, at + 4)
     following, udp_at = buffer[at + 6], at + 40
     extensions = 0
-    # Hop-by-hop options, routing, destination options; 44 is a fragment.
-    while following in (0, 43, 60):
+    while following in EXTENSIONS:
         extensions += 1
         if udp_at + 8 > end:
             return _CUT, 0
-        following, udp_at = buffer[udp_at], udp_at + (np.int64(buffer[udp_at + 1]) + 1) * 8
+        if following == FRAGMENT and u16(buffer, udp_at + 2) & 0xFFF9:
+            return _FRAGMENT, 0
+        following, udp_at = buffer[udp_at], udp_at + extension_bytes(following, buffer[udp_at + 1])
         if udp_at > ip_end or extensions > EXTENSIONS_MAX:
             return _MALFORMED, 0
-    if following == 44:
-        return _FRAGMENT, 0
     if following != 17:
         return _OTHER, 0
     if udp_at + 8 > ip_end or ip_end > wire_end:
@@ -368,11 +390,12 @@ def _transport(buffer, at, end, ip_end, row):
     if buffer[bth + 1] & 0x0F or payload < 0:
         return _MALFORMED
     aeth, reth = AETH_AT[opcode], RETH_AT[opcode]
-    if (aeth and bth + aeth + 4 > end) or (reth and bth + reth + 16 > end):
-        return _CUT
+    cut = bth + max(aeth + 4 if aeth else 0, reth + 16 if reth else 0) > end
+    if cut:
+        aeth, reth = 0, 0
     row.src_port, row.opcode, row.payload_bytes = u16(buffer, at), opcode, payload
     row.qp, row.psn = u24(buffer, bth + 5), u24(buffer, bth + 9)
-    row.flags = (_AETH if aeth else 0) | (_RETH if reth else 0)
+    row.flags = (_AETH if aeth else 0) | (_RETH if reth else 0) | (_PARTIAL if cut else 0)
     row.syndrome = buffer[bth + aeth] if aeth else 0
     row.dma_bytes = u32(buffer, bth + reth + 12) if reth else 0
     return udp_end

@@ -11,7 +11,7 @@ import numba
 import numpy as np
 
 from .octets import octets, u16, u32, u64
-from .roce import EXTENSIONS_MAX, network_layer
+from .roce import EXTENSIONS, EXTENSIONS_MAX, FRAGMENT, extension_bytes, network_layer
 
 _TCP, _UDP = 6, 17
 
@@ -96,16 +96,19 @@ def _ipv6(buffer, at, end, row):
     row.version, row.protocol = 6, buffer[at + 6]
     row.src_high, row.src_low = u64(buffer, at + 8), u64(buffer, at + 16)
     row.dst_high, row.dst_low = u64(buffer, at + 24), u64(buffer, at + 32)
-    ip_end, next_at = at + 40 + u16(buffer, at + 4), at + 40
+    ip_end, next_at, whole = at + 40 + u16(buffer, at + 4), at + 40, True
     for _ in range(EXTENSIONS_MAX):
-        # Hop-by-hop options, routing, destination options.
-        if row.protocol not in (0, 43, 60):
+        if row.protocol not in EXTENSIONS:
             break
         if next_at + 8 > end:
             return
-        row.protocol = buffer[next_at]
-        next_at += (np.int64(buffer[next_at + 1]) + 1) * 8
-    _transport(buffer, next_at, end, ip_end, True, row)
+        if row.protocol == FRAGMENT:
+            if u16(buffer, next_at + 2) & 0xFFF8:
+                return
+            whole = u16(buffer, next_at + 2) & 1 == 0
+        size = extension_bytes(row.protocol, buffer[next_at + 1])
+        row.protocol, next_at = buffer[next_at], next_at + size
+    _transport(buffer, next_at, end, ip_end, whole, row)
 
 
 @numba.njit(nogil=True)

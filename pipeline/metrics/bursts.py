@@ -377,9 +377,11 @@ def _samples(values: pl.Series) -> Iterator[tuple[np.ndarray, np.ndarray]]:
             array = array.fill_null([])
         offsets = array.offsets.to_numpy()
         flat = array.values
-        if flat.null_count:
-            flat = flat.cast(pa.int64(), safe=False).fill_null(-1)
-        yield offsets, flat.to_numpy()
+        if not flat.null_count:
+            yield offsets, flat.to_numpy()
+            continue
+        known = np.minimum(flat.fill_null(0).to_numpy(zero_copy_only=False), np.uint64(np.iinfo(np.int64).max))
+        yield offsets, np.where(flat.is_null().to_numpy(zero_copy_only=False), -1, known.astype(np.int64))
 
 
 def _carries(members: dict[tuple, int], carried: dict[tuple, np.ndarray]) -> np.ndarray:

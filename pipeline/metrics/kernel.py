@@ -98,9 +98,10 @@ def scatter(matrix, bounds, entity, run_slot, offsets, values, top, refused):
             continue
         for k in range(first, after):
             value = np.int64(values[begin + k])
-            if value < 0:
+            # What does not fit 63 bits has turned negative, and was none of the missing ones.
+            if value < 0 and not values[begin + k] > 0:
                 continue
-            if value > top:
+            if value < 0 or value > top:
                 refused[entity[run], np.searchsorted(bounds, bounds[0] + base + k, side="right") - 1, 1] += 1
                 continue
             if row[base + k] >= 0:

@@ -22,7 +22,7 @@ _KEY = ("ts", "device", "src", "dst", "opcode")
 _FLOW = ("src", "dst", "qp")
 _FOLLOWED = ("ts", "flow", "opcode", "psn", "ack_psn", "syndrome", "dma_bytes", "payload_bytes")
 _COLUMNS = ("ts", *_FLOW, *_FOLLOWED[2:], "credits", "length", "ecn", "sampling_rate")
-_CARRIED = ("expected", "slack", "mtu", "response", "bound", "bound_by", "doubtful", "requests", "last_ts")
+_CARRIED = ("expected", "slack", "mtu", "response", "seen", "response_seen", "bound", "bound_by", "doubtful", "requests", "last_ts")
 _WAITING = ("psn", "ts", "flags")
 _KEY_TYPES = {"src": pl.String, "dst": pl.String, "qp": pl.UInt32}
 
@@ -101,7 +101,8 @@ class PacketMetric:
             return
         frame = pl.read_ipc_stream(io.BytesIO(carry))
         flows = sequence.new_flows(frame.height)
-        for name in _CARRIED:
+        # A carry that was written before a field was known leaves it as nothing seen.
+        for name in set(_CARRIED) & set(frame.columns):
             flows[name] = frame[name].to_numpy()
         bounds = np.concatenate([[0], np.cumsum(frame["psn"].list.len().fill_null(0).to_numpy().astype(np.int64))])
         flows["head"], flows["tail"] = bounds[:-1], bounds[1:]

@@ -1,8 +1,10 @@
 """The sequence numbers of RoCEv2: what was lost or sent again, and how long an acknowledgement took.
 
 A *flow* is (source, destination, destination queue pair). Its requests carry packet sequence numbers modulo 2^24; a
-difference below 2^23 is ahead, else behind. The next number is expected: jumped ahead is a gap, behind is a repeat. An
-RDMA READ of L bytes uses up one number for each packet of its response, ceil(L / path MTU). The MTU is the payload of any
+difference below 2^23 is ahead, else behind. The next number is expected: jumped ahead is a gap, behind is a repeat, unless it
+is one of the last ``REMEMBERED`` numbers and had been jumped over: then it was overtaken on the way.
+
+An RDMA READ of L bytes uses up one number for each packet of its response, ceil(L / path MTU). The MTU is the payload of any
 first or middle packet of the flow or its response; until one was seen, everything from ceil(L / 4096) to ceil(L / 256)
 is taken as right. A jump of more than ``RESTART_SPAN`` either way is a new connection on an old number, neither a gap nor
 a repeat. Inside one read response the numbers are followed likewise.
@@ -23,6 +25,7 @@ import numba
 import numpy as np
 
 RESTART_SPAN = 1 << 20
+REMEMBERED = 63
 OUTSTANDING_MAX = 4096
 CANDIDATES_MAX = 256
 WAIT_NS = 5_000_000_000
@@ -35,6 +38,8 @@ FLOW = np.dtype(
         ("slack", np.int64),
         ("mtu", np.int64),
         ("response", np.int64),
+        ("seen", np.int64),
+        ("response_seen", np.int64),
         ("bound", np.int64),
         ("bound_by", np.int64),
         ("doubtful", np.int64),
@@ -119,25 +124,33 @@ def follow(packets, flows, pending, unbound, counts):
 @numba.njit(nogil=True)
 def _request(k, op, psn, dma_bytes, payload, flows, flow, marks, pending, ts, counts, unbound):
     """Compare a request with what was expected; return whether its number is new."""
-    state = flows[flow]
+    state, ahead = flows[flow], 0
     if op in (0, 1, 6, 7):
         _learn(state, payload)
     if state.expected >= 0:
         ahead = (psn - state.expected) & _MASK
         if ahead >= _HALF and _MASK + 1 - ahead <= RESTART_SPAN:
-            marks[2, k] = 1
+            back = _MASK + 1 - ahead
             _drop_expired(state, ts, pending, counts)
-            _sent_again(state, psn, pending)
+            if _is_seen(state.seen, back):
+                marks[2, k] = 1
+                _sent_again(state, psn, pending)
+            own = _read_packets(dma_bytes, state.mtu)[0] if op == _READ_REQUEST else 1
+            state.seen = _with_seen(state.seen, back, own)
             return False
         missing = ahead - state.slack
         if ahead >= _HALF or missing > RESTART_SPAN:
             _drop_expired(state, ts, pending, counts)
             _restart(flow, flows, counts, unbound)
+            ahead = 0
         elif missing > 0:
             marks[0, k], marks[1, k] = 1, missing
     low, high = 1, 1
     if op == _READ_REQUEST:
         low, high = _read_packets(dma_bytes, state.mtu)
+    # What the reads before may have used up is not missing.
+    seen = _with_seen(_moved(state.seen, ahead), ahead, min(ahead, state.slack))
+    state.seen = _with_seen(_moved(seen, low), low, low)
     state.expected, state.slack = (psn + low) & _MASK, high - low
     return True
 
@@ -150,6 +163,25 @@ def _read_packets(dma_bytes, mtu):
     low = max(1, -(-dma_bytes // (mtu if mtu else MTU_MAX)))
     high = max(1, -(-dma_bytes // (mtu if mtu else MTU_MIN)))
     return min(low, _HALF >> 1), min(high, _HALF >> 1)
+
+
+@numba.njit(inline="always")
+def _moved(seen, by):
+    """Return which of the numbers before the expected one were seen (the lowest bit is the last), once it is ``by`` further."""
+    return (seen << by) & ((1 << REMEMBERED) - 1) if by < REMEMBERED else 0
+
+
+@numba.njit(nogil=True)
+def _with_seen(seen, back, count):
+    """Return ``seen`` with ``count`` numbers more, the first ``back`` before the expected one."""
+    for place in range(max(0, back - count), min(back, REMEMBERED)):
+        seen |= 1 << place
+    return seen
+
+
+@numba.njit(inline="always")
+def _is_seen(seen, back):
+    return back > REMEMBERED or (seen >> (back - 1)) & 1 == 1
 
 
 @numba.njit(nogil=True)
@@ -167,13 +199,18 @@ def _response(k, op, psn, payload, flows, flow, marks):
         return
     if op <= _RESPONSE_MIDDLE and state.bound >= 0:
         _learn(flows[state.bound], payload)
+    seen = np.int64(0)
     if op != _RESPONSE_FIRST and state.response >= 0:
         ahead = (psn - state.response) & _MASK
         if ahead >= _HALF:
-            marks[2, k] = 1
+            back = _MASK + 1 - ahead
+            marks[2, k] = _is_seen(state.response_seen, back)
+            state.response_seen = _with_seen(state.response_seen, back, 1)
             return
         if ahead:
             marks[0, k], marks[1, k] = 1, ahead
+        seen = _moved(state.response_seen, ahead)
+    state.response_seen = _with_seen(_moved(seen, 1), 1, 1)
     state.response = -1 if op == _RESPONSE_LAST else (psn + 1) & _MASK
 
 
@@ -231,7 +268,7 @@ def _restart(flow, flows, counts, unbound):
     state = flows[flow]
     counts[_RESTARTS] += 1
     counts[_DROPPED] += state.tail - state.head
-    state.head, state.mtu, state.doubtful = state.tail, 0, -1
+    state.head, state.mtu, state.doubtful, state.seen = state.tail, 0, -1, 0
     if state.bound_by >= 0:
         _unbind(state.bound_by, flows, unbound)
 

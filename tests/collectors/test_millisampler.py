@@ -245,6 +245,36 @@ def test_a_file_without_samples_is_an_error(tmp_path, text):
     assert fault is not None
 
 
+def test_a_row_told_twice_stays_in_its_rack(tmp_path):
+    """Where the file names racks, a window that comes twice is the same host's twice; without names it is another rack's."""
+    rows = ["0,10,20", "2,30,40", "0,10,20", "2,30,40", "4,50,60"]
+    named = tmp_path / "named.csv"
+    named.write_text("rackid,hostid,window_start,IngressBytes0,IngressBytes1\n" + "".join(f"1,7,{row}\n" for row in rows))
+    batches, fault = read(named)
+    runs = pl.concat([batch.frame for batch in batches])
+    assert fault is None
+    assert set(runs.select("device", "port").rows()) == {("rack-1", "host-7")}
+    told = sorted((ts + k * MS - START_NS, value) for ts, values in runs.select("ts", "values").rows() for k, value in enumerate(values))
+    assert told == sorted([(k * MS, 10 * (k + 1)) for k in range(4)] * 2 + [(4 * MS, 50), (5 * MS, 60)])
+    nameless = tmp_path / "nameless.csv"
+    nameless.write_text("server_hostname,window_start,IngressBytes0,IngressBytes1\n" + "".join(f"7,{row}\n" for row in rows))
+    assert {device for batch in read(nameless)[0] for device in batch.frame["device"]} == {"nameless", "nameless-2"}
+
+
+def test_sums_of_rows_longer_than_a_second_are_left_out_and_told(tmp_path, caplog):
+    """A row of 1,001 samples of 1 ms keeps its samples; what was summed over more than a second is no burst sample."""
+    path = tmp_path / "long.csv"
+    bins = [f"IngressBytes{k}" for k in range(1001)]
+    path.write_text(
+        ",".join(["rackid", "hostid", "EgressBytesAgg", *bins]) + "\n" + ",".join(["1", "2", "77", *map(str, range(1001))]) + "\n"
+    )
+    batches, fault = read(path)
+    assert fault is None
+    assert {signal for batch in batches for signal in batch.frame["signal"]} == {"rx_bytes"}
+    assert sum(sum(values) for batch in batches for values in batch.frame["values"]) == sum(range(1001))
+    assert "EgressBytesAgg" in caplog.text
+
+
 def test_a_window_far_off_is_an_error(tmp_path):
     """A start that no run reaches is named, the rows before it kept."""
     header = ["host_id", "window_start", "ingressBytes_0", "ingressBytes_1"]

@@ -381,6 +381,46 @@ def test_what_gives_no_row_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixt
     assert caplog.messages == []
 
 
+def test_a_snap_length_up_to_the_bth_loses_no_sequence_number(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    """Writes whose RETH was cut off keep their rows, so that no gap of the sequence is made up; it is told at the end of the file."""
+    caplog.set_level("INFO")
+    below = Ether(src=MAC, dst=MAC) / IP(src="10.1.1.1", dst="10.1.1.2") / UDP(sport=777, dport=4791)
+    writes = [bytes(below / Raw(struct.pack(">BBHII", 0x0A, 0x40, 0xFFFF, 5, psn) + b"r" * 16 + b"\0" * 4)) for psn in range(9)]
+    frame, batches, error = read(write(tmp_path, pcap(writes, snap=64)))
+    assert (frame["psn"].to_list(), error) == (list(range(9)), None)
+    assert frame["dma_bytes"].null_count() == 9
+    assert [batch.family for batch in batches] == ["packet"]
+    assert len(caplog.messages) == 1
+    assert "captured too short for their RETH or AETH, whose fields are null: 9;" in caplog.messages[0]
+
+
+@pytest.mark.parametrize("order", "<>")
+def test_times_of_pcap_go_up_to_2106(tmp_path: Path, order: str):
+    """The seconds of a pcap record are unsigned: what was captured after 2038-01-19 keeps its time."""
+    content = bytearray(pcap(PLAIN, order=order))
+    at = 24
+    for k, raw in enumerate(PLAIN):
+        struct.pack_into(f"{order}I", content, at, 2**32 - 5 + k)
+        at += 16 + len(raw)
+    frame, _, error = read(write(tmp_path, bytes(content)))
+    assert error is None
+    assert (frame["ts"] // 10**9).to_list() == [2**32 - 5 + k for k in range(5)]
+
+
+@pytest.mark.parametrize("between", ["interface", "statistics", "section"])
+def test_a_block_between_packets_does_not_part_their_order(tmp_path: Path, between: str):
+    """Packets out of order come in order also where an interface, a statistics or a section block stands between them."""
+    drops = block(5, struct.pack("<III", 0, 0, 0) + option(5, struct.pack("<Q", 3)))
+    blocks = {"interface": interface(), "statistics": drops, "section": section() + interface()}
+    ticks = [40, 50, 10, 20, 30]
+    packets = [enhanced(raw, tick) for raw, tick in zip(PLAIN, ticks, strict=True)]
+    content = [section(), interface(), *packets[:2], blocks[between], *packets[2:]]
+    frame, batches, error = read(write(tmp_path, b"".join(content)))
+    assert (frame["psn"].to_list(), error) == ([2, 3, 4, 0, 1], None)
+    missed = [batch.frame["missed"].item() for batch in batches if batch.family == "gap"]
+    assert missed == ([3] if between == "statistics" else [])
+
+
 def test_wrong_icrcs_become_a_gap(tmp_path: Path):
     """With the check on, damaged packets are left out and admitted as one gap; without it they are rows."""
     damaged = PLAIN[1][:-5] + b"\xff" + PLAIN[1][-4:]

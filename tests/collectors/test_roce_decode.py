@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from scapy.contrib.roce import AETH, BTH, cnp
 from scapy.layers.inet import IP, UDP
 from scapy.layers.inet6 import IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrFragment, IPv6ExtHdrHopByHop, IPv6ExtHdrRouting
+from scapy.layers.ipsec import AH
 from scapy.layers.l2 import CookedLinux, Dot1AD, Dot1Q, Ether
 from scapy.packet import Raw
 from scapy.utils import wrpcap
@@ -33,6 +34,8 @@ ETHER = Ether(src=MAC, dst=MAC)
 # Extension headers between BTH and payload, in the words of the InfiniBand specification (volume 1, table 38).
 RETH, AETH_BYTES, IMMEDIATE, ATOMIC, IETH, DETH, RDETH, XRCETH = 16, 4, 4, 28, 4, 8, 4, 4
 RC_HEADERS = [0, 0, 0, 4, 0, 4, 16, 0, 0, 4, 16, 20, 16, 4, 0, 4, 4, 4, 12, 28, 28]
+# Annex A19: FLUSH has a FETH before its RETH, ATOMIC WRITE a RETH and eight bytes of payload.
+FLUSH, ATOMIC_WRITE, FETH = 0x1C, 0x1D, 4
 
 
 def header_bytes(opcode: int) -> int:
@@ -40,6 +43,8 @@ def header_bytes(opcode: int) -> int:
     service, op = opcode >> 5, opcode & 31
     if opcode == 0x81:
         return 16
+    if opcode in (FLUSH, ATOMIC_WRITE):
+        return RETH + (FETH if opcode == FLUSH else 0)
     if service in (0, 1):
         return RC_HEADERS[op]
     if service == 2:
@@ -47,7 +52,7 @@ def header_bytes(opcode: int) -> int:
     return DETH + (IMMEDIATE if op == 5 else 0)
 
 
-OPCODES = [*range(0x15), *range(0x20, 0x2C), *range(0x40, 0x55), 0x64, 0x65, 0x81]
+OPCODES = [*range(0x15), FLUSH, ATOMIC_WRITE, *range(0x20, 0x2C), *range(0x40, 0x55), 0x64, 0x65, 0x81]
 
 
 def roce(opcode: int, *, psn: int = 7, qp: int = 0x123456, payload: int = 13, syndrome: int = 0, dma: int = 0xDEADBEEF) -> bytes:
@@ -56,6 +61,8 @@ def roce(opcode: int, *, psn: int = 7, qp: int = 0x123456, payload: int = 13, sy
     service, op = opcode >> 5, opcode & 31
     if service in (0, 2) and op in (0x0D, 0x0F, 0x10, 0x11, 0x12):
         headers[RDETH if service == 2 else 0] = syndrome
+    if opcode in (FLUSH, ATOMIC_WRITE):
+        headers[-4:] = struct.pack(">I", dma)
     if service in (0, 1, 2) and op in (0x06, 0x0A, 0x0B, 0x0C):
         at = RDETH + DETH if service == 2 else 0
         headers[at + 12 : at + 16] = struct.pack(">I", dma)
@@ -75,11 +82,25 @@ def frame(payload: bytes, *, over: str = "v4", tos: int = 0x9E, sport: int = 50_
         "v6": ETHER / v6,
         "v6 vlan": ETHER / Dot1Q(vlan=5) / v6,
         "v6 extensions": ETHER / v6 / IPv6ExtHdrHopByHop() / IPv6ExtHdrRouting() / IPv6ExtHdrDestOpt(),
+        "v6 atomic fragment": ETHER / v6 / IPv6ExtHdrDestOpt() / IPv6ExtHdrFragment(offset=0, m=0),
+        "v6 authenticated": ETHER / v6 / AH(nh=17, payloadlen=4, icv=b"0123456789ab"),
+        "v4 authenticated": ETHER / v4 / AH(nh=17, payloadlen=4, icv=b"0123456789ab"),
     }
     return bytes(ways[over] / UDP(sport=sport, dport=4791) / Raw(payload))
 
 
-WAYS = ("v4", "v4 options", "v4 vlan", "v4 qinq", "v6", "v6 vlan", "v6 extensions")
+WAYS = (
+    "v4",
+    "v4 options",
+    "v4 vlan",
+    "v4 qinq",
+    "v6",
+    "v6 vlan",
+    "v6 extensions",
+    "v6 atomic fragment",
+    "v6 authenticated",
+    "v4 authenticated",
+)
 
 
 def decode_all(packets: list[bytes], link: int = 1, **more):
@@ -94,9 +115,11 @@ def by_scapy(raw: bytes) -> dict:
     packet = Ether(raw)
     ip = packet[IP] if IP in packet else packet[IPv6]
     traffic = ip.tos if IP in packet else ip.tc
-    udp, bth = packet[UDP], packet[BTH]
+    # scapy does not look behind an authentication header by itself.
+    udp = packet[UDP] if UDP in packet else UDP(bytes(packet[AH].payload))
+    bth = udp[BTH]
     # In the reliable datagram service an RDETH stands before the AETH, which scapy does not know; tshark does.
-    aeth = packet[AETH] if AETH in packet and bth.opcode == 0x11 else None
+    aeth = udp[AETH] if AETH in udp and bth.opcode == 0x11 else None
     return {
         "src": ip.src,
         "dst": ip.dst,
@@ -129,7 +152,7 @@ def test_reth_and_aeth_are_read_where_they_stand():
     packets = [frame(roce(opcode, dma=opcode + 1, syndrome=0x05)) for opcode in OPCODES]
     rows = decode_all(packets).frame
     with_reth = rows.filter(pl.col("dma_bytes").is_not_null())
-    assert with_reth["opcode"].to_list() == [0x06, 0x0A, 0x0B, 0x0C, 0x26, 0x2A, 0x2B, 0x46, 0x4A, 0x4B, 0x4C]
+    assert with_reth["opcode"].to_list() == [0x06, 0x0A, 0x0B, 0x0C, FLUSH, ATOMIC_WRITE, 0x26, 0x2A, 0x2B, 0x46, 0x4A, 0x4B, 0x4C]
     assert (with_reth["dma_bytes"] == with_reth["opcode"] + 1).all()
     with_aeth = rows.filter(pl.col("syndrome").is_not_null())
     assert with_aeth["opcode"].to_list() == [0x0D, 0x0F, 0x10, 0x11, 0x12, 0x4D, 0x4F, 0x50, 0x51, 0x52]
@@ -245,9 +268,26 @@ def test_a_short_capture_gives_the_same_rows(over: str):
     wire = np.array([len(packet) for packet in packets])
     cut = decode_all([packet[: len(packet) - 304] for packet in packets], wire_lengths=wire)
     assert cut.frame.equals(whole.frame)
+    assert (cut.partial, whole.partial) == (0, 0)
     shorter = decode_all([packet[: len(packet) - 304 - 16 - 4] for packet in packets], wire_lengths=wire)
     assert shorter.frame.height == 0
     assert shorter.skipped["cut"] == len(packets)
+
+
+@pytest.mark.parametrize("over", WAYS)
+def test_a_capture_up_to_the_bth_gives_rows_without_what_was_behind(over: str):
+    """Captured up to the BTH, or into the RETH or AETH, a packet is a row with nulls where they were, and is counted as partial."""
+    opcodes = (0x04, 0x06, 0x0C, 0x0D, 0x11, 0x12, 0x1C)
+    packets = [frame(roce(opcode, psn=opcode, syndrome=5), over=over) for opcode in opcodes]
+    whole = decode_all(packets)
+    behind = [header_bytes(opcode) + 13 + 3 + 4 for opcode in opcodes]
+    for kept in (0, 3):
+        short = [packet[: len(packet) - rest + kept] for packet, rest in zip(packets, behind, strict=True)]
+        cut = decode_all(short, wire_lengths=[len(packet) for packet in packets])
+        nulls = ("ack_psn", "syndrome", "credits", "dma_bytes")
+        assert cut.frame.drop(nulls).equals(whole.frame.drop(nulls))
+        assert cut.frame.select(nulls).null_count().row(0) == (len(packets),) * len(nulls)
+        assert (cut.partial, sum(cut.skipped.values())) == (len(packets) - 1, 0)
 
 
 def test_hidden_bytes_count_as_length():
@@ -411,6 +451,7 @@ def test_tshark_reads_the_same(over: str, tmp_path: Path):
         opcode, qp, psn, syndrome, dma_bytes, tos, traffic, length = (number(text) for text in line)
         assert opcode is not None
         assert (row["opcode"], row["qp"], row["psn"], row["length"]) == (opcode, qp, psn, length)
-        # tshark 4.0 takes RDETH and DETH of reliable datagrams for longer than the 4 and 8 bytes of the specification.
-        assert opcode >> 5 == 2 or (row["syndrome"], row["dma_bytes"]) == (syndrome, dma_bytes)
+        # tshark 4.0 takes RDETH and DETH of reliable datagrams for longer than the 4 and 8 bytes of the specification, and does
+        # not know the operations of annex A19.
+        assert opcode >> 5 == 2 or opcode in (FLUSH, ATOMIC_WRITE) or (row["syndrome"], row["dma_bytes"]) == (syndrome, dma_bytes)
         assert row["dscp"] << 2 | row["ecn"] == (tos if tos is not None else traffic)

@@ -441,11 +441,12 @@ def test_a_hole_ends_a_burst_and_is_no_gap() -> None:
             assert column(rows, "port_samples", name) == [0]
 
 
-@pytest.mark.parametrize("value", [2**53, 2**53 + 1, 2**60 - 1, 2**62])
-def test_a_sample_that_cannot_be_is_counted_and_left_out(value: int) -> None:
-    """What no line carries is implausible: it is counted and spoils no sum."""
-    rows = feed(simple([5, value, 6]), np.random.default_rng(0))
-    assert column(rows, "port_samples", "total") == [11]
+@pytest.mark.parametrize("beside", [6, None])
+@pytest.mark.parametrize("value", [2**53, 2**53 + 1, 2**60 - 1, 2**62, 2**63 - 1, 2**63, 2**64 - 1])
+def test_a_sample_that_cannot_be_is_counted_and_left_out(value: int, beside: int | None) -> None:
+    """What no line carries is implausible, also where a sample beside it is missing: it is counted and spoils no sum."""
+    rows = feed(simple([5, value, beside]), np.random.default_rng(0))
+    assert column(rows, "port_samples", "total") == [5 + (beside or 0)]
     assert rows["quality"] == Counter({(T0, "d", "p", "rx_bytes", 0, 0, 1, 0, 0, 0): 1})
 
 

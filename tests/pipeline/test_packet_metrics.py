@@ -1,5 +1,6 @@
 """The packet metric: held against plain Python over single packets, and cut in any way."""
 
+import io
 import os
 import struct
 from collections import defaultdict
@@ -158,7 +159,34 @@ def test_a_jump_ahead_is_one_gap_of_its_width():
 def test_numbers_seen_again_are_repeats():
     """Go-back-N counts each packet that is sent again, and goes on where it was."""
     assert totals([packet(k, SEND, psn) for k, psn in enumerate([1, 2, 3, 4, 2, 3, 4, 5])]) == (0, 0, 3)
-    assert totals([packet(k, SEND, psn) for k, psn in enumerate([0, 1, 2**24 - 1, 0, 2])]) == (0, 0, 2)
+    assert totals([packet(k, SEND, psn) for k, psn in enumerate([2**24 - 1, 0, 1, 2**24 - 1, 0, 2])]) == (0, 0, 2)
+    assert totals([packet(k, SEND, psn) for k, psn in enumerate([1, 100, 1])]) == (1, 98, 1)
+
+
+def test_what_was_overtaken_is_no_repeat():
+    """A number that was jumped over and comes late is a repeat only the second time, across the wrap and inside a read's responses."""
+    for first in (10, 2**24 - 3):
+        numbers = [(first + step) % 2**24 for step in (0, 1, 4, 2, 3, 5, 3, 6)]
+        assert totals([packet(k, SEND, psn) for k, psn in enumerate(numbers)]) == (1, 2, 1)
+    answers = [(READ_FIRST, 10), (READ_MIDDLE, 12), (READ_MIDDLE, 11), (READ_MIDDLE, 13), (READ_MIDDLE, 11), (READ_LAST, 14)]
+    assert totals([packet(k, opcode, psn, way="ba", qp=1) for k, (opcode, psn) in enumerate(answers)]) == (1, 1, 1)
+    read = [packet(0, WRITE_FIRST, 9, payload_bytes=1024), packet(1, READ, 10, dma_bytes=4096), packet(2, SEND, 16)]
+    assert totals([*read, packet(3, SEND, 14), packet(4, SEND, 12), packet(5, SEND, 15)]) == (1, 2, 1)
+
+
+def test_what_was_overtaken_is_known_in_the_next_window():
+    """The numbers jumped over are carried from window to window, and a carry from before they were is still taken."""
+    metric, later = PacketMetric(), PacketMetric()
+    close([packet(k, SEND, psn) for k, psn in enumerate([1, 2, 5])], metric, 1)
+    carry = metric.carry("tap")
+    later.restore("tap", carry)
+    rows = [packet(S, SEND, 3), packet(S + 1, SEND, 3), packet(S + 2, SEND, 2)]
+    roce = later.close(Closing("tap", S, 2 * S, [frame_of(rows)]))["roce"]
+    assert (roce["psn_gaps"].sum(), roce["psn_repeats"].sum()) == (0, 2)
+    older = io.BytesIO()
+    pl.read_ipc_stream(carry).drop("seen", "response_seen").write_ipc_stream(older)
+    later.restore("tap", older.getvalue())
+    assert later.close(Closing("tap", S, 2 * S, [frame_of([packet(S, SEND, 7)])]))["roce"]["psn_missing"].sum() == 1
 
 
 def test_a_new_connection_on_an_old_number_is_neither():
@@ -399,7 +427,7 @@ def test_any_cut_gives_the_same_tables(packets: list[dict], data: st.DataObject,
 
 def oracle(packets: list[dict]) -> tuple[list[tuple[int, int, int]], list[tuple[int, int]]]:
     """Follow sends of one flow and acknowledgements of another in plain Python: marks by packet, and samples (time, wait)."""
-    expected, waiting, seen_again = None, {}, set()
+    expected, waiting, seen, seen_again = None, {}, set(), set()
     marks, samples = [], []
     for row in packets:
         number = row["psn"]
@@ -416,8 +444,9 @@ def oracle(packets: list[dict]) -> tuple[list[tuple[int, int, int]], list[tuple[
             expected, waiting[number] = number + 1, row["ts"]
             seen_again.discard(number)
         else:
-            marks.append((0, 0, 1))
-            seen_again.add(number)
+            marks.append((0, 0, int(number in seen)))
+            seen_again |= {number} & seen
+        seen.add(number)
     return marks, samples
 
 
