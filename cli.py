@@ -16,7 +16,7 @@ from pathlib import Path
 
 from . import __version__
 from .pipeline.errors import WeftError
-from .pipeline.memory import go_without
+from .pipeline.memory import go_without, use_one_allocator
 from .pipeline.supervise import follow_supervisor
 
 
@@ -169,6 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments is None and chosen.command != "dash":
         # It is there for the dashboard; DuckDB and Arrow take it up where they find it, and have no use for it here.
         go_without("pandas")
+        use_one_allocator()
     try:
         follow_supervisor()
         return COMMANDS[chosen.command].load(chosen.command)[1](chosen)

@@ -5,14 +5,15 @@ associative, so what a batch brings is merged first and then folded into what is
 not depend on how the rows were batched.
 
 A coarse row is written anew with all its histograms whenever a finer one comes, so what has come is held, merged, and
-folded before somebody reads: before a snapshot is published and before a rule over coarse rows is judged.
+folded before somebody reads: into the 10 s before a snapshot is published, into all of them before a rule over coarse rows
+is judged and before the hot tables are cut. What was folded into one resolution is held, merged again, for the next, and
+each resolution is a transaction of its own: a third of the rows, and of the memory, at a time.
 """
 
-import numpy as np
 import polars as pl
 
 from ..pipeline import histogram
-from ..pipeline.schema import RESOLUTIONS_NS, STATES, Table, merge
+from ..pipeline.schema import RESOLUTIONS_NS, Table, merge
 from .store import Store
 from .store import stored as as_stored
 
@@ -21,37 +22,66 @@ COARSER = tuple(name for name in RESOLUTIONS_NS if name != "1s")
 # So many merged rows are held at most.
 HELD_ROWS_MAX = 20_000
 
+# So many rows are merged with what is stored at a time.
+PORTION_ROWS = 1_000
+
+# Held rows of a table are merged with each other when they are so many times those that the last merge left.
+_GROWN = 2
+
 
 class Held:
-    """Rows that are stored at 1 s and wait to be folded into the coarser tables."""
+    """Rows that are stored at one resolution and wait to be folded into the next."""
 
     def __init__(self) -> None:
-        self._frames: dict[str, list[pl.DataFrame]] = {}
-        self._rows = 0
+        self._tables: dict[str, dict[str, _Waiting]] = {resolution: {} for resolution in COARSER}
 
-    def __bool__(self) -> bool:
-        return bool(self._frames)
+    def waits(self, resolution: str) -> bool:
+        """Whether anything waits for ``resolution`` itself."""
+        return bool(self._tables[resolution])
 
     @property
     def full(self) -> bool:
         """Whether it is time to fold, for memory's sake."""
-        return self._rows >= HELD_ROWS_MAX
+        return any(sum(one.rows for one in waiting.values()) >= HELD_ROWS_MAX for waiting in self._tables.values())
 
-    def add(self, table: Table, frame: pl.DataFrame) -> None:
-        """Hold rows of 1 s, merged to the finest of the coarser resolutions."""
+    def add(self, table: Table, frame: pl.DataFrame, resolution: str = COARSER[0]) -> None:
+        """Hold finer rows for ``resolution`` and what is coarser."""
         if frame.height:
-            fresh = merged(table, frame, RESOLUTIONS_NS[COARSER[0]])
-            self._frames.setdefault(table.name, []).append(fresh)
-            self._rows += fresh.height
+            self._tables[resolution].setdefault(table.name, _Waiting(table, resolution)).add(frame)
 
-    def fold(self, store: Store) -> None:
-        """Fold everything into the store, inside the caller's transaction; ``clear`` when that is committed."""
-        for name, frames in self._frames.items():
-            fold(store, STATES[name], pl.concat(frames))
+    def fold(self, store: Store, resolution: str) -> None:
+        """Fold what waits for ``resolution`` into the store, inside the caller's transaction; ``folded`` when that is committed."""
+        for waiting in self._tables[resolution].values():
+            fold(store, waiting.table, resolution, waiting.whole())
 
-    def clear(self) -> None:
-        """Hold nothing any more."""
-        self._frames, self._rows = {}, 0
+    def folded(self, resolution: str) -> None:
+        """Hold what has been folded into ``resolution`` for the next one, if there is one."""
+        coarser = COARSER[COARSER.index(resolution) + 1 :]
+        done, self._tables[resolution] = self._tables[resolution], {}
+        for waiting in done.values() if coarser else ():
+            self.add(waiting.table, waiting.whole(), coarser[0])
+
+
+class _Waiting:
+    """Rows of one table on the way to one resolution, merged to it."""
+
+    def __init__(self, table: Table, resolution: str) -> None:
+        self.table, self.rows = table, 0
+        self._resolution_ns = RESOLUTIONS_NS[resolution]
+        self._frames: list[pl.DataFrame] = []
+        self._left = 0
+
+    def add(self, frame: pl.DataFrame) -> None:
+        self._frames.append(merged(self.table, frame, self._resolution_ns))
+        self.rows += self._frames[-1].height
+        if self.rows > _GROWN * max(self._left, self._frames[-1].height):
+            self.whole()
+
+    def whole(self) -> pl.DataFrame:
+        if len(self._frames) > 1:
+            self._frames = [merged(self.table, pl.concat(self._frames), self._resolution_ns)]
+        self.rows = self._left = self._frames[0].height
+        return self._frames[0]
 
 
 def merged(table: Table, frame: pl.DataFrame, resolution_ns: int) -> pl.DataFrame:
@@ -71,21 +101,30 @@ def merged(table: Table, frame: pl.DataFrame, resolution_ns: int) -> pl.DataFram
     )
 
 
-def fold(store: Store, table: Table, frame: pl.DataFrame) -> None:
+def fold(store: Store, table: Table, resolution: str, frame: pl.DataFrame) -> None:
+    """Add rows that are merged to ``resolution`` to its table, inside the caller's transaction."""
+    # In portions, since what is on the way between Polars and DuckDB takes several times the rows themselves.
+    for portion in frame.iter_slices(PORTION_ROWS):
+        _fold_portion(store, table, resolution, portion)
+
+
+def _fold_portion(store: Store, table: Table, resolution: str, frame: pl.DataFrame) -> None:
+    name = f"base.{table.name}_{resolution}"
+    same = " AND ".join(f"stored.{key} IS NOT DISTINCT FROM fresh.{key}" for key in table.having("key"))
+    times = frame.select(low=pl.col("ts").min(), high=pl.col("ts").max()).row(0)
+    near = "stored.ts BETWEEN make_timestamp_ns({}) AND make_timestamp_ns({})".format(*times)
+    fresh = frame.select(pl.col("ts").cast(pl.Datetime("ns")), *(key for key in table.having("key") if key != "ts"))
+    stored = store.frame(f"SELECT stored.* FROM {name} AS stored SEMI JOIN fresh ON {same} WHERE {near}", fresh=fresh)
+    if stored.height:
+        store.frame(f"DELETE FROM {name} AS stored USING fresh WHERE {same} AND {near}", fresh=fresh)
+        stored = stored.with_columns(pl.col("ts").cast(pl.Datetime("ns")).cast(pl.Int64))
+        both = pl.concat([frame, stored.select(pl.col(column).cast(dtype) for column, dtype in table.polars.items())])
+        frame = merged(table, both, RESOLUTIONS_NS[resolution])
+    store.insert(name, as_stored(table, frame))
+
+
+def fold_all(store: Store, table: Table, frame: pl.DataFrame) -> None:
     """Add rows of 1 s to every coarser table, inside the caller's transaction."""
-    if not frame.height:
-        return
     for resolution in COARSER:
         frame = merged(table, frame, RESOLUTIONS_NS[resolution])
-        name = f"base.{table.name}_{resolution}"
-        same = " AND ".join(f"stored.{key} IS NOT DISTINCT FROM fresh.{key}" for key in table.having("key"))
-        oldest = f"stored.ts >= make_timestamp_ns({int(np.min(frame['ts'].to_numpy()))})"
-        fresh = frame.select(pl.col("ts").cast(pl.Datetime("ns")), *(key for key in table.having("key") if key != "ts"))
-        stored = store.frame(f"SELECT stored.* FROM {name} AS stored SEMI JOIN fresh ON {same} WHERE {oldest}", fresh=fresh)
-        if stored.height:
-            store.frame(f"DELETE FROM {name} AS stored USING fresh WHERE {same} AND {oldest}", fresh=fresh)
-            stored = stored.with_columns(pl.col("ts").cast(pl.Datetime("ns")).cast(pl.Int64))
-            both = pl.concat([frame, stored.select(pl.col(column).cast(dtype) for column, dtype in table.polars.items())])
-            store.insert(name, as_stored(table, merged(table, both, RESOLUTIONS_NS[resolution])))
-        else:
-            store.insert(name, as_stored(table, frame))
+        fold(store, table, resolution, frame)

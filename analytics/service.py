@@ -27,6 +27,7 @@ from .notify.base import Result
 from .notify.sender import Sender
 from .publish import PublishConfig, Publisher
 from .ring import Ring, RingConfig
+from .rollup import COARSER
 from .sink import Sink
 from .store import Store, StoreConfig
 
@@ -41,6 +42,9 @@ GATHER_HISTORY_S = 1.0
 JUDGE_HISTORY_S = 1.0
 POLL_S = 0.05
 ARCHIVE_EVERY_S = 30.0
+
+# Roll-ups wait at most so long, in memory, for what there is more of the longer they wait.
+FOLD_EVERY_S = 2.0
 
 # A store that could not be written is opened anew after so long: a full disk is waited for.
 REOPEN_S = 1.0
@@ -88,7 +92,7 @@ class AnalyzeService:
         self._ring = Ring(store, bus, config.ring, clock, report)
         self._publisher = Publisher(store, config.publish, clock, report, extra)
         self._closed: dict[str, tuple[int, int]] = {}
-        self._archive_ns = 0
+        self._archive_ns = self._fold_ns = 0
         self._told: dict[str, bytes] = {}
         self._ring_told_ns = 0
         self._broken = False
@@ -253,13 +257,17 @@ class AnalyzeService:
         try:
             if now >= self._archive_ns:
                 self._archive_ns = now + int(ARCHIVE_EVERY_S * NS_PER_S)
+                self._sink.fold()
                 self._archive.run()
             due = now >= self._publisher.due_ns()
-            if due or self._sink.full:
-                self._sink.fold()
+            if due or self._sink.full or now >= self._fold_ns:
+                self._fold_ns = now + int(FOLD_EVERY_S * NS_PER_S)
+                self._store.give_back()
+                give_back()
+                self._sink.fold(COARSER[0] if due else COARSER[-1])
             if due:
                 self._publisher.publish()
-                self._store.give_back()
+                self._store.rest()
                 give_back()
         except StoreError as error:
             self._break(error, "publish")

@@ -4,7 +4,8 @@ The store is the truth about what has been stored: on start the sink reads on fr
 bus believes. What it commits to the bus afterwards only tells the lag.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 
 import polars as pl
 
@@ -15,7 +16,7 @@ from ..pipeline.report import Report
 from ..pipeline.schema import FAMILIES, STATES, Table
 from .archive import BULK_ROWS, Archive
 from .lag import TOPICS
-from .rollup import Held
+from .rollup import COARSER, Held
 from .rows import ROWS, as_text
 from .store import Store, stored
 
@@ -41,27 +42,30 @@ class Positions:
         """Return the next offset of every partition that has been read from."""
         return self._load("next_offset", topics)
 
-    def unfolded(self, topics: Sequence[str]) -> dict[TopicPartition, int]:
-        """Return from which offset on the rows are stored but not folded, for the partitions that have such rows."""
-        return self._load("unfolded", topics)
+    def unfolded(self, topics: Sequence[str]) -> dict[str, dict[TopicPartition, int]]:
+        """Return, by resolution, from which offset on rows are stored but not folded into it, for the partitions that have such."""
+        return {resolution: self._load(f"unfolded_{resolution}", topics) for resolution in COARSER}
 
-    def save(self, offsets: Mapping[TopicPartition, int], unfolded: Mapping[TopicPartition, int] | None = None) -> None:
+    def save(self, offsets: Mapping[TopicPartition, int], unfolded: Mapping[str, Mapping[TopicPartition, int]] | None = None) -> None:
         """Put new offsets in place of the old ones, inside the caller's transaction."""
         if not offsets:
             return
-        places = as_text((*place, offset, (unfolded or {}).get(place)) for place, offset in offsets.items())
+        marks = [(unfolded or {}).get(resolution, {}) for resolution in COARSER]
+        places = as_text((*place, offset, *(mark.get(place) for mark in marks)) for place, offset in offsets.items())
         self._store.execute(
             f"DELETE FROM base.positions WHERE (topic, part) IN (SELECT row[1], CAST(row[2] AS INTEGER) FROM {ROWS})", [places]
         )
+        numbers = ", ".join(f"CAST(row[{place}] AS BIGINT)" for place in range(3, 4 + len(COARSER)))
         self._store.execute(
-            "INSERT INTO base.positions (topic, part, next_offset, unfolded) "
-            f"SELECT row[1], CAST(row[2] AS INTEGER), CAST(row[3] AS BIGINT), CAST(row[4] AS BIGINT) FROM {ROWS}",
+            f"INSERT INTO base.positions (topic, part, next_offset, {', '.join(f'unfolded_{name}' for name in COARSER)}) "
+            f"SELECT row[1], CAST(row[2] AS INTEGER), {numbers} FROM {ROWS}",
             [places],
         )
 
-    def folded(self) -> None:
-        """Say that everything stored is folded, inside the caller's transaction."""
-        self._store.execute("UPDATE base.positions SET unfolded = NULL WHERE unfolded IS NOT NULL")
+    def folded(self, resolution: str) -> None:
+        """Say that everything stored is folded into ``resolution``, inside the caller's transaction."""
+        mark = f"unfolded_{resolution}"
+        self._store.execute(f"UPDATE base.positions SET {mark} = NULL WHERE {mark} IS NOT NULL")
 
     def _load(self, column: str, topics: Sequence[str]) -> dict[TopicPartition, int]:
         rows = self._store.query(f"SELECT topic, part, {column} AS at FROM base.positions WHERE {column} IS NOT NULL")
@@ -71,8 +75,8 @@ class Positions:
 class Sink:
     """Stores what the bus brings.
 
-    Roll-ups wait in memory for ``fold``. The store knows from which offset on rows wait, and a successor reads those
-    messages again, to fold them and not to store them.
+    Roll-ups wait in memory for ``fold``. The store knows from which offset on rows wait for which resolution, and a successor
+    reads those messages again, to fold them into what lacks them and not to store them.
     """
 
     def __init__(self, store: Store, archive: Archive, bus: Bus, report: Report) -> None:
@@ -82,14 +86,15 @@ class Sink:
         self._report = report
         self._positions = Positions(store)
         self._held = Held()
-        self._unfolded: dict[TopicPartition, int] = {}
+        self._unfolded: dict[str, dict[TopicPartition, int]] = {resolution: {} for resolution in COARSER}
 
     def start(self) -> None:
         """Begin to read where the store says. Raises ``BusError``."""
         self._consumer = self._bus.consumer(TOPICS)
         self._stored = self._positions.load(TOPICS)
-        for partition, offset in (self._stored | self._positions.unfolded(TOPICS)).items():
-            self._consumer.seek(partition, offset)
+        self._unfolded = self._positions.unfolded(TOPICS)
+        for partition, offset in self._stored.items():
+            self._consumer.seek(partition, min(offset, *(marks.get(partition, offset) for marks in self._unfolded.values())))
 
     def poll(self, timeout_s: float) -> Sequence[Message]:
         """Return what is next; ``store`` takes it."""
@@ -98,8 +103,8 @@ class Sink:
     def store(self, messages: Sequence[Message]) -> dict[str, pl.DataFrame]:
         """Store messages and positions in one transaction; return the rows that are new by table name. Raises ``StoreError``."""
         fresh: dict[str, list[pl.DataFrame]] = {}
-        again: dict[str, list[pl.DataFrame]] = {}
-        offsets, unfolded = dict(self._stored), dict(self._unfolded)
+        waiting: list[tuple[str, str, pl.DataFrame]] = []
+        offsets, unfolded = dict(self._stored), {resolution: dict(marks) for resolution, marks in self._unfolded.items()}
         for loss in self._consumer.lost():
             self._report.complain(
                 f"{loss.to_offset - loss.from_offset} messages of {loss.partition.topic} were dropped by the log unread", "bus_retention"
@@ -111,9 +116,13 @@ class Sink:
             try:
                 table = of_topic(message)
                 frame = self._decoded(message, table)
-                (again if known else fresh).setdefault(table.name if table.state else f"family {table.name}", []).append(frame)
-                if table.state and table.having("key"):
-                    unfolded.setdefault(partition, message.offset)
+                if not known:
+                    fresh.setdefault(table.name if table.state else f"family {table.name}", []).append(frame)
+                if table.state and table.having("key") and frame.height:
+                    for marks in unfolded.values() if not known else ():
+                        marks.setdefault(partition, message.offset)
+                    lacking = (name for name, marks in unfolded.items() if marks.get(partition, message.offset + 1) <= message.offset)
+                    waiting += [(table.name, resolution, frame) for resolution in islice(lacking, 1)]
             except CodecError as error:
                 self._report.complain(str(error), "codec")
         rows = {name: pl.concat(parts) for name, parts in fresh.items()}
@@ -122,25 +131,27 @@ class Sink:
                 self._insert(name, frame)
             self._positions.save({at: offset for at, offset in offsets.items() if offset != self._stored.get(at)}, unfolded)
         self._stored, self._unfolded = offsets, unfolded
-        made = {name: frame for name, frame in rows.items() if name in STATES}
-        for name, frame in (*made.items(), *((name, frame) for name, parts in again.items() for frame in parts)):
-            if name in STATES and STATES[name].having("key"):
-                self._held.add(STATES[name], frame)
-        return made
+        for (name, resolution), parts in _grouped(waiting).items():
+            self._held.add(STATES[name], pl.concat(parts), resolution)
+        return {name: frame for name, frame in rows.items() if name in STATES}
 
     @property
     def full(self) -> bool:
         """Whether so much waits for ``fold`` that it is time."""
         return self._held.full
 
-    def fold(self) -> None:
-        """Fold into the coarser tables what waits. Raises ``StoreError``, and then it still waits."""
-        if self._held:
+    def fold(self, until: str = COARSER[-1]) -> None:
+        """Fold what waits into the coarser tables up to ``until``. Raises ``StoreError``, and then what is not folded still waits."""
+        for resolution in COARSER[: COARSER.index(until) + 1]:
+            if not self._held.waits(resolution):
+                continue
             with self._store.transaction():
-                self._held.fold(self._store)
-                self._positions.folded()
-            self._held.clear()
-            self._unfolded = {}
+                self._held.fold(self._store, resolution)
+                self._positions.folded(resolution)
+            self._held.folded(resolution)
+            self._unfolded[resolution] = {}
+            self._store.checkpoint()
+            self._store.rest()
 
     def positions(self) -> dict[TopicPartition, int]:
         """Return how far the sink has read; true of the store once everything polled is stored."""
@@ -168,3 +179,10 @@ class Sink:
             else:
                 self._archive.bulk(place, rows)
         self._report.count("weft_analyze_rows_total", frame.height, label=name)
+
+
+def _grouped(waiting: Iterable[tuple[str, str, pl.DataFrame]]) -> dict[tuple[str, str], list[pl.DataFrame]]:
+    groups: dict[tuple[str, str], list[pl.DataFrame]] = {}
+    for name, resolution, frame in waiting:
+        groups.setdefault((name, resolution), []).append(frame)
+    return groups

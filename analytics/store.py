@@ -33,12 +33,21 @@ STORAGE_VERSION = "v1.5.0"
 # columns here take more than what is in them.
 BLOCK_BYTES = 16 * 1024
 
+# A checkpoint writes the last group of rows of a table anew, which is most of what it writes where 122,880 rows are a group, as usual.
+GROUP_ROWS = 2_048
+
 # The version of the tables. An older store is migrated by ``_MIGRATIONS``; a newer one is refused.
 TABLES_VERSION = 1
 _MIGRATIONS: dict[int, tuple[str, ...]] = {}
 
 # A copy is made in pieces of so much.
 _COPY_BYTES = 4 * 1024 * 1024
+
+# So many rows of a result are made at a time.
+_STREAM_ROWS = 2048
+
+# What DuckDB may keep of its file while nothing is asked.
+_RESTING_BYTES = 8 * 1024 * 1024
 
 _TIMES = ("ts", "recv_ts", "start_ts")
 
@@ -146,11 +155,16 @@ class Store:
             }
             # Replaying a log may spill, so the place to spill to is said before opening: it cannot be moved afterwards.
             settings["temp_directory"] = str(self.folder / "temporary")
-            self._connection = duckdb.connect(str(self.folder / "hot.duckdb"), config=settings)
+            self._connection = duckdb.connect(":memory:", config=settings)
+            # How many rows are a group can be said only where a database is attached.
+            self._connection.execute(f"ATTACH {literal(self.folder / 'hot.duckdb')} AS hot (ROW_GROUP_SIZE {GROUP_ROWS})")
+            self._connection.execute("USE hot")
             self._file = os.open(self.folder / "hot.duckdb", os.O_RDONLY)
         except duckdb.IOException as error:
+            self.stop()
             raise _explain(error, self.folder) from None
         except OSError as error:
+            self.stop()
             raise StoreError(f"{self.folder} cannot be written: {error.strerror}", "choose another folder with --data") from None
         try:
             self._set_up()
@@ -224,7 +238,10 @@ class Store:
         for name, table in tables.items():
             connection.register(name, table.to_arrow())
         try:
-            return connection.execute(sql, list(params)).pl()
+            # As a stream: DuckDB would keep the whole result beside what becomes of it.
+            result = pl.from_arrow(connection.execute(sql, list(params)).to_arrow_reader(_STREAM_ROWS).read_all())
+            assert isinstance(result, pl.DataFrame)
+            return result
         finally:
             for name in tables:
                 connection.unregister(name)
@@ -241,6 +258,12 @@ class Store:
     def give_back(self) -> None:
         """Return freed memory to the system. DuckDB's allocator keeps it, and lets it go only when its limit is set."""
         self.execute(f"SET memory_limit = '{self._config.memory_bytes_max}B'")
+
+    def rest(self) -> None:
+        """Let go of what is kept of the file, too. To be called after ``checkpoint``: what is not in the file would be spilt."""
+        with contextlib.suppress(duckdb.OutOfMemoryException):
+            self._open().execute(f"SET memory_limit = '{_RESTING_BYTES}B'")
+        self.give_back()
 
     def checkpoint(self) -> None:
         """Write everything into the one file, so that a copy of it is whole."""
@@ -281,8 +304,13 @@ class Store:
             for name, table in base_tables().items():
                 self.execute(f"CREATE TABLE IF NOT EXISTS base.{name} ({columns(table)})")
                 self._widen(name, table)
-            self.execute("CREATE TABLE IF NOT EXISTS base.positions (topic VARCHAR, part INTEGER, next_offset BIGINT, unfolded BIGINT)")
-            self.execute("ALTER TABLE base.positions ADD COLUMN IF NOT EXISTS unfolded BIGINT")
+            self.execute("CREATE TABLE IF NOT EXISTS base.positions (topic VARCHAR, part INTEGER, next_offset BIGINT)")
+            marks = [f"unfolded_{resolution}" for resolution in list(RESOLUTIONS_NS)[1:]]
+            if "unfolded" in self._columns("positions"):  # one mark for all of them, as it was once
+                one = ", ".join(f"unfolded AS {mark}" for mark in marks)
+                self.execute(f"CREATE OR REPLACE TABLE base.positions AS SELECT topic, part, next_offset, {one} FROM base.positions")
+            for mark in marks:
+                self.execute(f"ALTER TABLE base.positions ADD COLUMN IF NOT EXISTS {mark} BIGINT")
             self.execute(
                 """CREATE TABLE IF NOT EXISTS base.segments
                 (name VARCHAR, path VARCHAR, from_ts TIMESTAMP_NS, to_ts TIMESTAMP_NS, rows BIGINT, bytes BIGINT)"""
@@ -292,10 +320,13 @@ class Store:
                 (path VARCHAR, from_ts TIMESTAMP_NS, to_ts TIMESTAMP_NS, written TIMESTAMP_NS, bytes BIGINT)"""
             )
 
+    def _columns(self, name: str) -> set[str]:
+        rows = self.query("SELECT column_name AS name FROM duckdb_columns() WHERE schema_name = 'base' AND table_name = ?", [name])
+        return {str(row["name"]) for row in rows}
+
     def _widen(self, name: str, table: Table) -> None:
         """Add the columns that a table has gained since this store was made."""
-        rows = self.query("SELECT column_name AS name FROM duckdb_columns() WHERE schema_name = 'base' AND table_name = ?", [name])
-        there = {str(row["name"]) for row in rows}
+        there = self._columns(name)
         for column, kind in definitions(table).items():
             if column not in there:
                 self.execute(f"ALTER TABLE base.{name} ADD COLUMN {column} {kind}")

@@ -6,6 +6,7 @@ joins its group all the same, since a member that compiles for ten seconds is ta
 
 import polars as pl
 
+from .memory import give_back
 from .metrics import METRICS, MetricConfig
 from .metrics.base import Closing
 from .schema import FAMILIES, WINDOW_NS
@@ -43,6 +44,7 @@ def warm() -> None:
     frames |= {family: [_readings(family)] for family in ("port", "queue", "nic", "nvlink")}
     for family, make in METRICS.items():
         make(MetricConfig()).close(Closing("warm", 0, WINDOW_NS, frames.get(family, []), ended=True))
+        give_back()
     METRICS["burst_sample"](MetricConfig()).close(Closing("warm", 0, WINDOW_NS, [*runs, large], ended=True))
 
 

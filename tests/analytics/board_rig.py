@@ -6,7 +6,7 @@ from typing import Any
 import polars as pl
 
 from weft.analytics.publish import catalog
-from weft.analytics.rollup import fold
+from weft.analytics.rollup import fold_all
 from weft.analytics.store import Store, stored
 from weft.pipeline.schema import FAMILIES, STATES
 
@@ -25,7 +25,7 @@ class Viewed:
         for name, frame in tables.items():
             if name in STATES and STATES[name].having("key"):
                 self.store.insert(f"base.{name}_1s", stored(STATES[name], frame))
-                fold(self.store, STATES[name], frame)
+                fold_all(self.store, STATES[name], frame)
             elif name in FAMILIES:
                 self.store.insert(f"base.{name}", stored(FAMILIES[name], frame))
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from weft.analytics.archive import BULK_ROWS, Archive, ArchiveConfig
 from weft.analytics.lag import TOPICS
-from weft.analytics.rollup import COARSER, fold
+from weft.analytics.rollup import COARSER, fold_all
 from weft.analytics.sink import Positions, Sink
 from weft.analytics.store import QUANTILES, Store, stored
 from weft.pipeline.bus import BusConfig, TopicPartition
@@ -128,7 +128,7 @@ def test_any_batches_give_the_direct_merge(store: Store, table: Table) -> None:
         borders = [0, *sorted(int(cut * frame.height) for cut in cuts), frame.height]
         for begin, end in pairwise(borders):
             with store.transaction():
-                fold(store, table, frame[begin:end])
+                fold_all(store, table, frame[begin:end])
         for resolution in COARSER:
             assert in_store(store, table, resolution) == merged_by_sql(table, frame, RESOLUTIONS_NS[resolution])
 
@@ -140,7 +140,7 @@ def test_the_quantiles_beside_a_histogram_are_those_of_its_buckets(store: Store)
     table = STATES["port_samples"]
     frame = rows(table, 60, np.random.default_rng(5))
     store.insert("base.port_samples_1s", stored(table, frame))
-    fold(store, table, frame)
+    fold_all(store, table, frame)
     for resolution in RESOLUTIONS_NS:
         for row in store.query(f"SELECT * FROM base.port_samples_{resolution}"):
             for name in ("hist", "gap_hist"):
@@ -211,29 +211,59 @@ def test_rows_and_positions_are_stored_together_or_not_at_all(rig: Rig) -> None:
     assert Positions(rig.store).load(TOPICS) == {TopicPartition(table.topic, 0): 1}
 
 
-@pytest.mark.parametrize("folded", [True, False], ids=["folded", "not folded"])
-def test_a_sink_reads_on_where_the_store_says(rig: Rig, folded: bool) -> None:
+@pytest.mark.parametrize("folded", [None, *COARSER])
+def test_a_sink_reads_on_where_the_store_says(rig: Rig, folded: str | None) -> None:
     """A new sink stores what is not stored and folds what is not folded, whatever its predecessor held and lost with its process."""
     table = STATES["quality"]
     frames = [rows(table, 5, np.random.default_rng(seed)) for seed in range(3)]
     rig.publish(table, frames[0])
     first = rig.sink()
     first.store(first.poll(0.0))
-    if folded:
-        first.fold()
+    if folded is not None:
+        first.fold(folded)
     for frame in frames[1:]:
         rig.publish(table, frame)
     assert len(first.poll(0.0)) == 2
     second = rig.sink()
     messages = second.poll(0.0)
-    assert [message.offset for message in messages] == ([1, 2] if folded else [0, 1, 2])
+    assert [message.offset for message in messages] == ([1, 2] if folded == COARSER[-1] else [0, 1, 2])
     second.store(messages)
     second.fold()
     assert Positions(rig.store).load(TOPICS) == {TopicPartition(table.topic, 0): 3}
-    assert Positions(rig.store).unfolded(TOPICS) == {}
+    assert not any(Positions(rig.store).unfolded(TOPICS).values())
     whole = pl.concat(frames)
     assert count(rig.store, "quality_1s") == whole.height
-    assert in_store(rig.store, table, "1h") == merged_by_sql(table, whole, RESOLUTIONS_NS["1h"])
+    for resolution in COARSER:
+        assert in_store(rig.store, table, resolution) == merged_by_sql(table, whole, RESOLUTIONS_NS[resolution])
+
+
+@given(st.lists(st.sampled_from(["publish", "publish", "store", "die", *COARSER]), max_size=24), st.integers(0, 2**32))
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_whatever_is_folded_before_a_sink_dies_is_folded_once(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[str], seed: int
+) -> None:
+    """Storing, folding up to any resolution and dying in any order, over two partitions, every resolution is the merge of all rows."""
+    rig = Rig(tmp_path_factory.mktemp("rig"))
+    table, rng, published = STATES["quality"], np.random.default_rng(seed), [rows(STATES["quality"], 1, np.random.default_rng(seed))]
+    rig.publish(table, published[0])
+    sink = rig.sink()
+    for step in [*steps, "die", "store"]:
+        if step == "publish":
+            published.append(rows(table, 4, rng))
+            rig.publish(table, published[-1], int(rng.integers(0, 2)))
+        elif step == "store":
+            while messages := sink.poll(0.0):
+                sink.store(messages)
+        elif step == "die":
+            sink = rig.sink()
+        else:
+            sink.fold(step)
+    sink.fold()
+    whole = pl.concat(published)
+    assert count(rig.store, "quality_1s") == whole.height
+    for resolution in COARSER:
+        assert in_store(rig.store, table, resolution) == merged_by_sql(table, whole, RESOLUTIONS_NS[resolution])
+    rig.close()
 
 
 def test_poison_on_the_state_topics_is_passed_by(rig: Rig) -> None:

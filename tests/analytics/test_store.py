@@ -12,7 +12,7 @@ import pytest
 
 from weft.analytics.peek import is_locked, peek
 from weft.analytics.publish import PublishConfig, Publisher
-from weft.analytics.store import STORAGE_VERSION, TABLES_VERSION, Reader, Store, base_tables
+from weft.analytics.store import GROUP_ROWS, STORAGE_VERSION, TABLES_VERSION, Reader, Store, base_tables
 from weft.pipeline.clock import SystemClock
 from weft.pipeline.errors import StoreError
 from weft.pipeline.report import Report
@@ -119,7 +119,34 @@ def test_new_stores_have_small_blocks(stores: Callable[[Path], Store], tmp_path:
             str(tmp_path / "hot.duckdb"), config={"default_block_size": before, "storage_compatibility_version": STORAGE_VERSION}
         ).close()
     store = stores(tmp_path)
-    assert store.query("SELECT DISTINCT block_size AS n FROM pragma_database_size()") == [{"n": before or 16_384}]
+    sizes = store.query("SELECT block_size AS n FROM pragma_database_size() WHERE database_name = 'hot'")
+    assert sizes == [{"n": before or 16_384}]
+
+
+def test_groups_of_rows_are_small(stores: Callable[[Path], Store], tmp_path: Path) -> None:
+    """A checkpoint writes the last group of rows of a table anew, so no group has many, also in a store that was made with large ones."""
+    duckdb.connect(str(tmp_path / "hot.duckdb"), config={"storage_compatibility_version": STORAGE_VERSION}).close()
+    store = stores(tmp_path)
+    store.execute("CREATE TABLE main.many AS SELECT range AS n FROM range(10_000)")
+    store.checkpoint()
+    groups = store.query(
+        "SELECT row_group_id AS g, sum(count) AS n FROM pragma_storage_info('many') WHERE segment_type = 'BIGINT' GROUP BY g"
+    )
+    assert sum(int(str(group["n"])) for group in groups) == 10_000
+    assert max(int(str(group["n"])) for group in groups) <= GROUP_ROWS
+
+
+def test_what_rests_is_in_the_file(stores: Callable[[Path], Store], tmp_path: Path) -> None:
+    """A store at rest keeps next to nothing of what was written, and answers as before."""
+    store = stores(tmp_path)
+    store.execute("CREATE TABLE main.many AS SELECT range AS n, hash(range) AS h FROM range(3_000_000)")
+    store.checkpoint()
+    kept = "SELECT sum(memory_usage_bytes)::BIGINT AS n FROM duckdb_memory()"
+    before = int(str(store.query(kept)[0]["n"]))
+    store.rest()
+    assert int(str(store.query(kept)[0]["n"])) < before / 2
+    assert store.query("SELECT count(DISTINCT h) AS n FROM main.many") == [{"n": 3_000_000}]
+    assert store.query("SELECT current_setting('memory_limit') AS m") == [{"m": "128.0 MiB"}]
 
 
 def test_a_look_by_plain_rows(stores: Callable[[Path], Store], tmp_path: Path) -> None:
@@ -159,9 +186,23 @@ def test_a_store_opens_again_and_keeps_its_tables(stores: Callable[[Path], Store
     store.execute("DROP TABLE base.gap")
     store.stop()
     again = stores(tmp_path)
-    assert again.query("SELECT * FROM base.positions") == [{"topic": "t", "part": 1, "next_offset": 5, "unfolded": None}]
+    assert again.query("SELECT * FROM base.positions") == [
+        {"topic": "t", "part": 1, "next_offset": 5, "unfolded_10s": None, "unfolded_1m": None, "unfolded_1h": None}
+    ]
     listed = {row["name"] for row in again.query("SELECT table_name AS name FROM duckdb_tables() WHERE schema_name = 'base'")}
     assert listed == {*base_tables(), "version", "positions", "segments", "ring"}
+
+
+def test_the_one_mark_of_an_older_store_becomes_one_for_each_resolution(stores: Callable[[Path], Store], tmp_path: Path) -> None:
+    """What an older store had not folded into any coarser table is marked so for each of them."""
+    store = stores(tmp_path)
+    for resolution in ("10s", "1m", "1h"):
+        store.execute(f"ALTER TABLE base.positions DROP COLUMN unfolded_{resolution}")
+    store.execute("ALTER TABLE base.positions ADD COLUMN unfolded BIGINT")
+    store.execute("INSERT INTO base.positions VALUES ('t', 0, 9, 4), ('t', 1, 5, NULL)")
+    store.stop()
+    rows = stores(tmp_path).query("SELECT * FROM base.positions ORDER BY part")
+    assert [tuple(row.values()) for row in rows] == [("t", 0, 9, 4, 4, 4), ("t", 1, 5, None, None, None)]
 
 
 def test_the_file_opens_in_every_duckdb_that_is_promised(stores: Callable[[Path], Store], tmp_path: Path) -> None:

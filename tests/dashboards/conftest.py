@@ -17,7 +17,7 @@ import pytest
 
 from weft.analytics import alerts
 from weft.analytics.publish import PublishConfig, Publisher
-from weft.analytics.rollup import fold
+from weft.analytics.rollup import fold_all
 from weft.analytics.store import Store, stored
 from weft.collectors.lab.export import Exporter
 from weft.collectors.lab.fabric import Fabric, FabricConfig
@@ -258,7 +258,7 @@ def _keep(data: Path, readings: dict[str, pl.DataFrame], inventory: pl.DataFrame
                 if table is not None and rows.height:
                     store.insert(f"base.{name}_1s" if table.having("key") else f"base.{name}", stored(table, rows))
                     if table.having("key"):
-                        fold(store, table, rows)
+                        fold_all(store, table, rows)
     clock = SystemClock()
     Publisher(store, PublishConfig(), clock, Report("test", "here", clock)).start()
     store.stop()
