@@ -374,6 +374,8 @@ class Reader:
         """Return the result of a query. Raises ``StoreError`` with DuckDB's own words for a query that is wrong."""
         try:
             result = self._connection.execute(sql, list(params))
+            if result is None or result.description is None:
+                raise StoreError("there is no query in it", "write one, such as: FROM ports_1s LIMIT 10")
             if rows_max is None:
                 return result.pl()
             batches = result.to_arrow_reader(rows_max + 1)
@@ -381,7 +383,9 @@ class Reader:
         except duckdb.InterruptException:
             raise StoreError("the query took too long and was stopped", "narrow it with a WHERE on ts") from None
         except duckdb.Error as error:
-            raise StoreError(str(error).strip(), "see the columns with: DESCRIBE ports_1s") from None
+            unknown = isinstance(error, (duckdb.BinderException, duckdb.CatalogException))
+            mend = "see the views with: SHOW TABLES, their columns with: DESCRIBE and the name" if unknown else "correct the query"
+            raise StoreError(str(error).strip(), mend) from None
 
     def statement_kinds(self, sql: str) -> list[str]:
         """Return the kind of each statement in ``sql`` as DuckDB's parser sees it, such as SELECT."""

@@ -43,6 +43,7 @@ class _Stream:
     another one.
     """
 
+    key: tuple[int, int, int]
     template: Template
     names: Names
     ledger: Ledger
@@ -144,14 +145,13 @@ class Streams:
         ledger.add(_series(block.template, names))
         # Last in the order: what was made last is the first to go on from.
         self._streams.pop(key, None)
-        made = self._streams[key] = _Stream(block.template, names, ledger, before=stream.ledger if stream is not None else None)
+        made = self._streams[key] = _Stream(key, block.template, names, ledger, before=stream.ledger if stream is not None else None)
         return made
 
     def _continue(self, stream: _Stream, times: np.ndarray, now_ns: int | None) -> list[Batch]:
         """Let a fresh stream go on from what is known of its counters; return the last rows of the generation that it replaces."""
         stream.fresh = False
-        key = next(key for key, one in self._streams.items() if one is stream)
-        near = [one.ledger for other, one in reversed(self._streams.items()) if other[:2] == key[:2] and one is not stream]
+        near = [one.ledger for other, one in reversed(self._streams.items()) if other[:2] == stream.key[:2] and one is not stream]
         before, stream.before = stream.before, None
         if any(stream.ledger.adopt(ledger, times) for ledger in ([before] if before is not None else []) + near[:_NEAR_MAX]):
             self._counts["streams_continued"] += 1

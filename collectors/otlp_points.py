@@ -75,13 +75,17 @@ class Points:
         """Return the rows of the points of some requests."""
         if not requests:
             return []
-        parts = [self._located(request) for request in requests]
+        parts, refused = [], []
+        for request in requests:
+            part = self._located(request)
+            # What was moved since the point before is no counter: the ledgers of counters compare values.
+            delta = (part[:, 1] >= 0) & (part[:, 5] == kernel.DELTA)
+            lost = {"series_max": len(request.rows) - len(part), "delta_temporality": int(delta.sum())}
+            self._counts["delta_points"] += lost["delta_temporality"]
+            sender = self._devices.get(request.sender, request.sender)
+            refused += [(sender, "points", number, reason, None) for reason, number in lost.items() if number]
+            parts.append(part[~delta])
         points = np.concatenate(parts)
-        refused = [
-            (self._devices.get(request.sender, request.sender), "points", len(request.rows) - len(part), "series_max", None)
-            for request, part in zip(requests, parts, strict=True)
-            if len(part) < len(request.rows)
-        ]
         good = points[:, 2] <= now_ns + _AHEAD_NS_MAX
         self._counts["implausible_points"] += int((~good).sum())
         points = points[good]
@@ -110,7 +114,7 @@ class Points:
         return told | {"series": len(self._where), "unknown_series": unknown, "devices": len(self._ledgers)}
 
     def _located(self, request: Request) -> np.ndarray:
-        """Return (device, track or -1 - reading, time, value, form) of each point of a request that has a place."""
+        """Return (device, track or -1 - reading, time, value, form, kind) of each point of a request that has a place."""
         rows = request.rows
         # Points of one series mostly follow one another: only the first of each stretch is looked up.
         series = rows[:, kernel.SERIES]
@@ -126,7 +130,9 @@ class Points:
             rows, numbers = rows[known], numbers[known]
         found = self._table[numbers]
         target = np.where(found[:, 1] >= 0, found[:, 1], -1 - found[:, 2])
-        return np.stack((found[:, 0], target, rows[:, kernel.TIME], rows[:, kernel.VALUE], rows[:, kernel.FORM]), axis=1)
+        return np.stack(
+            (found[:, 0], target, *(rows[:, column] for column in (kernel.TIME, kernel.VALUE, kernel.FORM, kernel.KIND))), axis=1
+        )
 
     def _place(self, request: Request, value: int, row: np.ndarray) -> int:
         """Return the number of a series, -1 where there are too many."""

@@ -100,8 +100,11 @@ class Ledger:
             return False
         columns = [kernel.LAST, kernel.SLOT, kernel.PHASE, kernel.INTERVAL]
         mine.tracks[0, columns] = theirs.tracks[0, columns]
-        for name in ("last", "base", "known", "epoch"):
-            getattr(mine, name)[shared[:, 0]] = getattr(theirs, name)[shared[:, 1]]
+        # Registers of another width count from elsewhere: these series begin anew.
+        same = mine.bits[shared[:, 0]] == theirs.bits[shared[:, 1]]
+        mine.epoch[shared[:, 0]] = theirs.epoch[shared[:, 1]] + ~same
+        for name in ("last", "base", "known"):
+            getattr(mine, name)[shared[same, 0]] = getattr(theirs, name)[shared[same, 1]]
         return True
 
     def _index(self) -> dict[tuple[int, int, str], int]:

@@ -62,9 +62,12 @@ def recogniser(path: Path, kind: str | None) -> Collector:
         head = b"" if path.is_dir() else path.open("rb").read(4096)
     except OSError as error:
         raise InputError(str(path), f"cannot be read ({error.strerror})", "check its permissions") from None
-    for collector in readers:
-        if collector.recognises is not None and collector.recognises(path, head):
-            return collector
+    try:
+        for collector in readers:
+            if collector.recognises is not None and collector.recognises(path, head):
+                return collector
+    except OSError as error:
+        raise InputError(str(path), f"cannot be looked through ({error.strerror}: {error.filename})", "name the recording itself") from None
     raise InputError(str(path), "is no recording that Weft knows", f"say what it is with --kind: {names}")
 
 

@@ -16,7 +16,7 @@ import polars as pl
 import pyarrow as pa
 
 from ..pipeline.dictionary import dictionary
-from ..pipeline.schema import FAMILIES
+from ..pipeline.schema import FAMILIES, WINDOW_NS
 from .decode import roce
 from .decode import sflow_tables as tables
 from .decode.sflow import HAS_DEPTH, HAS_HEADER, HAS_QUEUE, HAS_TRANSIT, NO_REASON, Samples
@@ -223,12 +223,13 @@ def _depths(rows: np.ndarray, view: View, _ends: np.ndarray) -> pl.DataFrame:
 
 
 def _delays(rows: np.ndarray, view: View, ends: np.ndarray) -> pl.DataFrame:
-    """Return how long sampled packets were in their switch; 2^32 - 1 stands for that long or longer, and is kept as it is."""
+    """Return how long sampled packets were in their switch, a row for each path and window; 2^32 - 1 stands for that long or longer."""
     src, dst = roce.addresses(ends)
     columns = {**view.common(rows["datagram"]), "src": src, "dst": dst, "values_ns": rows["transit_ns"].astype(np.uint64)}
-    grouped = pl.DataFrame(columns).group_by("device", "epoch", "src", "dst", maintain_order=True)
+    window = (pl.col("ts") // WINDOW_NS).alias("window")
+    grouped = pl.DataFrame(columns).group_by("device", "epoch", "src", "dst", window, maintain_order=True)
     paths = grouped.agg(pl.col("ts").first(), pl.col("recv_ts").last(), pl.col("values_ns"))
-    return frame("latency", {**paths.to_dict(), "kind": "transit"})
+    return frame("latency", {**paths.drop("window").to_dict(), "kind": "transit"})
 
 
 def _drops(rows: np.ndarray, view: View, ends: np.ndarray) -> pl.DataFrame:

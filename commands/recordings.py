@@ -3,45 +3,72 @@
 import json
 import signal
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
 from typing import Any
 
 from ..pipeline.clock import NS_PER_S, SystemClock
 from ..pipeline.errors import BusError, ServiceError, WeftError
 from ..pipeline.supervise import Child, Supervisor
-from .settings import bus_of, claim_data_folder, load, passed_on, report_of
+from .settings import at_least_one, bus_of, claim_data_folder, load, passed_on, report_of
 
 # Exit code of a feed that met a bus away for too long: neither done nor wrong.
 AGAIN = 3
 
 WAIT_S_MAX = 600.0
 
+# The collectors that read recordings.
+KINDS = ("packets", "millisampler", "sflow", "gnmi", "hft", "inventory", "recording")
+
+# What to look at first where a replay has stored something of this.
+_LOOKS = {
+    "bursts": "FROM bursts ORDER BY bytes DESC LIMIT 10",
+    "roce_packets": "FROM roce_1m ORDER BY packets DESC LIMIT 10",
+    "queue_readings": "FROM queues_1m ORDER BY pause_rx_ratio DESC LIMIT 10",
+    "port_readings": "FROM ports_1m ORDER BY bytes DESC LIMIT 10",
+    "samples": "FROM ports_1s ORDER BY utilization_max_ratio DESC LIMIT 10",
+    "latency_samples": "FROM latency_1m ORDER BY p99_ns DESC LIMIT 10",
+    "inventory_rows": "FROM devices LIMIT 10",
+}
+
 
 def _recording_options(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "path", type=Path, help="capture, Millisampler file or folder, topology, counter CSV or Parquet, or what 'weft record' wrote"
+        "path",
+        type=Path,
+        help="capture (RoCEv2, sFlow), gNMI or IPFIX recording, Millisampler file or folder, topology, counter CSV or Parquet, "
+        "a folder of recordings, or what 'weft record' wrote",
     )
-    parser.add_argument("--kind", help="what it is, where the file does not tell: packets, millisampler, inventory, recording")
-    parser.add_argument("--line-rate", type=float, metavar="BPS", help="line rate of the recorded ports in bit/s, such as 12.5e9")
+    parser.add_argument("--kind", help=f"what it is, where the file does not tell: {', '.join(KINDS)}")
+    parser.add_argument("--line-rate", type=_rate, metavar="BPS", help="line rate of the recorded ports in bit/s, such as 12.5e9")
     parser.add_argument("--device", help="name of the device that recorded it, where the file does not tell")
     parser.add_argument("--check-icrc", action="store_true", help="check the invariant CRC of every RoCEv2 packet")
     parser.add_argument(
-        "--run-samples", type=int, default=1000, metavar="N", help="samples per run; any value gives the same tables (default: 1000)"
+        "--run-samples",
+        type=at_least_one,
+        default=1000,
+        metavar="N",
+        help="samples per run; any value gives the same tables (default: 1000)",
     )
 
 
 def _options(chosen: Namespace) -> Any:
     from ..collectors.base import Options
 
-    rate = None if chosen.line_rate is None else int(chosen.line_rate)
-    return Options(line_rate_bps=rate, device=chosen.device, check_icrc=chosen.check_icrc, run_samples=max(1, chosen.run_samples))
+    return Options(line_rate_bps=chosen.line_rate, device=chosen.device, check_icrc=chosen.check_icrc, run_samples=chosen.run_samples)
+
+
+def _rate(text: str) -> int:
+    rate = float(text)
+    if not 1 <= rate < 2**62:
+        raise ArgumentTypeError(f"{text} is no line rate: write bits per second, such as 400e9")
+    return int(rate)
 
 
 def replay_options(parser: ArgumentParser) -> None:
     _recording_options(parser)
     parser.add_argument("--speed", default="max", help="max, or a multiple of real time such as 1x or 10x (default: max)")
-    parser.add_argument("--process", type=int, default=1, metavar="N", help="number of process services (default: 1)")
+    parser.add_argument("--process", type=at_least_one, default=1, metavar="N", help="number of process services (default: 1)")
     parser.add_argument("--feed-only", action="store_true", help="only feed the bus; the other services run elsewhere")
     parser.add_argument("--format", choices=("text", "json"), default="text", help="how the summary is printed (default: text)")
 
@@ -182,16 +209,20 @@ def _summary(chosen: Namespace, note: dict, seconds: float, restarts: dict[str, 
         return
     figures = ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in counted.items() if value) or "nothing yet"
     print(f"replayed {chosen.path}: {result['rows']:,} rows in {seconds:.1f} s\nthe store now holds {figures}")
-    print(f'look at it:  weft sql --data {chosen.data} "FROM bursts ORDER BY bytes DESC LIMIT 10"   or   weft dash --data {chosen.data}')
+    look = next((sql for name, sql in _LOOKS.items() if counted[name]), None)
+    if look is not None:
+        print(f'look at it:  weft sql --data {chosen.data} "{look}"   or   weft dash --data {chosen.data}')
 
 
 def decode_options(parser: ArgumentParser) -> None:
     _recording_options(parser)
-    parser.add_argument("--family", help="only the rows of this family")
+    from ..pipeline.schema import FAMILIES
+
+    parser.add_argument("--family", choices=sorted(FAMILIES), help="only the rows of this family")
     parser.add_argument(
         "--format", choices=("table", "csv", "json", "parquet"), default="table", help="how rows are printed (default: table)"
     )
-    parser.add_argument("--limit", type=int, metavar="N", help="stop after so many rows")
+    parser.add_argument("--limit", type=at_least_one, metavar="N", help="stop after so many rows")
 
 
 def decode(chosen: Namespace) -> int:

@@ -7,7 +7,7 @@ store needs; ``weft check`` and ``weft up`` judge the whole file.
 import dataclasses
 import os
 import socket
-from argparse import Namespace
+from argparse import ArgumentTypeError, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -25,6 +25,13 @@ SECTIONS = ("bus", "collect", "process", "analyze", "dash")
 DEFAULT_FILE = Path("weft.toml")
 
 T = TypeVar("T")
+
+
+def at_least_one(text: str) -> int:
+    """Return the number of an option of which there must be one at least; ``argparse`` tells who writes something else."""
+    if not text.isdecimal() or int(text) < 1:
+        raise ArgumentTypeError(f"{text!r} is no number from 1 on")
+    return int(text)
 
 
 def load(chosen: Namespace, **sections: type[Any]) -> Any:

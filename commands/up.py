@@ -6,14 +6,14 @@ from dataclasses import replace
 from ..pipeline.clock import SystemClock
 from ..pipeline.component import listen
 from ..pipeline.supervise import Child, Supervisor
-from .settings import claim_data_folder, everything, passed_on
+from .settings import at_least_one, claim_data_folder, everything, passed_on
 
 
 def options(parser: ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, help="stop after so many seconds")
     parser.add_argument("--no-dashboard", action="store_true", help="do not serve the dashboard")
     parser.add_argument("--port", type=int, help="port of the dashboard (default: 8501)")
-    parser.add_argument("--process", type=int, default=1, metavar="N", help="number of process services (default: 1)")
+    parser.add_argument("--process", type=at_least_one, default=1, metavar="N", help="number of process services (default: 1)")
 
 
 def up(chosen: Namespace) -> int:

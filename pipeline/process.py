@@ -108,6 +108,9 @@ class ProcessService:
         for message in read:
             partition = TopicPartition(message.topic, message.partition)
             self._partitions[partition].add(message, now)
+            if message.headers.get("end") == "1":
+                # Whoever waits for the end of a recording waits for this, also where there was nothing in it.
+                self._closed.add(partition)
             self._report.count("weft_process_messages_total", label=self._family[message.topic])
             self._report.count("weft_process_bytes_total", len(message.value), label=self._family[message.topic])
             touched.add(partition)

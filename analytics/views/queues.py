@@ -78,10 +78,11 @@ QUEUES = View(
         Column("pause_tx_bound_ratio", _bounded("pfc_tx_frames", "covered_ns"), "", "the same of the frames sent"),
         Column(
             "pause_by",
-            """CASE WHEN pause_rx_ns IS NOT NULL OR pause_tx_ns IS NOT NULL THEN 'duration'
-      WHEN pfc_rx_frames IS NOT NULL OR pfc_tx_frames IS NOT NULL THEN 'frames' END""",
+            """CASE WHEN pause_rx_ns IS NULL AND pfc_rx_frames IS NOT NULL OR pause_tx_ns IS NULL AND pfc_tx_frames IS NOT NULL
+      THEN CASE WHEN pause_rx_ns IS NOT NULL THEN 'rx duration, tx frames' WHEN pause_tx_ns IS NOT NULL THEN 'rx frames, tx duration' ELSE 'frames' END
+      WHEN pause_rx_ns IS NOT NULL OR pause_tx_ns IS NOT NULL THEN 'duration' END""",
             "",
-            "duration: measured; frames: no more than this; NULL where nothing counts pauses",
+            "duration: measured; frames: no more than this; both are told by direction; NULL where nothing counts pauses",
         ),
         Column("pause_mean_ns", "weft_ratio(pause_rx_ns, pfc_on2off)", "ns", "mean length of a pause received"),
         Column("pause_rx_frames", "pfc_rx_frames", "", "pause frames received"),
@@ -93,7 +94,12 @@ QUEUES = View(
             "",
             "paused although no packet was marked: thresholds in which marking begins too late",
         ),
-        Column("occupancy_mean_bytes", "weft_ratio(occupancy_total, occupancy_count)", "bytes", "mean of the occupancies read"),
+        Column(
+            "occupancy_mean_bytes",
+            "weft_ratio(occupancy_total, occupancy_count)",
+            "bytes",
+            "mean of the occupancies read; of high-frequency telemetry, whose samples are in the bursts, of the largest of each second",
+        ),
         Column("occupancy_max_bytes", "occupancy_high", "bytes", "largest occupancy read"),
         Column("watermark_max_bytes", "watermark_high", "bytes", "largest watermark of the occupancy"),
         Column("headroom_max_bytes", "headroom_high", "bytes", "largest watermark of the headroom"),

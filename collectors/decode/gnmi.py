@@ -194,7 +194,7 @@ class Decoder:
         return self._device_of_target[node]
 
     def _fill(self, made: _Pass) -> list[Batch]:
-        """Return the rows of ports and queues, and the events of links that changed their state."""
+        """Return the rows of ports and queues."""
         notification, node, kind = made.updates[:3]
         meanings = self._meanings.arrays
         row_of = np.empty(len(node), np.int32)
@@ -207,12 +207,13 @@ class Decoder:
             tables[family] = (np.zeros(shape, np.int64), np.zeros(shape, np.bool_), np.zeros(shape[1], np.int64))
         self._states.room(len(head[PORT]) + len(head[QUEUE]), len(self._devices))
         refused = np.zeros(rows.COUNTS, np.int64)
-        changed = rows.fill(
+        rows.fill(
             made.buffer,
             made.updates,
             made.device,
             tuple(meanings[name] for name in ("family", "name", "form", "scale", "forget")),
             port_of_thing[thing[PORT]],
+            port_of_thing[thing[QUEUE]],
             row_of,
             tables[PORT],
             tables[QUEUE],
@@ -228,7 +229,7 @@ class Decoder:
                 values, valid, epoch = tables[family]
                 rows.speeds(made.device[head[family]], port_of_thing[thing[family]], self._states.arrays, values[speed], valid[speed])
                 batches.append(self._counters(made, family, head[family], thing[family], values, valid, epoch))
-        return [*batches, *self._changes(made, changed, row_of, thing[PORT], tables[PORT][0])]
+        return batches
 
     def _counters(
         self, made: _Pass, family: int, head: np.ndarray, thing: np.ndarray, values: np.ndarray, valid: np.ndarray, epoch: np.ndarray
@@ -246,18 +247,6 @@ class Decoder:
         if family == PORT:
             columns["fec_bins"] = frames.bins("fec_bins", values[-FEC_BINS:], valid[-FEC_BINS:])
         return _batch(name, columns)
-
-    def _changes(self, made: _Pass, changed: np.ndarray, row_of: np.ndarray, thing: np.ndarray, values: np.ndarray) -> list[Batch]:
-        if not len(changed):
-            return []
-        up = values[rows.OPER_COLUMN, row_of[changed]] != 0
-        columns = {
-            **self._common(made, made.updates[0][changed]),
-            "port": self._known_things()["port"].gather(thing[row_of[changed]]),
-            "kind": pl.Series(np.where(up, "link_up", "link_down").tolist(), dtype=pl.String),
-            "reason": _same("oper_status", len(changed)),
-        }
-        return [_batch("event", columns)]
 
     def _readings(self, made: _Pass) -> list[Batch]:
         """Return what no family has a column for."""

@@ -8,10 +8,9 @@ replaces what lies above it.
 import numba
 import numpy as np
 
-from .gnmi_paths import COLUMNS, COUNT, EPOCH, FORGET_DEVICE, FORGET_NOTHING, PORT, QUEUE, SPEED, UNREADABLE, UP
+from .gnmi_paths import COLUMNS, EPOCH, FORGET_DEVICE, FORGET_NOTHING, PORT, QUEUE, SPEED, UNREADABLE, UP
 from .json_kernel import BOOL, BYTES, DELETE, DOUBLE, INT, NONE, TEXT, UINT, number
 
-OPER_COLUMN = COLUMNS[PORT].index("oper_up")
 PORT_SPEED, QUEUE_SPEED = COLUMNS[PORT].index("speed_bps"), COLUMNS[QUEUE].index("speed_bps")
 
 # Reasons that are counted here, columns of ``counts``.
@@ -27,6 +26,8 @@ _TOP = 18446744073709551615.0
 _NS_PER_S = 1_000_000_000
 # A boot time below this is in seconds: as nanoseconds it would be in 1970.
 _SECONDS_MAX = 10**15
+# No switch boots twice within so short a time.
+_SAME_BOOT_NS = 10 * _NS_PER_S
 
 
 @numba.njit
@@ -169,7 +170,7 @@ def _speed(buffer, kind, bits, begin, size, scale):
 @numba.njit
 def _port(states, device, port):
     """Return the place of a port's state, made if it is new; -1 where there is no room."""
-    slots, keys, _, _, _, filled, _ = states
+    slots, keys, _, _, filled, _ = states
     key = (np.int64(device) << 32) | np.int64(port)
     mask = slots.shape[0] - 1
     place = _hash(key, np.int64(0), np.int64(0)) & mask
@@ -190,40 +191,36 @@ def _port(states, device, port):
 @numba.njit
 def _current(states, device, at):
     """Clear a port's state if its device was forgotten since it was written."""
-    _, _, speed, up, generation, _, newest = states
+    _, _, speed, generation, _, newest = states
     if generation[at] != newest[device]:
-        generation[at], speed[at], up[at] = newest[device], UNKNOWN, UNKNOWN
+        generation[at], speed[at] = newest[device], UNKNOWN
 
 
 @numba.njit
 def _forget(states, device, forget):
     if forget == FORGET_DEVICE:
-        states[6][device] += 1
+        states[5][device] += 1
     elif forget != FORGET_NOTHING:
         at = _port(states, device, forget)
         if at >= 0:
-            states[2][at] = states[3][at] = UNKNOWN
+            states[2][at] = UNKNOWN
 
 
 @numba.njit(cache=True, nogil=True)
-def fill(buffer, updates, devices, meanings, port_of_row, rows, ports, queues, states, epochs, counts):
+def fill(buffer, updates, devices, meanings, port_of_row, port_of_queue_row, rows, ports, queues, states, epochs, counts):
     """Fill the columns of all rows in the order of the updates.
 
     Args:
         updates: notification, node, kind, bits, begin, size of each (``gnmi_kernel.walk``); rows: the row of each (``group``).
         devices: device of each notification.
-        meanings: family, name, form, scale, forget of each node; port_of_row: number of the port of each port row.
+        meanings: family, name, form, scale, forget of each node; port_of_row, port_of_queue_row: number of the port of each row.
         ports, queues: (values, valid, epoch), values (columns, rows) int64, valid the same in bool, both zero; epoch (rows,).
         states: see ``States``; epochs: of each device; both are kept from call to call.
         counts: (COUNTS,), added to.
-
-    Returns:
-        Updates at which a link changed its state, and to which.
     """
     notification, node, kind, bits, begin, size = updates
     family, name, form, scale, forget = meanings
-    changed = np.empty(notification.shape[0], np.int32)
-    found = 0
+    begun_ports, begun_queues = np.zeros(len(ports[2]), np.bool_), np.zeros(len(queues[2]), np.bool_)
     for u in range(notification.shape[0]):
         at = node[u]
         device = devices[notification[u]]
@@ -238,22 +235,28 @@ def fill(buffer, updates, devices, meanings, port_of_row, rows, ports, queues, s
         elif kin == EPOCH:
             good, value = _count(buffer, kind[u], bits[u], np.int64(begin[u]), np.int64(size[u]), 1.0)
             if good and value > 0:
-                epochs[device] = value * _NS_PER_S if value < _SECONDS_MAX // 1000 else value
+                booted = value * _NS_PER_S if value < _SECONDS_MAX // 1000 else value
+                # Where it is the clock less the time since, it moves by what the clock is set by.
+                if abs(booted - epochs[device]) > _SAME_BOOT_NS:
+                    epochs[device] = booted
         elif kin in (PORT, QUEUE):
             good, value = _value(buffer, form[at], kind[u], bits[u], np.int64(begin[u]), np.int64(size[u]), scale[at])
             if not good:
                 counts[NOT_A_NUMBER] += 1
                 continue
             values, valid, epoch = ports if kin == PORT else queues
+            begun, port_of, speed = (
+                (begun_ports, port_of_row, PORT_SPEED) if kin == PORT else (begun_queues, port_of_queue_row, QUEUE_SPEED)
+            )
+            if not begun[rows[u]]:
+                # The line rate of the moment, which a later update of this call may change.
+                begun[rows[u]] = True
+                rate = _rate(states, device, port_of[rows[u]])
+                values[speed, rows[u]], valid[speed, rows[u]] = rate, rate > 0
             values[name[at], rows[u]], valid[name[at], rows[u]] = value, True
             epoch[rows[u]] = epochs[device]
-            if kin == PORT and form[at] != COUNT:
-                told = _tell(states, device, port_of_row[rows[u]], name[at], value)
-                counts[PORTS_FULL] += np.int64(told < 0)
-                if told > 0:
-                    changed[found] = u
-                    found += 1
-    return changed[:found]
+            if kin == PORT and name[at] == PORT_SPEED and not _tell(states, device, port_of_row[rows[u]], value):
+                counts[PORTS_FULL] += 1
 
 
 @numba.njit
@@ -267,31 +270,33 @@ def _value(buffer, form, kind, bits, begin, size, scale):
 
 
 @numba.njit
-def _tell(states, device, port, column, value):
-    """Remember a port's line rate or link state; return 1 where the link is another than before, -1 where there is no room."""
-    if column not in (OPER_COLUMN, PORT_SPEED):
-        return 0
+def _tell(states, device, port, rate):
+    """Remember a port's line rate; return whether there is room."""
     at = _port(states, device, port)
     if at < 0:
-        return -1
+        return False
     _current(states, device, at)
-    if column == PORT_SPEED:
-        states[2][at] = value
-        return 0
-    before, states[3][at] = np.int64(states[3][at]), value
-    return np.int64(before not in (UNKNOWN, value))
+    states[2][at] = rate
+    return True
 
 
 @numba.njit(cache=True, nogil=True)
 def speeds(devices, ports, states, values, valid):
-    """Give the rows of ``devices`` and ``ports`` that tell no line rate, in ``values`` and ``valid``, the one last told."""
+    """Give the rows of ``devices`` and ``ports`` that came before any line rate, in ``values`` and ``valid``, the one told since."""
     for row in range(devices.shape[0]):
-        if not valid[row] and ports[row] >= 0:
-            state = _port(states, devices[row], ports[row])
-            if state >= 0:
-                _current(states, devices[row], state)
-                if states[2][state] > 0:
-                    values[row], valid[row] = states[2][state], True
+        if not valid[row]:
+            rate = _rate(states, devices[row], ports[row])
+            values[row], valid[row] = rate, rate > 0
+
+
+@numba.njit
+def _rate(states, device, port):
+    """Return the line rate that a port has told last, 0 where it has told none."""
+    at = _port(states, device, port) if port >= 0 else -1
+    if at < 0:
+        return np.int64(0)
+    _current(states, device, at)
+    return max(np.int64(0), np.int64(states[2][at]))
 
 
 @numba.njit(cache=True, nogil=True)
@@ -329,14 +334,14 @@ def gather(buffer, begin, size, ends, out):
 class States:
     """What is remembered of ports, in at most ``ports_max`` places, and of devices.
 
-    Arrays: slots of the table, keys (device and port), line rate, link state (``UNKNOWN`` where not told), generation, how many places are
-    filled, and the generation of each device: one more with each time that all of a device is forgotten.
+    Arrays: slots of the table, keys (device and port), line rate (``UNKNOWN`` where not told), generation, how many places are filled,
+    and the generation of each device: one more with each time that all of a device is forgotten.
     """
 
     def __init__(self, ports_max: int) -> None:
         self._max = ports_max
         self._keys = np.zeros(1024, np.int64)
-        self._columns = [np.full(1024, UNKNOWN, np.int64), np.full(1024, UNKNOWN, np.int8), np.zeros(1024, np.int32)]
+        self._columns = [np.full(1024, UNKNOWN, np.int64), np.zeros(1024, np.int32)]
         self._slots = np.zeros(4096, np.int32)
         self._filled = np.zeros(1, np.int64)
         self._newest = np.zeros(16, np.int32)
@@ -357,7 +362,7 @@ class States:
     def _grow(self) -> None:
         size = min(2 * len(self._keys), self._max)
         more = size - len(self._keys)
-        filler = (UNKNOWN, UNKNOWN, 0)
+        filler = (UNKNOWN, 0)
         self._columns = [np.concatenate((one, np.full(more, fill, one.dtype))) for one, fill in zip(self._columns, filler, strict=True)]
         self._keys = np.concatenate((self._keys, np.zeros(more, np.int64)))
         self._slots = np.zeros(2 * len(self._slots), np.int32)

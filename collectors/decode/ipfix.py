@@ -83,6 +83,7 @@ class Decoder:
         self._templates_bytes = 0
         self._waiting: Counter[int] = Counter()
         self._templates: dict[int, Template] = {}
+        self._last_ns: dict[int, int] = {}
         self._repeats: dict[int, set[int]] = {}
         self._held: deque[_Held] = deque()
         self._held_bytes = 0
@@ -219,6 +220,7 @@ class Decoder:
     def _remove(self, keys: list[int]) -> None:
         for key in keys:
             self._templates_bytes -= len(self._templates.pop(key).content)
+            self._last_ns.pop(key, None)
             self._templates_of[key >> 48] -= 1
 
     def _release(self, call: _Call, key: int) -> None:
@@ -272,7 +274,8 @@ class Decoder:
             self._count("records_without_counters", records)
         elif records:
             plan = (starts, counts, template.record_bytes)
-            times = kernel.times(buffer, *plan, *template.time, exported)
+            times = kernel.times(buffer, *plan, *template.time, exported, self._last_ns.get(key, -1))
+            self._last_ns[key] = int(times[-1])
             values = kernel.records(buffer, *plan, template.segments, template.counters)
             self._count("counters", values.size)
             call.blocks.append(Block(key >> 48, (key >> 16) & 0xFFFFFFFF, template, times, values))

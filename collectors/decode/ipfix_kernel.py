@@ -179,14 +179,19 @@ def _swapped_half(x):
 
 
 @numba.njit(cache=True, nogil=True)
-def times(buffer, starts, counts, record_bytes, mode, seconds_at, nanoseconds_at, exported):
+def times(buffer, starts, counts, record_bytes, mode, seconds_at, nanoseconds_at, exported, last):
     """Return the time of each record in ns since 1970, -1 where it tells none that can be; ``exported``: second of each set's message.
+
+    Nanoseconds alone are of the message's second, or of the one before, whose last records are exported in the next: which of
+    the two shows by the record before, whose time is ``last`` for the first one (-1: not known).
 
     Eight bytes are a plain count of nanoseconds since 1970, as SONiC writes them. RFC 7011 (6.1.9) wants the NTP format
     instead, whose values of these decades have the top bit set and could be no plain count, so both are taken.
     """
     out = np.empty(counts.sum(), np.int64)
     n = 0
+    if mode == TIME_WITHIN and last < 0:
+        last = _before_the_first(buffer, starts, counts, record_bytes, nanoseconds_at, exported)
     for k in range(len(starts)):
         base = starts[k]
         for _ in range(counts[k]):
@@ -204,12 +209,32 @@ def times(buffer, starts, counts, record_bytes, mode, seconds_at, nanoseconds_at
                 time = _word(buffer, base + seconds_at) * _NS_PER_S + _word(buffer, base + nanoseconds_at)
             elif mode == TIME_WITHIN:
                 time = exported[k] * _NS_PER_S + _word(buffer, base + nanoseconds_at)
+                if last >= 0 and 0 <= time - _NS_PER_S - last < _NS_PER_S // 2 <= time - last:
+                    time -= _NS_PER_S
+                last = time
             else:
                 time = exported[k] * _NS_PER_S
             out[n] = time
             base += record_bytes
             n += 1
     return out
+
+
+@numba.njit(nogil=True)
+def _before_the_first(buffer, starts, counts, record_bytes, at, exported):
+    """Return a time before the first record of those that tell nanoseconds alone, -1 where they do not go round in its second."""
+    first, before = np.int64(-1), np.int64(-1)
+    for k in range(len(starts)):
+        for r in range(counts[k]):
+            time = exported[k] * _NS_PER_S + _word(buffer, starts[k] + r * record_bytes + at)
+            if first < 0:
+                first = time
+            elif before - time > _NS_PER_S // 2:
+                return first - _NS_PER_S
+            elif time - first > _NS_PER_S // 2:
+                return np.int64(-1)
+            before = time
+    return np.int64(-1)
 
 
 @numba.njit(cache=True, nogil=True)

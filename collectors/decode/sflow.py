@@ -21,12 +21,12 @@ import numpy as np
 
 from . import sflow_tables as tables
 from .octets import octets, u32, u64
-from .sflow_agents import REFUSED, REPEATED, Agents, Tracked, newly_lost, number
+from .sflow_agents import LATE, REFUSED, REPEATED, Agents, Tracked, newly_lost, number
 
 FAULTS = ("", "short", "version", "address", "cut", "sample", "record", "samples_max", "records_max", "interfaces_max")
 _SHORT, _VERSION, _ADDRESS, _CUT, _SAMPLE, _RECORD, _SAMPLES_MAX, _RECORDS_MAX, _INTERFACES_MAX = range(1, len(FAULTS))
-TALLY = ("counter_samples", "flow_samples", "discarded_packets", "unknown_samples", "unknown_records")
-_COUNTERS, _FLOWS, _DISCARDED, _UNKNOWN_SAMPLES, _UNKNOWN_RECORDS = range(len(TALLY))
+TALLY = ("counter_samples", "flow_samples", "discarded_packets", "unknown_samples", "unknown_records", "late_counter_samples")
+_COUNTERS, _FLOWS, _DISCARDED, _UNKNOWN_SAMPLES, _UNKNOWN_RECORDS, _LATE_COUNTERS = range(len(TALLY))
 
 # Counter rows that are read together.
 _BLOCK = 64
@@ -125,7 +125,8 @@ def decode(
 ) -> Samples:  # fmt: skip
     """Return what the datagrams ``buffer[offsets[k] : offsets[k] + lengths[k]]``, which came at ``ts`` ns, hold.
 
-    Datagrams that were here before, and those of agents for which there is no room, are left out. Raises ``ValueError`` for
+    Datagrams that were here before, and those of agents for which there is no room, are left out, and so are the counter
+    samples of those that were overtaken. Raises ``ValueError`` for
     a datagram that reaches beyond the buffer.
     """
     if offsets.size and (offsets.min() < 0 or lengths.min() < 0 or (offsets + lengths).max() > buffer.size):
@@ -197,7 +198,10 @@ def _walk(
                 break
             kind, at, sample_end = u32(buffer, at), at + 8, at + 8 + u32(buffer, at + 4)
             found = 0
-            if kind in (tables.COUNTERS, tables.COUNTERS_EXPANDED):
+            if kind in (tables.COUNTERS, tables.COUNTERS_EXPANDED) and verdicts[k] == LATE:
+                # Counters have the time of arrival, so those of a datagram that was overtaken would go back.
+                tally[_LATE_COUNTERS] += 1
+            elif kind in (tables.COUNTERS, tables.COUNTERS_EXPANDED):
                 tally[_COUNTERS] += 1
                 found = _counter_sample(
                     buffer, at, sample_end, kind == tables.COUNTERS_EXPANDED, records_max, k, agents[k],

@@ -6,12 +6,14 @@ known value of the same epoch; the interval between the two counts in the window
 
     forward, and no more than the line can carry: counts.
     backward: a wrap where the way over 2^bits is short enough for the line (or, where nothing bounds the counter, from the
-        upper half into the lower in a short time): counts. Else the counter began anew: nothing counts.
+        upper half into the lower in a short time): counts. Else the counter began anew: nothing counts. Where a counter of 64
+        bits did, those of the same reading that went back did too, however narrow they are.
     a counter that saturates never wraps; at its maximum what it moved is at least this.
     ``GAP_FACTOR`` times as long as usual: counts, and is told.
 
 A device may refresh a counter more rarely than it is read; then a step is the work of all the time since the last one. So
-what the line can carry is taken over the time since the counter last moved. A counter of ``cost`` c takes c bits of the line
+what the line can carry is taken over the time since the counter last moved; of a line whose rate has changed, the faster of the
+two. A counter of ``cost`` c takes c bits of the line
 for each unit; the bound of any counter is that of a line of 8 Pbit/s.
 
 Everything is one pass, linear in the rows; integers are exact (differences modulo 2^64).
@@ -45,6 +47,7 @@ WRAP_NS_MAX = 120_000_000_000
 # No line and no buffer brings more in a nanosecond (8 Pbit/s), so sums over an hour fit in 63 bits.
 UNITS_PER_NS_MAX = 2.0**20
 
+_WIDEST = np.uint64(2**64 - 1)
 _EMPTY = np.zeros(0, np.int64)
 
 
@@ -98,11 +101,13 @@ def follow(order, start, code, ts, epoch, cell, speed, up, marks, out, flags):
     """Follow epoch, line rate and link of each object.
 
     ``speed`` is 0 and ``up`` -1 where a row does not tell; of rows of one reading the fastest rate and a link that is down count.
-    Returns per reading: how often the epoch has changed since the carried state, the line rate, and how the link changed
-    (1 up, -1 down). ``out`` (4, cells) gains readings where the link is known, changes, time up, time down.
+    Returns per reading: how often the epoch has changed since the carried state, the line rate, the faster of it and the one
+    before, and how the link changed (1 up, -1 down). ``out`` (4, cells) gains readings where the link is known, changes, time
+    up, time down.
     """
     count = len(start) - 1
-    generation, rate, change = np.zeros(count, np.int64), np.zeros(count, np.float64), np.zeros(count, np.int64)
+    generation, rate, bound = np.zeros(count, np.int64), np.zeros(count, np.float64), np.zeros(count, np.float64)
+    change = np.zeros(count, np.int64)
     for r in range(count):
         one = order[start[r]]
         mark = marks[code[one]]
@@ -118,9 +123,11 @@ def follow(order, start, code, ts, epoch, cell, speed, up, marks, out, flags):
             generation[r] += 1
             flags[r] |= RESET
         mark[EPOCH], mark[LAST_TS] = epoch[one], ts[one]
+        before = mark[SPEED]
         if fastest > 0:
             mark[SPEED] = fastest
         rate[r] = mark[SPEED]
+        bound[r] = max(before, mark[SPEED])
         if link >= 0:
             if mark[UP] >= 0:
                 out[0, cell[r]] += 1
@@ -129,7 +136,7 @@ def follow(order, start, code, ts, epoch, cell, speed, up, marks, out, flags):
                     out[1, cell[r]] += 1
                     change[r] = 1 if link else -1
             mark[UP], mark[UP_TS] = link, ts[one]
-    return generation, rate, change
+    return generation, rate, bound, change
 
 
 @numba.njit(nogil=True)
@@ -146,6 +153,8 @@ def _fold(values, present, order, begin, end):
 
 @numba.njit(nogil=True)
 def _wraps(delta, value, last, elapsed, top, cost, rate):
+    if delta > UNITS_PER_NS_MAX * (elapsed + JITTER_NS):
+        return False
     if cost > 0 and rate > 0:
         return delta * cost * 1e9 <= WRAP_FACTOR * rate * (elapsed + JITTER_NS)
     return last > top // np.uint64(2) and value <= top // np.uint64(2) and elapsed <= WRAP_NS_MAX
@@ -179,13 +188,14 @@ def _usual(usual, elapsed):
 
 
 @numba.njit(cache=True, nogil=True)
-def differ(values, present, order, readings, limits, seen, sums, flags, repeats, moved, since):
+def differ(values, present, order, readings, limits, seen, sums, flags, anew, repeats, moved, since):
     """Walk one counter through all readings.
 
-    ``present`` is empty where every row has a value. ``readings`` is (start in ``order``, object, time, generation, line rate,
-    cell). ``limits`` is (largest value and saturation by object, cost). ``seen`` (objects, 4) is what is known before, and after.
+    ``present`` is empty where every row has a value. ``readings`` is (start in ``order``, object, time, generation, fastest line
+    rate, cell). ``limits`` is (largest value and saturation by object, cost). ``seen`` (objects, 4) is what is known before, and after.
     ``sums`` is (total, covered time, intervals that count) by cell. ``flags`` and ``repeats`` gain, by reading, what is told and
-    how often a value stood there already. ``moved`` and ``since``, where they are not empty, get by reading what it moved and
+    how often a value stood there already. ``anew`` says, by reading, where a counter of 64 bits has begun anew; to be walked widest
+    counter first. ``moved`` and ``since``, where they are not empty, get by reading what it moved and
     from when on; they keep -1 where nothing counts.
     """
     start, code, times, generation, rate, cell = readings
@@ -211,7 +221,8 @@ def differ(values, present, order, readings, limits, seen, sums, flags, repeats,
                         line, carried = rate[r], _carried(rate[r], cost)
                     delta, elapsed = value - last, now - last_ts
                     if value < last:
-                        delta, verdict = _back(value, last, elapsed, tops[one], saturates[one], cost, line)
+                        delta, verdict = _back(value, last, elapsed, tops[one], saturates[one] or anew[r], cost, line)
+                        anew[r] |= verdict == RESET and tops[one] == _WIDEST
                     else:
                         verdict = IMPLAUSIBLE if delta > carried * (now - moved_ts + JITTER_NS) else 0
                     if verdict in (0, WRAP):

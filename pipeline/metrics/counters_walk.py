@@ -47,8 +47,8 @@ class Walk:
 
     def run(self, detection_ns: int, restoration_ns: int) -> dict[str, pl.DataFrame]:
         """Return the rows of the state table, of ``quality`` and of ``event``."""
-        link, rate, change, generation = self._follow()
-        moved, since = self._differ(rate, generation)
+        link, rate, bound, change, generation = self._follow()
+        moved, since = self._differ(bound, generation)
         occupancy = self._gauges()
         event = self._links(change)
         fastest = np.maximum.reduceat(rate, self._first[:-1])
@@ -59,9 +59,9 @@ class Walk:
             more |= self._of_link(link)
         return {self._plan.table: self._table(more), "quality": self._quality(), "event": event}
 
-    def _follow(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def _follow(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         rows, link = self._columns, np.zeros((4, self._cells), np.int64)
-        generation, rate, change = kernel.follow(
+        generation, rate, bound, change = kernel.follow(
             self._order,
             self._start,
             self._code,
@@ -74,16 +74,18 @@ class Walk:
             link,
             self._flags,
         )
-        return link, rate, change, generation
+        return link, rate, bound, change, generation
 
-    def _differ(self, rate: np.ndarray, generation: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _differ(self, bound: np.ndarray, generation: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Sum up what every counter moved; return, for the rules of storms, what some moved by reading and since when."""
         queue = self._plan.family == "queue"
         moved, since = (np.full((len(_STORM_INPUTS) if queue else 0, len(self._cell)), -1, np.int64) for _ in range(2))
-        readings = (self._start, self._code[self._head], self._columns.ts[self._head], generation, rate, self._cell)
+        readings = (self._start, self._code[self._head], self._columns.ts[self._head], generation, bound, self._cell)
         limits = Limits(self._plan, self._known.keys["source"])
         restarted = self._code[self._head[generation > 0]]
-        for k, name in enumerate(self._plan.counters):
+        anew = np.zeros(len(self._cell), np.bool_)
+        bounds = {name: limits.of(name) for name in self._plan.counters}
+        for k, name in sorted(enumerate(self._plan.counters), key=lambda one: -int(bounds[one[1]][0].min())):
             numbers = self._columns.numbers(name)
             if numbers is None:
                 self._known.seen[k, restarted, kernel.TS] = -1
@@ -91,8 +93,8 @@ class Walk:
             sums = self._sums(name)
             at = _STORM_INPUTS.index(name) if queue and name in _STORM_INPUTS else -1
             wanted = (moved[at], since[at]) if at >= 0 else (_NOT_WANTED, _NOT_WANTED)
-            bounds = (*limits.of(name), self._plan.cost(name))
-            kernel.differ(*numbers, self._order, readings, bounds, self._known.seen[k], sums, self._flags, self._repeats, *wanted)
+            limit, seen = (*bounds[name], self._plan.cost(name)), self._known.seen[k]
+            kernel.differ(*numbers, self._order, readings, limit, seen, sums, self._flags, anew, self._repeats, *wanted)
         return moved, since
 
     def _gauges(self) -> np.ndarray:
@@ -138,14 +140,20 @@ class Walk:
         return pl.Series(np.maximum.reduce(spans) if spans else np.zeros(self._cells, np.int64))
 
     def _add_up_packets(self, side: str) -> None:
-        """Where a source tells unicast, multicast and broadcast packets and no total, their sum is the total."""
+        """Where a source tells unicast, multicast and broadcast packets and no total, their sum is the total, if all of them count."""
         name, parts = f"{side}_packets", [f"{side}_{kind}_packets" for kind in ("unicast", "multicast", "broadcast")]
         parts = [part for part in parts if part in self._total]
         if parts:
             total, _, counted = (self._total[name], None, self._counted[name]) if name in self._total else self._sums(name)
-            told = np.logical_or.reduce([self._counted[part] > 0 for part in parts]) & (counted == 0)
+            counts = np.stack([self._counted[part] > 0 for part in parts])
+            told = counts.any(axis=0) & (counts | ~np.stack([self._is_told(part) for part in parts])).all(axis=0) & ~self._is_told(name)
             total[told] = np.add.reduce([self._total[part] for part in parts])[told]
             counted[told] = 1
+
+    def _is_told(self, counter: str) -> np.ndarray:
+        """Return, by cell, whether its object has this counter at all."""
+        seen = self._known.seen[self._plan.counters.index(counter)]
+        return seen[self._code[self._head[self._first[:-1]]], kernel.TS] >= 0
 
     def _of_link(self, link: np.ndarray) -> dict[str, pl.Series]:
         known, changes, up, down = link

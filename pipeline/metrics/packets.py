@@ -220,7 +220,7 @@ def _unbound(device: _Device) -> sequence.Unbound:
 def _roce(rows: pl.DataFrame, marks: np.ndarray, device: str) -> pl.DataFrame:
     kind = (pl.col("syndrome") // 32) % 4
     gives = (kind == 0) & (pl.col("credits") != 31)
-    credit = pl.col("credits").filter(gives)
+    credit, stands_for = pl.col("credits").filter(gives), pl.col("sampling_rate").cast(pl.UInt64)
     frame = rows.with_columns(
         (pl.col("ts") // WINDOW_NS * WINDOW_NS).alias("ts"),
         pl.lit(device).alias("device"),
@@ -228,11 +228,11 @@ def _roce(rows: pl.DataFrame, marks: np.ndarray, device: str) -> pl.DataFrame:
     )
     total = frame.group_by(_KEY).agg(
         pl.len().alias("packets"),
-        pl.col("sampling_rate").cast(pl.UInt64).sum().alias("estimated_packets"),
+        stands_for.sum().alias("estimated_packets"),
         pl.col("length").cast(pl.UInt64).sum().alias("bytes"),
         pl.col("payload_bytes").cast(pl.UInt64).sum(),
-        (pl.col("ecn") == 3).sum().alias("ce_packets"),
-        (pl.col("ecn") != 0).sum().alias("ect_packets"),
+        stands_for.filter(pl.col("ecn") == 3).sum().alias("ce_packets"),
+        stands_for.filter(pl.col("ecn") != 0).sum().alias("ect_packets"),
         (kind == 3).sum().alias("naks"),
         (kind == 1).sum().alias("rnr_naks"),
         pl.col("psn_gaps", "psn_missing", "psn_repeats").sum(),

@@ -176,6 +176,15 @@ def test_pauses_that_are_only_counted_are_bounded(board: Board) -> None:
     assert (row["pause_by"], row["pause_tx_ratio"], row["pause_mean_ns"]) == ("frames", None, None)
 
 
+def test_how_pauses_are_known_is_told_by_direction(board: Board) -> None:
+    """Where pauses received are timed and pauses sent only counted, the row says so."""
+    board.read("port", [{"t": t, "speed_bps": G400} for t in (0, 1)])
+    board.read("queue", [{"t": t, "pfc_rx_pause_us": 100_000 * t, "pfc_rx_frames": 9 * t, "pfc_tx_frames": 1000 * t} for t in (0, 1)])
+    row = board.one("SELECT * FROM queues_1s WHERE pause_rx_ratio IS NOT NULL")
+    assert (row["pause_by"], row["pause_rx_ratio"]) == ("rx duration, tx frames", pytest.approx(0.1))
+    assert row["pause_tx_ratio"] == row["pause_tx_bound_ratio"]
+
+
 def test_pauses_in_quanta(board: Board) -> None:
     """A quantum is 512 bit times of the line."""
     board.read("queue", [{"t": t, "pfc_rx_pause_quanta": 10**8 * t, "speed_bps": G400} for t in (0, 1)])

@@ -225,18 +225,36 @@ def test_a_line_rate_is_remembered_for_the_rows_without_one(said, bps):
     assert found["port"][0]["speed_bps"] == bps == found["queue"][0]["speed_bps"]
 
 
-def test_a_change_of_a_link_is_an_event():
-    """A link that is first seen is no event; each change after that is one, with its time."""
+def test_states_of_links_are_told_and_changes_are_left_to_the_windows():
+    """Each state that a link tells stands in its row; that it changed is told once, by who follows the rows of all sources."""
     device = Device()
-    assert "event" not in device.say(response(path(), [(OPER, text("UP"))]))
     found = device.say(
         response(path(), [(OPER, text("UP"))], ts=TS + 1),
         response(path(), [(OPER, text("LOWER_LAYER_DOWN"))], ts=TS + 2),
         response(path(), [(OPER, text("UNKNOWN"))], ts=TS + 3),
         response(path(), [(OPER, text("UP"))], ts=TS + 4),
     )
-    assert [(row["ts"], row["port"], row["kind"]) for row in found["event"]] == [(TS + 2, "eth1", "link_down"), (TS + 4, "eth1", "link_up")]
     assert [row.get("oper_up") for row in found["port"]] == [True, False, None, True]
+    assert set(found) == {"port"}
+
+
+def test_a_line_rate_holds_from_when_it_is_told():
+    """A rate that changes within a call stands in the rows after it, of queues too; rows before any rate have the first that follows."""
+    device = Device()
+    queue = path(
+        "qos", "interfaces", ("interface", {"interface-id": "eth1"}), "output", "queues", ("queue", {"name": "0"}), "state", "dropped-pkts"
+    )
+    said = [
+        response(path(), [(path(*OCTETS), uint(1)), (queue, uint(0))]),
+        response(path(), [(SPEED, text("SPEED_400GB"))], ts=TS + 1),
+        response(path(), [(path(*OCTETS), uint(2)), (queue, uint(0))], ts=TS + 2),
+        response(path(), [(path(*OCTETS), uint(3)), (SPEED, text("SPEED_100GB"))], ts=TS + 3),
+        response(path(), [(path(*OCTETS), uint(4)), (queue, uint(0))], ts=TS + 4),
+    ]
+    found = device.say(*said[1:])
+    rates = {family: [(row["ts"] - TS, row["speed_bps"] // 10**9) for row in rows] for family, rows in found.items()}
+    assert rates == {"port": [(1, 400), (2, 400), (3, 100), (4, 100)], "queue": [(2, 400), (4, 100)]}
+    assert [row["speed_bps"] // 10**9 for row in Device().say(*said[:2])["port"]] == [400, 400]
 
 
 @pytest.mark.parametrize(
@@ -250,7 +268,7 @@ def test_a_change_of_a_link_is_an_event():
     ],
 )
 def test_what_is_deleted_or_replaced_is_forgotten(forgets):
-    """After a delete, or a notification that replaces all below, a link's state and rate are not known any more."""
+    """After a delete, or a notification that replaces all below, a link's rate is not known any more."""
     device = Device()
     device.say(response(path(), [(OPER, text("UP")), (SPEED, text("SPEED_10GB"))]))
     assert device.say(forgets) == {}
@@ -262,11 +280,11 @@ def test_what_is_deleted_or_replaced_is_forgotten(forgets):
     "keeps", [path("interfaces", ("interface", {"name": "eth2"})), path("interfaces", INTERFACE, "subinterfaces"), path("qos")]
 )
 def test_a_delete_forgets_no_more_than_it_says(keeps):
-    """A delete of another object, or of what is beside a state, leaves the state as it is."""
+    """A delete of another object, or of what is beside a rate, leaves the rate as it is."""
     device = Device()
-    device.say(response(path(), [(OPER, text("UP"))]))
+    device.say(response(path(), [(SPEED, text("SPEED_10GB"))]))
     device.say(response(path(), [], [keeps]))
-    assert len(device.say(response(path(), [(OPER, text("DOWN"))]))["event"]) == 1
+    assert device.say(response(path(), [(OPER, text("DOWN"))]))["port"][0]["speed_bps"] == 10**10
 
 
 def test_a_boot_begins_a_new_epoch():
@@ -276,6 +294,14 @@ def test_a_boot_begins_a_new_epoch():
     for at in (TS - 10**15, TS - 10):
         device.say(response(path(), [(boot, uint(at))]))
         assert device.say(response(path(), [(path(*OCTETS), uint(1))]))["port"][0]["epoch"] == at
+
+
+def test_a_boot_time_that_wavers_is_one_boot():
+    """A boot time that is the clock less the time since moves with the clock by seconds; that is no reboot."""
+    device, boot, first = Device(), path("system", "state", "boot-time"), TS - 10**15
+    for moved in (0, 10**9, -(10**9), 5 * 10**9):
+        device.say(response(path(), [(boot, uint(first + moved))]))
+        assert device.say(response(path(), [(path(*OCTETS), uint(1))]))["port"][0]["epoch"] == first
 
 
 NEIGHBOUR = ("lldp", "interfaces", INTERFACE, "neighbors", ("neighbor", {"id": "1"}))

@@ -266,6 +266,37 @@ def test_a_new_template_goes_on_where_the_old_one_stood(tmp_path):
     assert joined(batches, "gap").filter(what="samples").height == 0
 
 
+@pytest.mark.parametrize("widths", [(4, 8), (8, 4), (8, 8)])
+def test_a_template_that_changes_in_the_middle_of_a_file_goes_on(tmp_path, widths):
+    """A template that comes again with registers of another width loses the sample between the two, and no other; with the same, none."""
+    n, values, times = 400, 10 * 2**30 + walk(400, 1), T0 + np.arange(400) * STEP
+    content, numbers = b"", iter(range(n))
+    for width, part in zip(widths, (slice(0, 200), slice(200, n)), strict=True):
+        stats = [TIME_NS, counter(1, 1, 0, width)] + ([counter(1, 1, 9)] if part.start and widths == (8, 8) else [])
+        content += message([(2, template(256, stats))])
+        for ts, value in zip(times[part].tolist(), values[part, 0].tolist(), strict=True):
+            fields = struct.pack(">QI" if width == 4 else ">QQ", ts, value % 2 ** (8 * width)) + (bytes(8) if len(stats) == 3 else b"")
+            content += message([(256, fields)], sequence=next(numbers))
+    batches = replay(tmp_path, content, PORTS)
+    wanted = {int(times[k]): int(values[k + 1, 0] - values[k, 0]) for k in range(n - 1) if widths == (8, 8) or k != 199}
+    assert samples(batches, signal="rx_bytes") == wanted
+    epochs = joined(batches, "port").filter(pl.col("rx_bytes").is_not_null())["epoch"].unique()
+    assert len(epochs) == (1 if widths == (8, 8) else 2)
+
+
+def test_nanoseconds_alone_are_of_the_messages_second_or_the_one_before(tmp_path):
+    """Records that tell nanoseconds within a second, exported 2 ms later, keep their time across the second's end, wherever it begins."""
+    for first in (0, 998_500_000, 999_900_000):
+        n, values = 30_000, walk(30_000, 1)
+        times = T0 + first + np.arange(n) * STEP
+        content = message([(2, template(256, [struct.pack(">HH", 325, 4), counter(1, 1, 0)]))])
+        for k, (ts, value) in enumerate(zip(times.tolist(), values[:, 0].tolist(), strict=True)):
+            content += message([(256, struct.pack(">IQ", ts % 10**9, value))], sequence=k, exported=(ts + 2_000_000) // 10**9)
+        batches = replay(tmp_path, content, PORTS)
+        assert samples(batches, signal="rx_bytes") == dict(zip(times[:-1].tolist(), np.diff(values[:, 0]).tolist(), strict=True))
+        assert joined(batches, "gap").height == 0
+
+
 def test_a_clock_that_drifts_loses_a_sample_in_thousands(tmp_path):
     """Against a poll 100 ppm off its interval, slots stay filled but for the few where the phase slips, which are admitted."""
     n, values = 30_000, walk(30_000, 2)

@@ -89,6 +89,20 @@ def rows_of(requests: list[ExportMetricsServiceRequest], **settings) -> tuple[li
     return batches, {name.removeprefix("weft_collectors_otlp_").removesuffix("_total"): number for name, number in live.counters().items()}
 
 
+def test_what_was_moved_since_is_no_counter():
+    """Sums of delta temporality are refused and admitted where a counter is wanted; another series' are readings as they came."""
+    first = start_ns()
+    points: list[Point] = [("sai_counter_type_1_stat_0", {"object_name": "Ethernet0"}, first + k * STEP, 1000 + k) for k in range(9)]
+    sent = request([*points, ("node.moved", {}, first, 5)], shape="sum")
+    for metric in sent.resource_metrics[0].scope_metrics[0].metrics:
+        metric.sum.aggregation_temporality = 1
+    batches, told = rows_of([sent])
+    assert joined(batches, "burst_sample").height == joined(batches, "port").height == 0
+    assert joined(batches, "gap").select("what", "missed", "reason").rows() == [("points", 9, "delta_temporality")]
+    assert joined(batches, "reading").select("name", "value").rows() == [("node.moved", 5.0)]
+    assert told["delta_points"] == 9
+
+
 def start_ns() -> int:
     """Return a time just passed, on the grid of the poll."""
     return (time.time_ns() - 2 * 10**9) // STEP * STEP

@@ -177,6 +177,14 @@ def test_transit_delays_become_latency(rows: Rows):
     ]
 
 
+def test_transit_delays_stay_in_their_window(rows: Rows):
+    """Delays of one path are a row for each second, however many datagrams are read at once."""
+    sent = [datagram(flow(header(bytes(roce(1))), tagged(1039, words(10 * k))), sequence=k) for k in range(1, 6)]
+    second = START_NS // 10**9 * 10**9
+    frame = decode(rows, *sent, ts=[second + k * 400_000_000 for k in range(5)])["latency"]
+    assert [((ts - second) // 10**9, values) for ts, values in frame.select("ts", "values_ns").rows()] == [(0, [10, 20, 30]), (1, [40, 50])]
+
+
 def test_queue_depths_become_queue_rows(rows: Rows):
     """Depth and egress queue together are a reading of that queue of the output port; a depth without its queue is none."""
     deep = flow(tagged(1036, words(5)), tagged(1040, words(11_354_112)), went=2216)
@@ -316,10 +324,12 @@ def test_missing_datagrams_are_admitted_per_sub_agent(rows: Rows):
 
 
 def test_repeated_datagrams_are_left_out_and_late_ones_kept(rows: Rows):
-    """A datagram that comes twice gives its rows once; one that comes after its successor is kept."""
-    first, second, third = (datagram(counters(generic(octets=k)), sequence=k) for k in (1, 2, 3))
+    """A datagram that comes twice gives its rows once; one that was overtaken is kept, but for its counters, which would go back."""
+    first, second, third = (datagram(counters(generic(octets=k)), flow(header(bytes(roce(k)))), sequence=k) for k in (1, 2, 3))
     frames = decode(rows, first, first, third, second, third, first)
-    assert frames["port"]["rx_bytes"].to_list() == [1, 3, 2]
+    assert frames["port"]["rx_bytes"].to_list() == [1, 3]
+    assert frames["packet"]["psn"].to_list() == [1, 3, 2]
+    assert rows.counts["late_counter_samples"] == 1
     assert (rows.counts["repeated"], rows.counts["late"], rows.counts["missed_datagrams"]) == (3, 1, 1)
     assert set(frames["port"]["epoch"]) == {0}
 

@@ -81,6 +81,42 @@ def test_input_that_cannot_be_read(weft: Any, recording: Any, tmp_path: Path) ->
     assert not (tmp_path / "data").exists()
 
 
+def test_a_recording_of_nothing_ends(weft: Any, tmp_path: Path) -> None:
+    """A capture in which there is nothing of ours ends soon, says what it held, and suggests no query."""
+    other = bytes(12) + b"\x08\x06" + bytes(46)
+    record = struct.pack("<IIII", 1_700_000_000, 0, len(other), len(other)) + other
+    (tmp_path / "arp.pcap").write_bytes(struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 1) + 3 * record)
+    done = weft.run("replay", tmp_path / "arp.pcap", "--data", tmp_path / "data")
+    assert "0 rows" in done.stdout and "holds nothing yet" in done.stdout and "look at it" not in done.stdout
+    assert "packets without a row: 3 not RoCEv2" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (("--process", "0"), "'0' is no number from 1 on"),
+        (("--line-rate", "-5"), "-5 is no line rate: write bits per second, such as 400e9"),
+        (("--line-rate", "nan"), "nan is no line rate"),
+        (("--run-samples", "0"), "'0' is no number from 1 on"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(weft: Any, recording: Any, tmp_path: Path, wrong: tuple[str, str], says: str) -> None:
+    """A number that cannot be is told with its option before anything starts."""
+    done = weft.run("replay", recording.path, "--data", tmp_path / "data", "=".join(wrong), expect=2)
+    assert f"argument {wrong[0]}: " in done.stderr and says in done.stderr
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_question_that_is_none(weft: Any, undisturbed: Path) -> None:
+    """An empty query, a comment or a mere semicolon is told to be none, and a family that is not there is named with those that are."""
+    for nothing in ("", ";", "-- only words"):
+        assert (
+            weft.fails("sql", "--data", undisturbed, nothing)
+            == "store: there is no query in it; write one, such as: FROM ports_1s LIMIT 10"
+        )
+    assert "'packets' (choose from " in weft.run("decode", undisturbed, "--family", "packets", expect=2).stderr
+
+
 def test_configuration_that_cannot_be_used(weft: Any, tmp_path: Path) -> None:
     """An unknown key names file, line and the nearest known one; a wrong type, broken TOML and an unknown variable say what to write."""
     config = tmp_path / "weft.toml"

@@ -212,7 +212,9 @@ def test_a_counter_that_saturates_never_wraps() -> None:
     readings = (np.arange(6), np.zeros(5, np.int64), rows * S, np.zeros(5, np.int64), np.full(5, 1e11), rows)
     limits = (np.array([2**16 - 1], np.uint64), np.array([True]), 0.0)
     none = np.zeros(0, np.int64)
-    kernel.differ(values, np.zeros(0, np.bool_), rows, readings, limits, seen, totals, flags, repeats, none, none)
+    anew = np.zeros(5, np.bool_)
+    kernel.differ(values, np.zeros(0, np.bool_), rows, readings, limits, seen, totals, flags, anew, repeats, none, none)
+    assert not anew.any()
     assert totals[0].tolist() == [0, 99, 0, 0, 10]
     assert totals[2].tolist() == [0, 1, 1, 0, 1]
     assert flags.tolist() == [0, 0, 0, kernel.RESET, 0]
@@ -232,6 +234,48 @@ def test_packets_are_added_up_where_there_is_no_total() -> None:
     tables = run([{"t": t, **{name: step * t for name, step in parts.items()}} for t in (0, 1, 2)])
     assert windows(tables, "rx_packets") == {0: None, 1: 111, 2: 111}
     assert windows(tables, "tx_packets") == {0: None, 1: 7, 2: 7}
+
+
+def test_parts_of_the_packets_that_do_not_count_give_no_total() -> None:
+    """Where one part began anew the sum of the others is not the total; nor is it where the source has a total that does not count."""
+    steps = [(1000, 7), (2000, 8), (500, 9), (1500, 10)]
+    rows = [{"t": t, "source": "sflow", "rx_unicast_packets": one, "rx_multicast_packets": many} for t, (one, many) in enumerate(steps)]
+    assert windows(run([{**row, "speed_bps": S} for row in rows]), "rx_packets") == {0: None, 1: 1001, 2: None, 3: 1001}
+    rows = [{"t": t, "rx_packets": total, "rx_unicast_packets": 10 * t} for t, total in enumerate((100, 200, 3, 50))]
+    assert windows(run(rows), "rx_packets") == {0: None, 1: 100, 2: None, 3: 47}
+
+
+def test_counters_that_are_cleared_are_not_taken_for_wraps() -> None:
+    """Where a 64-bit counter goes back, the narrow ones of the same reading that went back were cleared with it, however long it was."""
+    octets, errors, packets = (10**12, 2 * 10**12, 10**9, 10**12), (3, 5, 0, 4), (10**9, 2 * 10**9, 10**6, 10**9)
+    rows = [
+        {"t": 30 * t, "source": "sflow", "rx_bytes": octets[t], "rx_errors": errors[t], "rx_packets": packets[t], "speed_bps": 4 * G100}
+        for t in range(4)
+    ]
+    tables = run(rows)
+    assert windows(tables, "rx_bytes") == {0: None, 30: 10**12, 60: None, 90: 10**12 - 10**9}
+    assert windows(tables, "rx_errors") == {0: None, 30: 2, 60: None, 90: 4}
+    assert windows(tables, "rx_packets") == {0: None, 30: 10**9, 60: None, 90: 10**9 - 10**6}
+    assert lacks(tables) == {"resets": 1}
+
+
+@pytest.mark.parametrize("values", [(5 * 10**15, 2**64 - 1, 5 * 10**15 + 2000), (2**63 + 5, 2**63 - 10)])
+def test_a_way_back_that_no_line_carries_is_no_wrap(values: tuple[int, ...]) -> None:
+    """Without a line rate, too, nothing moves by more than 8 Pbit/s: a reading of all ones, or a small step back, counts nothing."""
+    tables = run([{"t": t, "rx_bytes": value, "speed_bps": None} for t, value in enumerate(values)])
+    assert set(windows(tables, "rx_bytes").values()) == {None}
+    assert "wraps" not in lacks(tables)
+
+
+def test_a_line_that_becomes_slower_carried_more_before() -> None:
+    """The interval at whose end a port tells a lower rate ran at the higher one, in the same call and over two."""
+    rows = [{"t": t, "rx_bytes": 90 * 10**9 * t, "speed_bps": 8 * G100 if t < 2 else G100} for t in (0, 1, 2)]
+    assert windows(run(rows), "rx_bytes") == {0: None, 1: 90 * 10**9, 2: 90 * 10**9}
+    metric = CounterMetric("port")
+    metric.close(Closing("leaf", T0, T0 + 2 * S, [frame(rows[:2])]))
+    later = metric.close(Closing("leaf", T0 + 2 * S, T0 + 9 * S, [frame(rows[2:])]))
+    assert windows(later, "rx_bytes") == {2: 90 * 10**9}
+    assert lacks(later) == {}
 
 
 def test_a_link_that_goes_and_comes_is_told() -> None:

@@ -147,6 +147,9 @@ def test_counts_of_a_window():
     assert [acks[name] for name in ("naks", "rnr_naks", "credit_count", "credit_total", "credit_low", "credit_high")] == [1, 1, 2, 8, 3, 5]
     assert (rows[2, "a", SEND]["packets"], rows[2, "a", SEND]["estimated_packets"]) == (1, 1000)
     assert rows[1, "b", CNP]["ect_packets"] == 1
+    sampled = [packet(S + k, SEND, k, ecn=3 if k < 10 else 2, sampling_rate=1000 if k < 10 else 100_000) for k in range(20)]
+    row = close(sampled)["roce"].to_dicts()[0]
+    assert (row["packets"], row["ce_packets"], row["ect_packets"]) == (20, 10_000, 1_010_000)
 
 
 def test_a_jump_ahead_is_one_gap_of_its_width():
