@@ -13,7 +13,7 @@ from pathlib import Path
 import polars as pl
 
 from ..pipeline.clock import NS_PER_S, Clock
-from ..pipeline.errors import StoreError
+from ..pipeline.errors import ConfigError, StoreError
 from ..pipeline.report import Report
 from ..pipeline.schema import FAMILIES, RESOLUTIONS_NS
 from .publish import GRACE_S, refresh
@@ -28,7 +28,7 @@ BULK_ROWS = 5_000
 
 @dataclass(frozen=True, slots=True)
 class ArchiveConfig:
-    """How much stays hot, and how long each resolution is kept at all."""
+    """How much stays hot, and how long each resolution is kept at all, in days: "" is what has none; what is not said is as it is here."""
 
     hot_s: float = 3 * 3600
     hot_rows_max: int = 400_000
@@ -41,6 +41,7 @@ class Archive:
     def __init__(self, store: Store, config: ArchiveConfig, clock: Clock, report: Report) -> None:
         self._store = store
         self._config = config
+        self._keep_days = _keep_days(config)
         self._clock = clock
         self._report = report
         self._doomed: list[tuple[int, str]] = []
@@ -142,7 +143,7 @@ class Archive:
 
     def _expire(self, name: str) -> None:
         resolution = name.rsplit("_", 1)[-1]
-        days = dict(self._config.keep_days).get(resolution, dict(self._config.keep_days)[""])
+        days = self._keep_days.get(resolution, self._keep_days[""])
         oldest = self._clock.now_ns() - int(days * 86_400 * NS_PER_S)
         if name in FAMILIES:
             # Against what was received last: a store of an old recording keeps what came with it.
@@ -156,6 +157,19 @@ class Archive:
                     self._store.execute("DELETE FROM base.segments WHERE path = ?", [path])
                     refresh(self._store, name)
                 self._doomed.append((self._clock.monotonic_ns() + GRACE_S * NS_PER_S, path))
+
+
+def _keep_days(config: ArchiveConfig) -> dict[str, float]:
+    """Return how long each resolution is kept. Raises ``ConfigError`` for one that is not there, and where nothing would be kept."""
+    usual = dict(ArchiveConfig().keep_days)
+    for resolution, days in config.keep_days:
+        if resolution not in usual:
+            raise ConfigError(
+                "analyze.archive.keep_days", f"there is no resolution {resolution!r}", f"write one of {', '.join(map(repr, usual))}"
+            )
+        if not days > 0:
+            raise ConfigError("analyze.archive.keep_days", f"{resolution!r} is kept for {days} days", "write more than 0")
+    return usual | dict(config.keep_days)
 
 
 def _time_of(name: str) -> str:

@@ -341,6 +341,7 @@ class Reader:
     """
 
     def __init__(self, folder: Path, *, sandbox: bool = False, memory_bytes_max: int = 256 * 1024 * 1024) -> None:
+        self._folder = folder
         link = folder / "current.duckdb"
         if not link.exists():
             raise StoreError(f"nothing is published in {folder} yet", "start 'weft up' or 'weft replay' with this --data and try again")
@@ -382,6 +383,11 @@ class Reader:
             return pl.DataFrame(pl.from_arrow(next(iter(batches), batches.schema.empty_table())))
         except duckdb.InterruptException:
             raise StoreError("the query took too long and was stopped", "narrow it with a WHERE on ts") from None
+        except duckdb.IOException as error:
+            if "No files found" not in str(error) or str(self._folder.resolve()) in str(error):
+                raise StoreError(str(error).strip(), "see that the store's files are there and may be read") from None
+            mend = f"publish it anew where it is: weft analyze --seconds 3 --data {self._folder.resolve().parent}"
+            raise StoreError("its folder was moved or copied, and the views still name the files where they were", mend) from None
         except duckdb.Error as error:
             unknown = isinstance(error, (duckdb.BinderException, duckdb.CatalogException))
             mend = "see the views with: SHOW TABLES, their columns with: DESCRIBE and the name" if unknown else "correct the query"

@@ -52,9 +52,7 @@ def configured(config: Any, clock: Clock) -> dict[str, Live]:
 class CollectService:
     """Runs the live collectors of one machine: those that the configuration asks for, or those that are given."""
 
-    def __init__(
-        self, config: Any, bus: Bus, clock: Clock, report: Report, name: str = "collect-0", given: Mapping[str, Live] | None = None
-    ) -> None:
+    def __init__(self, config: Any, bus: Bus, clock: Clock, report: Report, name: str, given: Mapping[str, Live] | None = None) -> None:
         self._config = config
         self._bus = bus
         self._clock = clock
@@ -71,11 +69,14 @@ class CollectService:
     def start(self) -> None:
         """Start the collectors that are configured. Raises a ``WeftError`` when one cannot have its source."""
         keep_freed()
-        self._producer = self._bus.producer(self._name)
-        self._feed = Feed(self._producer, self._name, self._clock, live=True, epoch=self._clock.now_ns())
+        self._open()
         for name, live in (configured(self._config, self._clock) if self._given is None else self._given).items():
             live.start()
             self._live[name] = live
+
+    def _open(self) -> None:
+        self._producer = self._bus.producer(self._name)
+        self._feed = Feed(self._producer, self._name, self._clock, live=True, epoch=self._clock.now_ns())
 
     def step(self) -> None:
         """Drain once, publish, and wait for the next time."""
@@ -123,10 +124,21 @@ class CollectService:
         except (BusError, FencedError) as error:
             self._retry_ns = self._clock.monotonic_ns() + NS_PER_S
             self._report.complain(f"{error}; {len(batches)} batches wait", "bus")
+            if isinstance(error, FencedError):
+                self._take_back()
             return
         self._held.clear()
         self._held_bytes = 0
         self._dropped.clear()
+
+    def _take_back(self) -> None:
+        """Take the name back: of two collectors of one name both go on, by turns and with complaints, and neither loses anything."""
+        self._report.complain(f"a second collector is named {self._name}: stop one, or tell them apart with --member", "name")
+        try:
+            self._producer.close()
+            self._open()
+        except (BusError, FencedError) as error:
+            self._report.complain(str(error), "bus")
 
     def _admission(self) -> Batch:
         now = self._clock.now_ns()

@@ -28,6 +28,7 @@ _LOOKS = {
     "port_readings": "FROM ports_1m ORDER BY bytes DESC LIMIT 10",
     "samples": "FROM ports_1s ORDER BY utilization_max_ratio DESC LIMIT 10",
     "latency_samples": "FROM latency_1m ORDER BY p99_ns DESC LIMIT 10",
+    "other_readings": "FROM readings_1m LIMIT 10",
     "inventory_rows": "FROM devices LIMIT 10",
 }
 
@@ -190,6 +191,7 @@ def _summary(chosen: Namespace, note: dict, seconds: float, restarts: dict[str, 
         (SELECT coalesce(sum(readings), 0) FROM state.queue_counters_1h)::BIGINT AS queue_readings,
         (SELECT coalesce(sum(packets), 0) FROM state.roce_1h)::BIGINT AS roce_packets,
         (SELECT coalesce(sum(samples), 0) FROM state.latency_1h)::BIGINT AS latency_samples,
+        (SELECT coalesce(sum(samples), 0) FROM readings_1h)::BIGINT AS other_readings,
         (SELECT coalesce(sum(late), 0) FROM quality_1h)::BIGINT AS late,
         (SELECT coalesce(sum(duplicates), 0) FROM quality_1h)::BIGINT AS duplicates,
         (SELECT coalesce(sum(implausible), 0) FROM quality_1h)::BIGINT AS implausible,

@@ -5,10 +5,14 @@ from argparse import ArgumentParser, Namespace
 
 from ..pipeline.clock import SystemClock
 from ..pipeline.component import run
+from ..pipeline.supervise import is_supervised
 from .settings import bus_of, load, report_of
 
 
 def collect_options(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--member", default=f"collect-{socket.gethostname()}", help="name of this collector, of which there is one (default: collect-HOST)"
+    )
     parser.add_argument("--seconds", type=float, help="stop after so many seconds")
     parser.add_argument("--interface", action="append", default=[], help="interface to read, may be repeated (default: all that are up)")
     parser.add_argument("--interval-ms", type=float, help="time between two readings, 0.5 to 100 (default: 1)")
@@ -21,7 +25,8 @@ def collect(chosen: Namespace) -> int:
     clock = SystemClock()
     settings = load(chosen, collect=_collect_config())
     bus = bus_of(chosen, settings)
-    run(CollectService(_with_options(settings.collect, chosen), bus, clock, report_of("collect-0", clock)), clock, seconds=chosen.seconds)
+    service = CollectService(_with_options(settings.collect, chosen), bus, clock, report_of(chosen.member, clock), chosen.member)
+    run(service, clock, seconds=chosen.seconds)
     bus.close()
     return 0
 
@@ -97,5 +102,8 @@ def dash(chosen: Namespace) -> int:
         config = replace(config, port=chosen.port)
     if chosen.address is not None:
         config = replace(config, address=chosen.address)
+    service.check_port(config)
+    if not is_supervised():
+        print(f"dashboard of {chosen.data}: http://{config.address}:{config.port}", flush=True)
     service.run(config, chosen.data)
     return 0

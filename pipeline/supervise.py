@@ -127,6 +127,11 @@ class Supervisor:
         return _Running(child, process, tail, relay)
 
 
+def is_supervised() -> bool:
+    """Return whether a supervisor started this process, which then speaks for it."""
+    return SUPERVISOR in os.environ
+
+
 def follow_supervisor() -> None:
     """Let this process, if a supervisor started it, be asked to stop when that one dies, however it dies (Linux only)."""
     supervisor = os.environ.get(SUPERVISOR)

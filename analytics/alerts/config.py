@@ -1,4 +1,4 @@
-"""What a user may set under ``[alerts]``."""
+"""What a user may set under ``[analyze.alerts]``."""
 
 from dataclasses import dataclass
 

@@ -112,7 +112,7 @@ def load_rules(config: AlertsConfig) -> tuple[Rule, ...]:
     rules = {rule.name: rule for rule in load_folder(DEFAULT_RULES)}
     for name in config.disabled:
         if name not in rules:
-            raise ConfigError("[alerts] disabled", f"there is no default rule {name!r}", _meant(name, tuple(rules)))
+            raise ConfigError("[analyze.alerts] disabled", f"there is no default rule {name!r}", _meant(name, tuple(rules)))
         del rules[name]
     if config.rules:
         rules |= {rule.name: rule for rule in load_folder(Path(config.rules))}
@@ -122,7 +122,7 @@ def load_rules(config: AlertsConfig) -> tuple[Rule, ...]:
 def load_folder(folder: Path) -> list[Rule]:
     """Return the rules of the ``*.toml`` files of ``folder``, each name once."""
     if not folder.is_dir():
-        raise ConfigError(str(folder), "is not a folder of alert rules", "create it or leave [alerts] rules out")
+        raise ConfigError(str(folder), "is not a folder of alert rules", "create it or leave [analyze.alerts] rules out")
     rules: dict[str, Rule] = {}
     for path in sorted(folder.glob("*.toml")):
         rule = load_rule(path)

@@ -105,7 +105,7 @@ class Webhook:
         return f"Webhook({self._config.name!r})"
 
     def start(self) -> None:
-        where = f"[[notify.webhook]] {self._config.name}"
+        where = f"[[analyze.notify.webhook]] {self._config.name}"
         if bool(self._config.url) == bool(self._config.url_file):
             raise ConfigError(where, "needs exactly one of url and url_file", "write one of them")
         if not 0 < self._config.timeout_s <= 60:

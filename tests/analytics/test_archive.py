@@ -1,5 +1,6 @@
 """Segments: rows that left the hot tables are seen exactly once in every snapshot, and what is too old goes."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,12 +11,26 @@ from weft.analytics.archive import Archive, ArchiveConfig
 from weft.analytics.publish import GRACE_S, PublishConfig, Publisher
 from weft.analytics.store import Reader, Store, base_tables, stored
 from weft.pipeline.clock import NS_PER_S, ManualClock
-from weft.pipeline.errors import StoreError
+from weft.pipeline.errors import ConfigError, StoreError
 from weft.pipeline.report import Report
 from weft.pipeline.schema import FAMILIES, STATES
 
 T0 = 1_640_995_200 * NS_PER_S
 HOUR_S = 3600
+
+
+@pytest.mark.parametrize(
+    ("keep_days", "says"), [((("1s", -2.0),), "is kept for -2.0 days; write more than 0"), ((("2s", 1.0),), "there is no resolution '2s'")]
+)
+def test_what_is_kept_is_said_in_full_or_in_part(keep_days: tuple[tuple[str, float], ...], says: str) -> None:
+    """A setting of one resolution leaves the others as they are; one that cannot be is told."""
+    clock = ManualClock()
+    report = Report("analyze", "test", clock)
+    assert Archive(Store(Path("nowhere")), ArchiveConfig(keep_days=(("1s", 7.0),)), clock, report)
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        Archive(Store(Path("nowhere")), ArchiveConfig(keep_days=keep_days), clock, report)
+
+
 CONFIG = ArchiveConfig(hot_s=HOUR_S, hot_rows_max=100)
 
 

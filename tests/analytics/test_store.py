@@ -10,12 +10,14 @@ import duckdb
 import polars as pl
 import pytest
 
+from weft.analytics.archive import Archive, ArchiveConfig
 from weft.analytics.peek import is_locked, peek
 from weft.analytics.publish import PublishConfig, Publisher
-from weft.analytics.store import GROUP_ROWS, STORAGE_VERSION, TABLES_VERSION, Reader, Store, base_tables
-from weft.pipeline.clock import SystemClock
+from weft.analytics.store import GROUP_ROWS, STORAGE_VERSION, TABLES_VERSION, Reader, Store, base_tables, stored
+from weft.pipeline.clock import ManualClock, SystemClock
 from weft.pipeline.errors import StoreError
 from weft.pipeline.report import Report
+from weft.pipeline.schema import STATES
 
 Children = Callable[..., "subprocess.Popen[str]"]
 
@@ -163,6 +165,26 @@ def test_a_look_by_plain_rows(stores: Callable[[Path], Store], tmp_path: Path) -
         ask("FROM ports_9s")
     with peek() as ask:
         assert ask("SELECT 1") == [(1,)]
+
+
+def test_a_store_that_was_moved_says_how_to_publish_it_anew(stores: Callable[[Path], Store], tmp_path: Path) -> None:
+    """The views of a snapshot name files where they were; after a move a query says so, and a publication mends it."""
+    store = stores(tmp_path / "old" / "store")
+    frame = pl.DataFrame([dict.fromkeys(STATES["quality"].polars) | {"ts": 10**18, "device": "d"}], schema=STATES["quality"].polars)
+    archive = Archive(store, ArchiveConfig(), ManualClock(), Report("analyze", "test", ManualClock()))
+    with store.transaction():
+        archive.bulk("quality_1s", stored(STATES["quality"], frame))
+    publisher(store).start()
+    store.stop()
+    (tmp_path / "old").rename(tmp_path / "new")
+    reader = Reader(tmp_path / "new" / "store")
+    with pytest.raises(StoreError, match=r"was moved or copied.*weft analyze --seconds 3 --data .*new"):
+        reader.frame("FROM quality_1s")
+    reader.close()
+    publisher(stores(tmp_path / "new" / "store")).start()
+    reader = Reader(tmp_path / "new" / "store")
+    assert reader.frame("SELECT device FROM quality_1s").rows() == [("d",)]
+    reader.close()
 
 
 def test_a_newer_store_is_refused_and_let_go(stores: Callable[[Path], Store], children: Children, tmp_path: Path) -> None:
