@@ -43,7 +43,7 @@ JUDGE_HISTORY_S = 1.0
 POLL_S = 0.05
 ARCHIVE_EVERY_S = 30.0
 
-# Roll-ups wait at most so long, in memory, for what there is more of the longer they wait.
+# Roll-ups wait in memory at most so long, but for history, of which more is folded at once: there is more of them the longer they wait.
 FOLD_EVERY_S = 2.0
 
 # A store that could not be written is opened anew after so long: a full disk is waited for.
@@ -260,7 +260,7 @@ class AnalyzeService:
                 self._sink.fold()
                 self._archive.run()
             due = now >= self._publisher.due_ns()
-            if due or self._sink.full or now >= self._fold_ns:
+            if due or self._sink.full or (now >= self._fold_ns and not self._is_history()):
                 self._fold_ns = now + int(FOLD_EVERY_S * NS_PER_S)
                 self._store.give_back()
                 give_back()
