@@ -192,13 +192,15 @@ def _fill(bus: Bus, seconds: int, interval_ns: int, pace: SystemClock | None = N
     from ..collectors.base import Batch
     from ..collectors.feed import Feed
     from ..pipeline.schema import FAMILIES
-    from .traffic import batches
+    from .traffic import START_NS, batches
 
     clock = SystemClock()
     producer = bus.producer("bench")
-    feed = Feed(producer, "bench", clock, live=False, epoch=0)
+    feed = Feed(producer, "bench", clock, live=pace is not None, epoch=0)
     began, size = clock.monotonic_ns(), 0
-    for number, batch in enumerate(batches(DEVICES, PORTS, seconds, interval_ns=interval_ns)):
+    # What is live is of the second that has just ended.
+    start_ns = START_NS if pace is None else (pace.now_ns() // NS_PER_S - 1) * NS_PER_S
+    for number, batch in enumerate(batches(DEVICES, PORTS, seconds, interval_ns=interval_ns, start_ns=start_ns)):
         size += feed.publish([batch])
         if pace is not None and (number + 1) % DEVICES == 0:
             pace.wait((number + 1) / DEVICES - (pace.monotonic_ns() - began) / NS_PER_S)

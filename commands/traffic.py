@@ -12,7 +12,9 @@ SPEED_BPS = 400_000_000_000
 MS_NS = 1_000_000
 
 
-def batches(devices: int, ports: int, seconds: int, *, interval_ns: int = MS_NS, seed: int = 1) -> Iterator[Batch]:
+def batches(
+    devices: int, ports: int, seconds: int, *, interval_ns: int = MS_NS, seed: int = 1, start_ns: int = START_NS
+) -> Iterator[Batch]:
     """Yield one batch of samples per device and second: ``ports`` runs of received byte counts, ``interval_ns`` (at most 1 ms) each.
 
     A device's ports alternate together between computing (mostly silent, some small control traffic) and
@@ -26,12 +28,12 @@ def batches(devices: int, ports: int, seconds: int, *, interval_ns: int = MS_NS,
             phase = np.repeat(np.arange(100) % 2, random.integers(20, 120, 100) * (MS_NS // interval_ns))[: shape[1]] == 1
             small = np.where(random.random(shape) < 0.3, random.lognormal(6, 1.5, shape), 0).astype(np.uint32)
             large = (capacity * random.uniform(0.80, 0.97, shape)).astype(np.uint32)
-            yield Batch("burst_sample", _frame(f"leaf-{device:03d}", second, np.where(phase, large, small), interval_ns))
+            ts = start_ns + second * 1_000_000_000
+            yield Batch("burst_sample", _frame(f"leaf-{device:03d}", ts, np.where(phase, large, small), interval_ns))
 
 
-def _frame(device: str, second: int, values: np.ndarray, interval_ns: int) -> pl.DataFrame:
+def _frame(device: str, ts: int, values: np.ndarray, interval_ns: int) -> pl.DataFrame:
     ports = len(values)
-    ts = START_NS + second * 1_000_000_000
     return pl.DataFrame(
         {
             "ts": np.full(ports, ts),
