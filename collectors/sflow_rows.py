@@ -12,7 +12,7 @@ from socket import AF_INET, AF_INET6, inet_ntop
 import numpy as np
 import polars as pl
 
-from ..pipeline.schema import FAMILIES
+from ..pipeline.schema import FAMILIES, WINDOW_NS
 from . import sflow_frames as frames
 from .base import Batch
 from .decode import roce, udp
@@ -148,20 +148,22 @@ class Rows:
         # Numbers have 32 bits and go round.
         numbers = {"from_sequence": first % 2**32, "to_sequence": last % 2**32, "missed": tracked.missed[behind]}
         skipped = frames.frame("gap", {**view.common(behind), **numbers, "what": "datagrams", "reason": "sequence"})
-        rows = []
-        for agent in np.nonzero(samples.lost)[0].tolist():
-            k = int(np.nonzero(tracked.agent == agent)[0][-1])
-            rows.append((k, self._devices[agent], "samples", int(samples.lost[agent]), "agent_drop"))
-        unread: Counter[tuple[str, str]] = Counter()
-        newest: dict[tuple[str, str], int] = {}
+        # By window, device, what and why: how much, and the newest datagram that tells it.
+        missing: dict[tuple[int, str, str, str], list[int]] = {}
+
+        def miss(k: int, device: str, what: str, missed: int, reason: str) -> None:
+            found = missing.setdefault((int(ts[k]) // WINDOW_NS, device, what, reason), [0, k])
+            found[0], found[1] = found[0] + missed, k
+
+        for k in np.nonzero(samples.lost)[0].tolist():
+            miss(k, self._devices[int(tracked.agent[k])], "samples", int(samples.lost[k]), "agent_drop")
         (bad,) = np.nonzero((samples.faults > 0) | ((tracked.verdict == REFUSED) & (samples.heads["fault"] == 0)))
         for k in bad.tolist():
             fault, agent = FAULTS[samples.faults[k]] or "agents_max", int(tracked.agent[k])
-            key = (self._devices[agent] if agent >= 0 else sender_of(k), "over_limit" if fault.endswith("_max") else "malformed")
-            unread[key] += 1
-            newest[key] = k
-        rows += [(newest[device, reason], device, "datagrams", missed, reason) for (device, reason), missed in unread.items()]
-        return pl.concat([skipped, frames.of_gaps([(int(ts[k]), *rest) for k, *rest in rows])]).sort("ts", maintain_order=True)
+            device = self._devices[agent] if agent >= 0 else sender_of(k)
+            miss(k, device, "datagrams", 1, "over_limit" if fault.endswith("_max") else "malformed")
+        rows = [(int(ts[k]), device, what, missed, reason) for (_, device, what, reason), (missed, k) in missing.items()]
+        return pl.concat([skipped, frames.of_gaps(rows)]).sort("ts", maintain_order=True)
 
     def _of_flows(self, buffer: np.ndarray, samples: Samples, view: frames.View) -> list[tuple[str, pl.DataFrame]]:
         flows = samples.flows

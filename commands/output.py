@@ -1,6 +1,7 @@
 """Rows to standard output: a table for eyes, CSV, JSON lines or Parquet for programs."""
 
 import io
+import shutil
 import sys
 
 import polars as pl
@@ -42,7 +43,10 @@ class Printer:
     def _table(self, frame: pl.DataFrame, title: str) -> None:
         if self._shown >= TABLE_ROWS_MAX and title:
             return
-        wide = {"tbl_width_chars": 200, "tbl_rows": TABLE_ROWS_MAX, "tbl_cols": -1, "fmt_str_lengths": 40, "fmt_table_cell_list_len": 6}
+        # A family has a column for whatever anybody tells; those of which nothing is here only take place.
+        frame = frame[[column.name for column in frame if column.null_count() < frame.height]] if title else frame
+        width = max(200, shutil.get_terminal_size().columns) if sys.stdout.isatty() else 1000
+        wide = {"tbl_width_chars": width, "tbl_rows": TABLE_ROWS_MAX, "tbl_cols": -1, "fmt_str_lengths": 40, "fmt_table_cell_list_len": 6}
         with pl.Config(**wide, tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True):
             rows = frame.head(TABLE_ROWS_MAX - self._shown) if title else frame
             print(f"{title}\n{rows}" if title else rows)

@@ -104,7 +104,8 @@ class Samples:
     """What some datagrams held; ``datagram`` of each row is the place of its datagram in ``heads`` and ``tracked``.
 
     ``columns`` has a row for each of ``sflow_tables.COLUMNS``, all ones where the agent does not have the counter; ``unknowns``
-    says how often. ``faults`` index ``FAULTS``, ``lost`` are the samples that each agent says it has lost, ``tally`` counts by ``TALLY``.
+    says how often. ``faults`` index ``FAULTS``, ``lost`` are the samples that each datagram's agent says to have lost
+    since the one before, ``tally`` counts by ``TALLY``.
     """
 
     heads: np.ndarray
@@ -139,7 +140,7 @@ def decode(
     total = int(lengths.sum())
     counters, flows = np.empty(total // 80 + 1, COUNTER), np.empty(total // 40 + 1, FLOW)
     records, named = np.empty(total // 36 + 1, RECORD), np.empty(total // 16 + 1, NAMED)
-    filled, tally, lost = np.zeros(4, np.int64), np.zeros(len(TALLY), np.int64), np.zeros(agents.numbers.size, np.int64)
+    filled, tally, lost = np.zeros(4, np.int64), np.zeros(len(TALLY), np.int64), np.zeros(len(offsets), np.int64)
     faults = heads["fault"].copy()
     _walk(
         *(buffer, offsets, lengths, heads, tracked.agent, tracked.epoch, tracked.verdict),
@@ -390,7 +391,7 @@ def _flow_sample(
     filled[1] += 1
     place = _place(agent, source_kind, index, places)
     if place >= 0:
-        lost[agent] += newly_lost(place_states[place], kind == tables.DISCARDED, drops, epoch)
+        lost[datagram] += newly_lost(place_states[place], kind == tables.DISCARDED, drops, epoch)
     if flow.reason != NO_REASON or flow.flags & HAS_DEPTH:
         flow.input, flow.output = _known(agent, came, places), _known(agent, went, places)
     return fault

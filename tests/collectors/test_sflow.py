@@ -363,6 +363,18 @@ def test_samples_that_the_agent_lost_are_admitted(rows: Rows):
     assert gaps.select("what", "missed", "reason").rows() == [("samples", 10, "agent_drop")]
 
 
+def test_what_is_missing_is_admitted_in_its_own_second(rows: Rows):
+    """Samples that agents lost, and datagrams that cannot be read, are gaps of the seconds in which they are told, read at once or not."""
+    second = START_NS // 10**9 * 10**9
+    sent = [datagram(flow(drops=drops), sequence=k) for k, drops in enumerate((0, 0, 5, 5, 9, 9), 1)]
+    broken = datagram(flow(), sequence=7)[:-8]
+    gaps = decode(rows, *sent, broken, ts=[second + k * 10**9 for k in range(7)])["gap"]
+    told = [
+        ((ts - second) // 10**9, what, missed, reason) for ts, what, missed, reason in gaps.select("ts", "what", "missed", "reason").rows()
+    ]
+    assert told == [(2, "samples", 5, "agent_drop"), (4, "samples", 4, "agent_drop"), (6, "datagrams", 1, "malformed")]
+
+
 def test_damage_costs_only_what_lies_behind_it(rows: Rows):
     """A sample that reaches beyond its datagram is a counted fault; the samples before it stay."""
     good = counters(generic(octets=5))
