@@ -245,14 +245,15 @@ def fill(buffer, updates, devices, meanings, port_of_row, port_of_queue_row, row
                 counts[NOT_A_NUMBER] += 1
                 continue
             values, valid, epoch = ports if kin == PORT else queues
-            begun, port_of, speed = (
-                (begun_ports, port_of_row, PORT_SPEED) if kin == PORT else (begun_queues, port_of_queue_row, QUEUE_SPEED)
-            )
-            if not begun[rows[u]]:
-                # The line rate of the moment, which a later update of this call may change.
-                begun[rows[u]] = True
-                rate = _rate(states, device, port_of[rows[u]])
-                values[speed, rows[u]], valid[speed, rows[u]] = rate, rate > 0
+            # A row has the line rate of the moment in which it begins, which a later update of this call may change.
+            if kin == PORT and not begun_ports[rows[u]]:
+                begun_ports[rows[u]] = True
+                rate = _rate(states, device, port_of_row[rows[u]])
+                values[PORT_SPEED, rows[u]], valid[PORT_SPEED, rows[u]] = rate, rate > 0
+            elif kin == QUEUE and not begun_queues[rows[u]]:
+                begun_queues[rows[u]] = True
+                rate = _rate(states, device, port_of_queue_row[rows[u]])
+                values[QUEUE_SPEED, rows[u]], valid[QUEUE_SPEED, rows[u]] = rate, rate > 0
             values[name[at], rows[u]], valid[name[at], rows[u]] = value, True
             epoch[rows[u]] = epochs[device]
             if kin == PORT and name[at] == PORT_SPEED and not _tell(states, device, port_of_row[rows[u]], value):
