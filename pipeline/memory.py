@@ -34,26 +34,26 @@ _set: Callable[[int, int], int] | None = getattr(_LIBRARY, "mallopt", None)
 
 
 def give_back() -> None:
-    """Return freed memory of Arrow and of the C library to the system, and the pages of code that is not needed again."""
+    """Return freed memory of Arrow and of the C library to the system."""
     arrow = sys.modules.get("pyarrow")
     if arrow is not None:
         arrow.default_memory_pool().release_unused()
     if _trim is not None:
         _trim(0)
-    if "llvmlite" in sys.modules and _LIBRARY is not None and os.path.exists(_MAPS):
-        _unmap_code("libllvmlite.so")
 
 
-def _unmap_code(library: str) -> None:
-    """Let go of the pages of a library's code, which cannot be written and so is read from its file again when it is called.
+def unmap_compiler() -> None:
+    """Let go of the pages of LLVM's code, which cannot be written and so is read from its file again when it is called.
 
-    Of the compiler's, 60 MB, a process that loads its kernels from the cache needs next to nothing once they are loaded.
+    Of its 60 MB a process that loads its kernels from the cache needs next to nothing once they are loaded; but a kernel that comes
+    later waits some 20 ms more, which a socket does not.
     """
-    assert _LIBRARY is not None
+    if "llvmlite" not in sys.modules or _LIBRARY is None or not os.path.exists(_MAPS):
+        return
     with open(_MAPS) as maps:
         for line in maps:
             place, access, *_, path = line.split()
-            if access == "r-xp" and path.endswith(library):
+            if access == "r-xp" and path.endswith("libllvmlite.so"):
                 low, high = (int(end, 16) for end in place.split("-"))
                 _LIBRARY.madvise(ctypes.c_void_p(low), ctypes.c_size_t(high - low), _MADV_DONTNEED)
 

@@ -14,7 +14,7 @@ import polars as pl
 from .bus import Bus, Message, TopicPartition, Transaction
 from .clock import Clock
 from .codec import headers, messages
-from .memory import give_back, keep_freed
+from .memory import give_back, keep_freed, unmap_compiler
 from .metrics import METRICS, MetricConfig
 from .metrics.base import Closing
 from .metrics.bursts import BurstConfig
@@ -83,6 +83,7 @@ class ProcessService:
             for metric in self._metrics.values():
                 self._report.update(metric.counters())
             give_back()
+            unmap_compiler()
         self._report.publish(self._producer)
 
     def stop(self) -> None:

@@ -6,7 +6,7 @@ joins its group all the same, since a member that compiles for ten seconds is ta
 
 import polars as pl
 
-from .memory import give_back
+from .memory import give_back, unmap_compiler
 from .metrics import METRICS, MetricConfig
 from .metrics.base import Closing
 from .schema import FAMILIES, WINDOW_NS
@@ -45,6 +45,7 @@ def warm() -> None:
     for family, make in METRICS.items():
         make(MetricConfig()).close(Closing("warm", 0, WINDOW_NS, frames.get(family, []), ended=True))
         give_back()
+        unmap_compiler()
     METRICS["burst_sample"](MetricConfig()).close(Closing("warm", 0, WINDOW_NS, [*runs, large], ended=True))
 
 

@@ -29,14 +29,14 @@ def run(code: str) -> list[str]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="pages are counted by Linux")
 def test_the_compilers_code_is_let_go_and_comes_back() -> None:
-    """After ``give_back`` next to none of LLVM's pages are here, and the compiler compiles as before."""
+    """After ``unmap_compiler`` next to none of LLVM's pages are here, and the compiler compiles as before."""
     before, after, answer = run("""
 import numba
-from weft.pipeline.memory import give_back
+from weft.pipeline.memory import unmap_compiler
 double = numba.njit(lambda x: 2 * x)
 double(1)
 before = kibibytes("libllvmlite.so", "Rss")
-give_back()
+unmap_compiler()
 after = kibibytes("libllvmlite.so", "Rss")
 print(before, after, int(numba.njit(lambda x: 3 * x)(double(7))))
 """)
