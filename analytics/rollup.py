@@ -5,8 +5,8 @@ associative, so what a batch brings is merged first and then folded into what is
 not depend on how the rows were batched.
 
 A coarse row is written anew with all its histograms whenever a finer one comes, so what has come is held, merged, and
-folded before somebody reads: into the 10 s before a snapshot is published, into all of them before a rule over coarse rows
-is judged and before the hot tables are cut. What was folded into one resolution is held, merged again, for the next, and
+folded before somebody reads: before a snapshot is published, before a rule over coarse rows is judged and before the hot
+tables are cut. What was folded into one resolution is held, merged again, for the next, and
 each resolution is a transaction of its own: a third of the rows, and of the memory, at a time.
 """
 
@@ -121,10 +121,3 @@ def _fold_portion(store: Store, table: Table, resolution: str, frame: pl.DataFra
         both = pl.concat([frame, stored.select(pl.col(column).cast(dtype) for column, dtype in table.polars.items())])
         frame = merged(table, both, RESOLUTIONS_NS[resolution])
     store.insert(name, as_stored(table, frame))
-
-
-def fold_all(store: Store, table: Table, frame: pl.DataFrame) -> None:
-    """Add rows of 1 s to every coarser table, inside the caller's transaction."""
-    for resolution in COARSER:
-        frame = merged(table, frame, RESOLUTIONS_NS[resolution])
-        fold(store, table, resolution, frame)

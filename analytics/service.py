@@ -27,7 +27,6 @@ from .notify.base import Result
 from .notify.sender import Sender
 from .publish import PublishConfig, Publisher
 from .ring import Ring, RingConfig
-from .rollup import COARSER
 from .sink import Sink
 from .store import Store, StoreConfig
 
@@ -264,7 +263,7 @@ class AnalyzeService:
                 self._fold_ns = now + int(FOLD_EVERY_S * NS_PER_S)
                 self._store.give_back()
                 give_back()
-                self._sink.fold(COARSER[0] if due else COARSER[-1])
+                self._sink.fold()
             if due:
                 self._publisher.publish()
                 self._store.rest()

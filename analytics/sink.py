@@ -4,8 +4,7 @@ The store is the truth about what has been stored: on start the sink reads on fr
 bus believes. What it commits to the bus afterwards only tells the lag.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice
+from collections.abc import Mapping, Sequence
 
 import polars as pl
 
@@ -103,7 +102,7 @@ class Sink:
     def store(self, messages: Sequence[Message]) -> dict[str, pl.DataFrame]:
         """Store messages and positions in one transaction; return the rows that are new by table name. Raises ``StoreError``."""
         fresh: dict[str, list[pl.DataFrame]] = {}
-        waiting: list[tuple[str, str, pl.DataFrame]] = []
+        waiting: dict[tuple[str, str], list[pl.DataFrame]] = {}
         offsets, unfolded = dict(self._stored), {resolution: dict(marks) for resolution, marks in self._unfolded.items()}
         for loss in self._consumer.lost():
             self._report.complain(
@@ -121,8 +120,10 @@ class Sink:
                 if table.state and table.having("key") and frame.height:
                     for marks in unfolded.values() if not known else ():
                         marks.setdefault(partition, message.offset)
-                    lacking = (name for name, marks in unfolded.items() if marks.get(partition, message.offset + 1) <= message.offset)
-                    waiting += [(table.name, resolution, frame) for resolution in islice(lacking, 1)]
+                    lacking = [name for name, marks in unfolded.items() if marks.get(partition, message.offset + 1) <= message.offset]
+                    if lacking:
+                        # From the finest on it goes into the coarser ones by itself.
+                        waiting.setdefault((table.name, lacking[0]), []).append(frame)
             except CodecError as error:
                 self._report.complain(str(error), "codec")
         rows = {name: pl.concat(parts) for name, parts in fresh.items()}
@@ -131,7 +132,7 @@ class Sink:
                 self._insert(name, frame)
             self._positions.save({at: offset for at, offset in offsets.items() if offset != self._stored.get(at)}, unfolded)
         self._stored, self._unfolded = offsets, unfolded
-        for (name, resolution), parts in _grouped(waiting).items():
+        for (name, resolution), parts in waiting.items():
             self._held.add(STATES[name], pl.concat(parts), resolution)
         return {name: frame for name, frame in rows.items() if name in STATES}
 
@@ -140,18 +141,22 @@ class Sink:
         """Whether so much waits for ``fold`` that it is time."""
         return self._held.full
 
-    def fold(self, until: str = COARSER[-1]) -> None:
-        """Fold what waits into the coarser tables up to ``until``. Raises ``StoreError``, and then what is not folded still waits."""
-        for resolution in COARSER[: COARSER.index(until) + 1]:
-            if not self._held.waits(resolution):
-                continue
-            with self._store.transaction():
-                self._held.fold(self._store, resolution)
-                self._positions.folded(resolution)
-            self._held.folded(resolution)
-            self._unfolded[resolution] = {}
-            self._store.checkpoint()
-            self._store.rest()
+    def fold(self) -> None:
+        """Fold into the coarser tables what waits. Raises ``StoreError``, and then what is not folded still waits."""
+        for resolution in COARSER:
+            self.fold_into(resolution)
+
+    def fold_into(self, resolution: str) -> None:
+        """Fold what waits for one resolution, in a transaction of its own; it waits for the next one then."""
+        if not self._held.waits(resolution):
+            return
+        with self._store.transaction():
+            self._held.fold(self._store, resolution)
+            self._positions.folded(resolution)
+        self._held.folded(resolution)
+        self._unfolded[resolution] = {}
+        self._store.checkpoint()
+        self._store.rest()
 
     def positions(self) -> dict[TopicPartition, int]:
         """Return how far the sink has read; true of the store once everything polled is stored."""
@@ -179,10 +184,3 @@ class Sink:
             else:
                 self._archive.bulk(place, rows)
         self._report.count("weft_analyze_rows_total", frame.height, label=name)
-
-
-def _grouped(waiting: Iterable[tuple[str, str, pl.DataFrame]]) -> dict[tuple[str, str], list[pl.DataFrame]]:
-    groups: dict[tuple[str, str], list[pl.DataFrame]] = {}
-    for name, resolution, frame in waiting:
-        groups.setdefault((name, resolution), []).append(frame)
-    return groups

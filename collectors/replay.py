@@ -43,18 +43,22 @@ class Progress:
     ts_ns: int | None
 
 
+def readers() -> list[Collector]:
+    """Return the collectors that read recordings."""
+    return [collector for collector in COLLECTORS.values() if collector.recorded is not None]
+
+
 def recogniser(path: Path, kind: str | None) -> Collector:
     """Return the collector that reads ``path``: the one named, or the one that recognises it.
 
     Raises:
         InputError: there is no such file, nobody recognises it, or the named one reads no recordings.
     """
-    readers = [collector for collector in COLLECTORS.values() if collector.recorded is not None]
-    names = ", ".join(collector.name for collector in readers)
+    names = ", ".join(collector.name for collector in readers())
     if not path.exists():
         raise InputError(str(path), "no such file or folder", "check the path")
     if kind is not None:
-        for collector in readers:
+        for collector in readers():
             if collector.name == kind:
                 return collector
         raise InputError(str(path), f"no collector {kind!r} reads recordings", f"choose --kind from: {names}")
@@ -63,7 +67,7 @@ def recogniser(path: Path, kind: str | None) -> Collector:
     except OSError as error:
         raise InputError(str(path), f"cannot be read ({error.strerror})", "check its permissions") from None
     try:
-        for collector in readers:
+        for collector in readers():
             if collector.recognises is not None and collector.recognises(path, head):
                 return collector
     except OSError as error:

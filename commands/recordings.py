@@ -17,9 +17,6 @@ AGAIN = 3
 
 WAIT_S_MAX = 600.0
 
-# The collectors that read recordings.
-KINDS = ("packets", "millisampler", "sflow", "gnmi", "hft", "inventory", "recording")
-
 # What to look at first where a replay has stored something of this.
 _LOOKS = {
     "bursts": "FROM bursts ORDER BY bytes DESC LIMIT 10",
@@ -34,13 +31,16 @@ _LOOKS = {
 
 
 def _recording_options(parser: ArgumentParser) -> None:
+    from ..collectors.replay import readers
+
+    kinds = ", ".join(collector.name for collector in readers())
     parser.add_argument(
         "path",
         type=Path,
         help="capture (RoCEv2, sFlow), gNMI or IPFIX recording, Millisampler file or folder, topology, counter CSV or Parquet, "
         "a folder of recordings, or what 'weft record' wrote",
     )
-    parser.add_argument("--kind", help=f"what it is, where the file does not tell: {', '.join(KINDS)}")
+    parser.add_argument("--kind", help=f"what it is, where the file does not tell: {kinds}")
     parser.add_argument("--line-rate", type=_rate, metavar="BPS", help="line rate of the recorded ports in bit/s, such as 12.5e9")
     parser.add_argument("--device", help="name of the device that recorded it, where the file does not tell")
     parser.add_argument("--check-icrc", action="store_true", help="check the invariant CRC of every RoCEv2 packet")

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+from store_rig import fold_all
 
 from weft.analytics.publish import catalog
-from weft.analytics.rollup import fold_all
 from weft.analytics.store import Store, stored
 from weft.pipeline.schema import FAMILIES, STATES
 

@@ -13,10 +13,11 @@ import polars as pl
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from store_rig import fold_all
 
 from weft.analytics.archive import BULK_ROWS, Archive, ArchiveConfig
 from weft.analytics.lag import TOPICS
-from weft.analytics.rollup import COARSER, fold_all
+from weft.analytics.rollup import COARSER
 from weft.analytics.sink import Positions, Sink
 from weft.analytics.store import QUANTILES, Store, stored
 from weft.pipeline.bus import BusConfig, TopicPartition
@@ -220,7 +221,8 @@ def test_a_sink_reads_on_where_the_store_says(rig: Rig, folded: str | None) -> N
     first = rig.sink()
     first.store(first.poll(0.0))
     if folded is not None:
-        first.fold(folded)
+        for resolution in COARSER[: COARSER.index(folded) + 1]:
+            first.fold_into(resolution)
     for frame in frames[1:]:
         rig.publish(table, frame)
     assert len(first.poll(0.0)) == 2
@@ -257,7 +259,8 @@ def test_whatever_is_folded_before_a_sink_dies_is_folded_once(
         elif step == "die":
             sink = rig.sink()
         else:
-            sink.fold(step)
+            for resolution in COARSER[: COARSER.index(step) + 1]:
+                sink.fold_into(resolution)
     sink.fold()
     whole = pl.concat(published)
     assert count(rig.store, "quality_1s") == whole.height

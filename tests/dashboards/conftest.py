@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from store_rig import fold_all
 
 from weft.analytics import alerts
 from weft.analytics.publish import PublishConfig, Publisher
-from weft.analytics.rollup import fold_all
 from weft.analytics.store import Store, stored
 from weft.collectors.lab.export import Exporter
 from weft.collectors.lab.fabric import Fabric, FabricConfig

@@ -27,7 +27,6 @@ def run(code: str) -> list[str]:
     return done.stdout.split()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="pages are counted by Linux")
 def test_the_compilers_code_is_let_go_and_comes_back() -> None:
     """After ``unmap_compiler`` next to none of LLVM's pages are here, and the compiler compiles as before."""
     before, after, answer = run("""
