@@ -23,6 +23,8 @@ PORTS = {"gnmi": 9339, "sflow": 6343, "hft": 4739, "otlp": 4317}
 
 # What is due is sent so often, or after so many polls of high-frequency telemetry, so that no burst is larger than a receiver's buffer.
 STEP_S, STEP_POLLS = 0.05, 100
+# One that was held up makes good so many polls a time, since a whole second of them would overrun the receiver just the same.
+CATCH_UP_POLLS = 2 * STEP_POLLS
 TEMPLATES_S = 5
 SAMPLES_A_STEP = 20
 # What a stall leaves behind is skipped, as a switch's ring would be overwritten.
@@ -182,9 +184,9 @@ class Lab:
         if now - self._templates_ns >= TEMPLATES_S * NS_PER_S:
             self._templates_ns = now
             udp.send(self._exporter.templates(export_ns=now))
-        # A message goes out when it is full; after a stall few are made at a time, for which the processor's cache has room.
+        # A message goes out when it is full; few are made at a time, for which the processor's cache has room.
         each = self._config.layout.records
-        due = np.arange(self._hft_ns, now, poll_ns)
+        due = np.arange(self._hft_ns, now, poll_ns)[:CATCH_UP_POLLS]
         for first in range(0, len(due) // each * each, STEP_POLLS):
             some = due[first : min(first + STEP_POLLS, len(due) // each * each)]
             udp.send(self._exporter.data(some))
