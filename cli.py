@@ -11,8 +11,10 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
+from typing import NoReturn
 
 from . import __version__
 from .pipeline.errors import WeftError
@@ -124,6 +126,7 @@ def parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
             epilog=f"examples:{examples}\n\nexit codes: 0 done, 1 failed, 2 wrong command line",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        sub.set_defaults(parser=sub)
         if name in arguments:
             command.load(name)[0](sub)
     return top
@@ -161,7 +164,9 @@ def options_of(name: str) -> list[tuple[str, str]]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     words = sys.argv[1:] if arguments is None else arguments
-    chosen = parser(words).parse_args(words)
+    chosen, unknown = parser(words).parse_known_args(words)
+    if unknown:
+        _refuse(chosen.parser, unknown[0])
     logging.basicConfig(
         level=chosen.log_level.upper(), format="%(asctime)s %(levelname).1s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr
     )
@@ -187,6 +192,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _abandon_output()
         print("weft: the output cannot be written, its disk is full; free space or write elsewhere", file=sys.stderr)
         return 1
+
+
+def _refuse(sub: argparse.ArgumentParser, word: str) -> NoReturn:
+    """End with what is wrong with a word that the command does not know."""
+    flags = [flag for action in sub._actions for flag in action.option_strings]
+    near = get_close_matches(word.partition("=")[0], flags, n=1)
+    sub.error(f"there is no {word!r} here; {f'did you mean {near[0]}' if near else f'see {sub.prog} --help'}")
 
 
 def _abandon_output() -> None:

@@ -391,14 +391,14 @@ class Reader:
         except duckdb.Error as error:
             unknown = isinstance(error, (duckdb.BinderException, duckdb.CatalogException))
             mend = "see the views with: SHOW TABLES, their columns with: DESCRIBE and the name" if unknown else "correct the query"
-            raise StoreError(str(error).strip(), mend) from None
+            raise StoreError(_in_one_line(error), mend) from None
 
     def statement_kinds(self, sql: str) -> list[str]:
         """Return the kind of each statement in ``sql`` as DuckDB's parser sees it, such as SELECT."""
         try:
             return [statement.type.name for statement in self._connection.extract_statements(sql)]
         except duckdb.Error as error:
-            raise StoreError(str(error).strip(), "correct the query") from None
+            raise StoreError(_in_one_line(error), "correct the query") from None
 
     def interrupt(self) -> None:
         """Stop the query under way, from another thread."""
@@ -407,6 +407,13 @@ class Reader:
     def close(self) -> None:
         """Close the connection. Idempotent."""
         self._connection.close()
+
+
+def _in_one_line(error: duckdb.Error) -> str:
+    """Return DuckDB's own words; of the line of the query that it quotes below them, the number."""
+    words, _, quoted = str(error).strip().partition("\n\nLINE ")
+    line = f" (line {quoted.partition(':')[0]})" if quoted else ""
+    return " ".join(words.split()) + line
 
 
 def _explain(error: duckdb.Error, folder: Path) -> StoreError:

@@ -87,7 +87,7 @@ class Host:
         self._switch_s: float | None = None
 
     def start(self) -> None:
-        """Open the counters and begin to read. Raises ``ServiceError`` when an interface or the counters are not there."""
+        """Open the counters and begin to read. Raises ``ConfigError`` for an unknown interface, ``ServiceError`` where none can be read."""
         try:
             self._reader = open_reader()
         except OSError as error:
@@ -99,7 +99,7 @@ class Host:
             self._reader.close()
             near = get_close_matches(absent, known, n=1)
             mend = f"did you mean {near[0]!r}" if near else f"choose from {', '.join(sorted(known))}"
-            raise ServiceError(f"collect.host.interfaces: there is no interface {absent!r}", mend)
+            raise ConfigError("collect.host.interfaces", f"there is no interface {absent!r}", mend)
         self._ports, self._next_serial = {}, 0
         self._find_ports()
         self._prime(self._reader)

@@ -11,7 +11,7 @@ from pathlib import Path
 from ..pipeline import config as configuration
 from ..pipeline.bus import open_bus
 from ..pipeline.clock import NS_PER_S, SystemClock
-from ..pipeline.errors import WeftError
+from ..pipeline.errors import ServiceError, WeftError
 from .settings import everything
 
 FREE_BYTES_MIN = 1024**3
@@ -42,6 +42,7 @@ def check(chosen: Namespace) -> int:
     findings = [
         Finding("configuration", "ok", str(chosen.config) if chosen.config else "defaults and environment"),
         _rules(settings),
+        *_collectors(settings),
         _data(chosen.data),
         _bus(settings, chosen.data),
         _store(chosen.data),
@@ -53,21 +54,43 @@ def check(chosen: Namespace) -> int:
         print(json.dumps([{"what": f.what, "state": f.state, "text": f.text, "mend": f.mend} for f in findings]))
     else:
         for finding in findings:
-            print(f"{finding.state:<5} {finding.what:<14} {finding.text}{f'; {finding.mend}' if finding.mend else ''}")
+            print(f"{finding.state:<5} {finding.what:<17} {finding.text}{f'; {finding.mend}' if finding.mend else ''}")
     return int(any(finding.state == "fail" for finding in findings))
 
 
 def _rules(settings) -> Finding:
     from ..analytics.alerts.rules import load_rules
-    from ..analytics.notify import endpoints_of
+    from ..analytics.notify import build_notifiers, endpoints_of
 
     try:
         rules = load_rules(settings.analyze.alerts)
         endpoints = endpoints_of(settings.analyze.notify)
+        for notifier in build_notifiers(endpoints, SystemClock()).values():
+            notifier.start()
     except WeftError as error:
         return Finding("alert rules", "fail", str(error))
     receivers = f"{len(endpoints)} receivers" if endpoints else "no receiver, so alerts stay in the store"
     return Finding("alert rules", "ok", f"{len(rules)} rules, {receivers}")
+
+
+def _collectors(settings) -> list[Finding]:
+    """Start each configured collector and stop it at once: what a file, an interface or an address lacks shows only then."""
+    from ..collectors.service import configured
+
+    return [_collector(f"collect.{name}", live) for name, live in configured(settings.collect, SystemClock()).items()]
+
+
+def _collector(what: str, live) -> Finding:
+    try:
+        live.start()
+    except ServiceError as error:
+        # An address that a running Weft has, or a right that the service's user may have.
+        return Finding(what, "warn", str(error))
+    except WeftError as error:
+        return Finding(what, "fail", str(error))
+    finally:
+        live.stop()
+    return Finding(what, "ok", "starts")
 
 
 def _data(data: Path) -> Finding:

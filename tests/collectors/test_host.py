@@ -18,7 +18,7 @@ from weft.collectors.host import HOST, Host, HostConfig
 from weft.collectors.netlink import COUNTERS
 from weft.collectors.ticker import INTERVALS_NS, REVIEWS_BAD
 from weft.pipeline.clock import SystemClock
-from weft.pipeline.errors import ConfigError, ServiceError
+from weft.pipeline.errors import ConfigError
 from weft.pipeline.schema import FAMILIES
 
 MS = 1_000_000
@@ -230,7 +230,7 @@ def test_interfaces_come_and_go(veth):
 def test_an_unknown_interface_is_an_error_with_the_mend():
     """A name that is none is answered with the nearest one that is."""
     host = Host(HostConfig(interfaces=("loo",)), SystemClock())
-    with pytest.raises(ServiceError, match="'loo'; did you mean 'lo'"):
+    with pytest.raises(ConfigError, match="'loo'; did you mean 'lo'"):
         host.start()
     host.stop()
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import struct
 import subprocess
 import time
@@ -114,6 +115,8 @@ def test_a_question_that_is_none(weft: Any, undisturbed: Path) -> None:
             weft.fails("sql", "--data", undisturbed, nothing)
             == "store: there is no query in it; write one, such as: FROM ports_1s LIMIT 10"
         )
+    wrong = weft.fails("sql", "--data", undisturbed, "SELECT 1,\nnope FROM devices")
+    assert re.fullmatch(r'store: Binder Error: Referenced column "nope" not found .*\(line 2\); see the views with: SHOW TABLES, .*', wrong)
     assert "'packets' (choose from " in weft.run("decode", undisturbed, "--family", "packets", expect=2).stderr
 
 

@@ -8,6 +8,7 @@ import os
 import pty
 import re
 import select
+import socket
 import time
 import tomllib
 from pathlib import Path
@@ -178,6 +179,40 @@ def test_check_says_what_is_and_what_to_do(weft: Any, tmp_path: Path, undisturbe
     rules.write_text(f'[analyze.alerts]\nrules = "{tmp_path / "none"}"\n')
     failed = weft.run("check", "--config", rules, "--data", undisturbed, expect=1).stdout
     assert re.search(r"^fail +alert rules .*is not a folder of alert rules; create it", failed, re.MULTILINE)
+
+
+def test_check_tries_what_up_would(weft: Any, tmp_path: Path) -> None:
+    """A receiver's address, an interface and a file that cannot be used fail by name; an address that another has is a warning."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        config = tmp_path / "weft.toml"
+        config.write_text(
+            f'[collect.host]\ninterfaces = ["lo"]\n[collect.sflow]\nenabled = true\naddress = "127.0.0.1"\nport = {port}\n'
+            '[collect.packets]\ninterface = "nope"\n[collect.inventory]\nfiles = ["/none.csv"]\n'
+            '[[analyze.notify.webhook]]\nurl = "127.0.0.1/alerts"\n'
+        )
+        arguments = ("check", "--config", config, "--data", tmp_path, "--format", "json")
+        found = json.loads(weft.run(*arguments, expect=1).stdout)
+    told = {finding["what"]: (finding["state"], finding["text"]) for finding in found}
+    expected = {
+        "alert rules": ("fail", "not one that a webhook can go to; write it as in https://"),
+        "collect.host": ("ok", "starts"),
+        "collect.sflow": ("warn", f"127.0.0.1:{port} is in use"),
+        "collect.packets": ("fail", "there is no interface 'nope'"),
+        "collect.inventory": ("fail", "/none.csv: cannot be read"),
+    }
+    assert {what: told[what][0] for what in expected} == {what: state for what, (state, _) in expected.items()}
+    assert [what for what, (_, text) in expected.items() if text not in told[what][1]] == []
+
+
+def test_a_word_that_a_command_does_not_know_is_named_with_the_nearest(weft: Any) -> None:
+    """The usage is the command's own, and the last line says which word is wrong and what was meant."""
+    said = weft.run("replay", "x.pcap", "--sped", "1x", expect=2).stderr
+    assert (
+        said.startswith("usage: weft replay")
+        and said.splitlines()[-1] == "weft replay: error: there is no '--sped' here; did you mean --speed"
+    )
 
 
 def test_check_dump_is_a_configuration(weft: Any, tmp_path: Path) -> None:
