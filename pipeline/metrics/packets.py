@@ -22,7 +22,7 @@ _KEY = ("ts", "device", "src", "dst", "opcode")
 _FLOW = ("src", "dst", "qp")
 _FOLLOWED = ("ts", "flow", "opcode", "psn", "ack_psn", "syndrome", "dma_bytes", "payload_bytes")
 _COLUMNS = ("ts", *_FLOW, *_FOLLOWED[2:], "credits", "length", "ecn", "sampling_rate")
-_CARRIED = ("expected", "slack", "mtu", "response", "seen", "response_seen", "bound", "bound_by", "doubtful", "requests", "last_ts")
+_CARRIED = tuple(name for name in sequence.FLOW.names or () if name not in ("head", "tail"))
 _WAITING = ("psn", "ts", "flags")
 _KEY_TYPES = {"src": pl.String, "dst": pl.String, "qp": pl.UInt32}
 
@@ -152,7 +152,7 @@ class PacketMetric:
         acknowledged = sequence.is_acknowledged(columns[2])
         room = np.bincount(columns[1, acknowledged], minlength=len(device.flows))
         pending = sequence.lay_out(device.flows, device.pending, room)
-        marks, (packet, request, latency_ns) = sequence.follow(columns, device.flows, pending, _unbound(device), self._counts)
+        marks, (packet, request, latency_ns) = sequence.follow(columns, device.flows, pending, _requesters(device), self._counts)
         sequence.expire(device.flows, pending, until_ns, self._counts)
         device.pending = sequence.lay_out(device.flows, pending, np.zeros(len(device.flows), np.int64))
         window = (packets["ts"].gather(packet) // WINDOW_NS * WINDOW_NS).alias("ts")
@@ -199,7 +199,7 @@ def _forget(device: _Device, kept: np.ndarray) -> None:
     device.pending = sequence.lay_out(device.flows, device.pending, np.zeros(len(kept), np.int64))
 
 
-def _unbound(device: _Device) -> sequence.Unbound:
+def _requesters(device: _Device) -> sequence.Requesters:
     count = len(device.flows)
     _, number = np.unique(np.concatenate([device.keys["src"].to_numpy(), device.keys["dst"].to_numpy()]).astype(str), return_inverse=True)
     src, dst, base = number[:count].astype(np.int64), number[count:].astype(np.int64), 2 * count
@@ -207,14 +207,17 @@ def _unbound(device: _Device) -> sequence.Unbound:
     wanted = dst * base + src
     at = np.minimum(np.searchsorted(known, wanted), max(0, len(known) - 1))
     opposite = np.where(known[at] == wanted, at, -1) if count else np.empty(0, np.int64)
-    open_at = np.concatenate([[0], np.cumsum(np.bincount(pair, minlength=len(known)))])
-    unbound = np.flatnonzero((device.flows["requests"] != 0) & (device.flows["bound_by"] < 0))
-    unbound = unbound[np.argsort(pair[unbound], kind="stable")]
-    open_count = np.bincount(pair[unbound], minlength=len(known))
-    before = np.cumsum(open_count) - open_count
-    open_flows = np.empty(count, np.int64)
-    open_flows[open_at[pair[unbound]] + np.arange(len(unbound)) - before[pair[unbound]]] = unbound
-    return sequence.Unbound(pair.astype(np.int64), opposite.astype(np.int64), open_at, open_flows, open_count.astype(np.int64))
+    first = np.concatenate([[0], np.cumsum(np.bincount(pair, minlength=len(known)))])
+    requesters = np.flatnonzero(device.flows["requests"] != 0)
+    free = device.flows["bound_by"][requesters] < 0
+    order = np.lexsort((~free, pair[requesters]))
+    number = np.bincount(pair[requesters], minlength=len(known))
+    sorted_pairs = pair[requesters[order]]
+    flows = np.empty(count, np.int64)
+    flows[first[sorted_pairs] + np.arange(len(order)) - (np.cumsum(number) - number)[sorted_pairs]] = requesters[order]
+    free_number = np.bincount(pair[requesters[free]], minlength=len(known))
+    wide = (each.astype(np.int64) for each in (pair, opposite, first, flows, free_number, number))
+    return sequence.Requesters(*wide)
 
 
 def _roce(rows: pl.DataFrame, marks: np.ndarray, device: str) -> pl.DataFrame:

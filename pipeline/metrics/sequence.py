@@ -9,11 +9,15 @@ first or middle packet of the flow or its response; until one was seen, everythi
 is taken as right. A jump of more than ``RESTART_SPAN`` either way is a new connection on an old number, neither a gap nor
 a repeat. Inside one read response the numbers are followed likewise.
 
-Latency: from a request packet to the first positive acknowledgement (ACK, read response, atomic acknowledge) that covers
-its number; acknowledgements are cumulative. They name only the requester's queue pair, so a flow of them is bound to the
-request flow of the opposite direction: when exactly one that is not bound yet has requests outstanding that the number
-falls among. Where several fit, nothing is guessed: the requests that it may cover give no sample. Nor does a
-request that was sent again (Karn's rule: which of the two was acknowledged cannot be told).
+Latency: from a request packet to the first acknowledgement (ACK, read response, atomic acknowledge) that covers its number;
+acknowledgements are cumulative, and a negative one covers all numbers before its own. A request that was overtaken waits like
+any other; one that was sent again gives no sample (Karn's rule: which of the two was acknowledged cannot be told).
+
+Acknowledgements name only the requester's queue pair, so a flow of them is bound to the request flow of the opposite
+direction: when exactly one that is not bound yet has requests outstanding that the number falls among. Where several fit,
+nothing is guessed: the requests that it may cover give no sample. Where none fits but one that is bound to another flow of
+acknowledgements, one of the two is wrong: its requests so far give no sample, and it is free to be bound anew. A request flow
+that is contested more than once in ``CONTEST_COST`` of its samples for long is not bound any more.
 
 Bounds: ``OUTSTANDING_MAX`` requests wait per flow, none longer than ``WAIT_NS``; among more than ``CANDIDATES_MAX``
 request flows nothing is bound.
@@ -29,6 +33,7 @@ REMEMBERED = 63
 OUTSTANDING_MAX = 4096
 CANDIDATES_MAX = 256
 WAIT_NS = 5_000_000_000
+CONTEST_COST, CONTESTED_MAX = 16, 128
 
 MTU_MIN, MTU_MAX = 256, 4096
 
@@ -43,6 +48,8 @@ FLOW = np.dtype(
         ("bound", np.int64),
         ("bound_by", np.int64),
         ("doubtful", np.int64),
+        ("acknowledged", np.int64),
+        ("contested", np.int64),
         ("requests", np.int64),
         ("last_ts", np.int64),
         ("head", np.int64),
@@ -56,12 +63,15 @@ _ACKS_AMBIGUOUS, _ACKS_UNMATCHED, _REPEATED, _AMBIGUOUS, _EXPIRED, _DROPPED, _RE
 
 _MASK, _HALF = (1 << 24) - 1, 1 << 23
 _AGAIN, _READ = 1, 2
+_SEEN, _NEXT, _OVERTAKEN = 0, 1, 2
+# Syndromes are ACK, RNR NAK, reserved, NAK in their upper bits.
+_RESERVED = 2
 _READ_REQUEST, _RESPONSE_FIRST, _RESPONSE_MIDDLE, _RESPONSE_LAST, _ATOMIC_ACK = 0x0C, 0x0D, 0x0E, 0x0F, 0x12
 _RELIABLE, _UNRELIABLE, _EXTENDED = 0, 1, 5
 
 
-class Unbound(NamedTuple):
-    """The request flows that are not bound: those of address pair p are ``flows[at[p] :][: count[p]]``.
+class Requesters(NamedTuple):
+    """The flows that have sent requests: those of address pair p are ``flows[at[p] :][: known[p]]``, first the ``free[p]`` not bound ones.
 
     ``pair`` and ``opposite`` are by flow: its pair of addresses, and that of the other direction, -1 where there is none.
     """
@@ -70,13 +80,14 @@ class Unbound(NamedTuple):
     opposite: np.ndarray
     at: np.ndarray
     flows: np.ndarray
-    count: np.ndarray
+    free: np.ndarray
+    known: np.ndarray
 
 
 def new_flows(number: int) -> np.ndarray:
     """Return the state of flows of which nothing has been seen."""
     flows = np.zeros(number, FLOW)
-    for name in ("expected", "response", "bound", "bound_by", "doubtful"):
+    for name in ("expected", "response", "bound", "bound_by", "doubtful", "acknowledged"):
         flows[name] = -1
     return flows
 
@@ -88,11 +99,11 @@ def is_acknowledged(opcode: np.ndarray) -> np.ndarray:
 
 
 @numba.njit(cache=True, nogil=True)
-def follow(packets, flows, pending, unbound, counts):
+def follow(packets, flows, pending, requesters, counts):
     """Follow ``packets`` (rows: ts, flow, opcode, psn, ack_psn, syndrome, dma_bytes, payload_bytes; -1 = null) in time order.
 
     Changes ``flows``, ``pending`` (segments of it between ``head`` and ``tail`` of a flow, with room for what comes),
-    ``counts`` and ``unbound``.
+    ``counts`` and ``requesters``.
     Returns gaps, missing numbers and repeats of each packet, and the samples: packet, request flow, nanoseconds.
     """
     marks = np.zeros((3, packets.shape[1]), np.int64)
@@ -107,23 +118,28 @@ def follow(packets, flows, pending, unbound, counts):
             continue
         if reliable and _READ_REQUEST < op <= _ATOMIC_ACK:
             _response(k, op, psn, packets[7, k], flows, flow, marks)
-            if packets[4, k] >= 0 and (packets[5, k] >> 5) & 3 == 0:
-                request = _requests_of(flow, packets[4, k], ts, flows, pending, unbound, counts)
+            if packets[4, k] >= 0 and (packets[5, k] >> 5) & 3 != _RESERVED:
+                request = _requests_of(flow, packets[4, k], ts, flows, pending, requesters, counts)
+                covered = packets[4, k] if (packets[5, k] >> 5) & 3 == 0 else (packets[4, k] - 1) & _MASK
                 if request >= 0:
-                    found = _acknowledge(k, request, packets[4, k], ts, flows, pending, samples, found, counts)
+                    found = _acknowledge(k, request, covered, ts, flows, pending, samples, found, counts)
             continue
-        fresh = _request(k, op, psn, packets[6, k], packets[7, k], flows, flow, marks, pending, ts, counts, unbound)
-        if fresh and reliable:
-            _push(flow, psn, ts, _READ if op == _READ_REQUEST else 0, flows, pending, counts)
+        place = _request(k, op, psn, packets[6, k], packets[7, k], flows, flow, marks, pending, ts, counts, requesters)
+        if place != _SEEN and reliable:
+            flags = _READ if op == _READ_REQUEST else 0
+            if place == _NEXT:
+                _push(flow, psn, ts, flags, flows, pending, counts)
+            else:
+                _insert(flow, psn, ts, flags, flows, pending, counts)
             if not flows[flow].requests:
                 flows[flow].requests = 1
-                _open(flow, unbound)
+                _open(flow, requesters)
     return marks, samples[:, :found]
 
 
 @numba.njit(nogil=True)
-def _request(k, op, psn, dma_bytes, payload, flows, flow, marks, pending, ts, counts, unbound):
-    """Compare a request with what was expected; return whether its number is new."""
+def _request(k, op, psn, dma_bytes, payload, flows, flow, marks, pending, ts, counts, requesters):
+    """Compare a request with what was expected; return where its number is: seen, next, or overtaken by others."""
     state, ahead = flows[flow], 0
     if op in (0, 1, 6, 7):
         _learn(state, payload)
@@ -132,16 +148,17 @@ def _request(k, op, psn, dma_bytes, payload, flows, flow, marks, pending, ts, co
         if ahead >= _HALF and _MASK + 1 - ahead <= RESTART_SPAN:
             back = _MASK + 1 - ahead
             _drop_expired(state, ts, pending, counts)
+            place = _OVERTAKEN
             if _is_seen(state.seen, back):
-                marks[2, k] = 1
+                marks[2, k], place = 1, _SEEN
                 _sent_again(state, psn, pending)
             own = _read_packets(dma_bytes, state.mtu)[0] if op == _READ_REQUEST else 1
             state.seen = _with_seen(state.seen, back, own)
-            return False
+            return place
         missing = ahead - state.slack
         if ahead >= _HALF or missing > RESTART_SPAN:
             _drop_expired(state, ts, pending, counts)
-            _restart(flow, flows, counts, unbound)
+            _restart(flow, flows, counts, requesters)
             ahead = 0
         elif missing > 0:
             marks[0, k], marks[1, k] = 1, missing
@@ -152,7 +169,7 @@ def _request(k, op, psn, dma_bytes, payload, flows, flow, marks, pending, ts, co
     seen = _with_seen(_moved(state.seen, ahead), ahead, min(ahead, state.slack))
     state.seen = _with_seen(_moved(seen, low), low, low)
     state.expected, state.slack = (psn + low) & _MASK, high - low
-    return True
+    return _NEXT
 
 
 @numba.njit(nogil=True)
@@ -244,6 +261,24 @@ def _push(flow, psn, ts, flags, flows, pending, counts):
 
 
 @numba.njit(nogil=True)
+def _insert(flow, psn, ts, flags, flows, pending, counts):
+    """Let a request that others have overtaken wait in its place, unless it is acknowledged with them already."""
+    state = flows[flow]
+    _drop_expired(state, ts, pending, counts)
+    if state.acknowledged >= 0 and (state.acknowledged - psn) & _MASK < _HALF:
+        return
+    if state.tail - state.head >= OUTSTANDING_MAX:
+        counts[_DROPPED] += 1
+        return
+    at = state.tail
+    while at > state.head and (pending[at - 1].psn - psn) & _MASK < _HALF:
+        pending[at] = pending[at - 1]
+        at -= 1
+    pending[at].psn, pending[at].ts, pending[at].flags = psn, ts, flags
+    state.tail += 1
+
+
+@numba.njit(nogil=True)
 def _sent_again(state, psn, pending):
     if state.head == state.tail:
         return
@@ -264,31 +299,55 @@ def _sent_again(state, psn, pending):
 
 
 @numba.njit(nogil=True)
-def _restart(flow, flows, counts, unbound):
+def _restart(flow, flows, counts, requesters):
     state = flows[flow]
     counts[_RESTARTS] += 1
     counts[_DROPPED] += state.tail - state.head
-    state.head, state.mtu, state.doubtful, state.seen = state.tail, 0, -1, 0
+    state.head, state.mtu, state.doubtful, state.seen, state.acknowledged, state.contested = state.tail, 0, -1, 0, -1, 0
     if state.bound_by >= 0:
-        _unbind(state.bound_by, flows, unbound)
+        _unbind(state.bound_by, flows, requesters)
 
 
 @numba.njit(nogil=True)
-def _open(flow, unbound):
-    pair = unbound.pair[flow]
-    unbound.flows[unbound.at[pair] + unbound.count[pair]] = flow
-    unbound.count[pair] += 1
+def _open(flow, requesters):
+    """Take a flow up that has sent its first request."""
+    pair = requesters.pair[flow]
+    place = requesters.at[pair] + requesters.known[pair]
+    requesters.flows[place] = flow
+    requesters.known[pair] += 1
+    _free(place, pair, requesters)
 
 
 @numba.njit(nogil=True)
-def _unbind(acks, flows, unbound):
+def _free(place, pair, requesters):
+    flows, first = requesters.flows, requesters.at[pair] + requesters.free[pair]
+    flows[first], flows[place] = flows[place], flows[first]
+    requesters.free[pair] += 1
+
+
+@numba.njit(nogil=True)
+def _bind(acks, place, pair, flows, requesters):
+    order, last = requesters.flows, requesters.at[pair] + requesters.free[pair] - 1
+    request = order[place]
+    order[place], order[last] = order[last], request
+    requesters.free[pair] -= 1
+    flows[acks].bound, flows[request].bound_by = request, acks
+    return request
+
+
+@numba.njit(nogil=True)
+def _unbind(acks, flows, requesters):
     request = flows[acks].bound
-    flows[acks].bound, flows[request].bound_by = -1, -1
-    _open(request, unbound)
+    flows[acks].bound, flows[request].bound_by, flows[request].acknowledged = -1, -1, -1
+    pair = requesters.pair[request]
+    place = requesters.at[pair] + requesters.free[pair]
+    while requesters.flows[place] != request:
+        place += 1
+    _free(place, pair, requesters)
 
 
 @numba.njit(nogil=True)
-def _requests_of(acks, psn, ts, flows, pending, unbound, counts):
+def _requests_of(acks, psn, ts, flows, pending, requesters, counts):
     """Return the request flow that an acknowledgement is for, -1 where there is none or more than one."""
     request = flows[acks].bound
     if request >= 0:
@@ -296,35 +355,49 @@ def _requests_of(acks, psn, ts, flows, pending, unbound, counts):
         away = (psn - newest) & _MASK
         if min(away, _MASK + 1 - away) <= RESTART_SPAN + OUTSTANDING_MAX:
             return request
-        _unbind(acks, flows, unbound)
-    pair = unbound.opposite[acks]
-    if pair < 0 or unbound.count[pair] == 0:
+        _unbind(acks, flows, requesters)
+    pair = requesters.opposite[acks]
+    if pair < 0 or requesters.known[pair] == 0:
         counts[_ACKS_UNMATCHED] += 1
         return -1
-    if unbound.count[pair] > CANDIDATES_MAX:
+    first, free, known = requesters.at[pair], requesters.free[pair], requesters.known[pair]
+    if known > CANDIDATES_MAX:
         counts[_ACKS_AMBIGUOUS] += 1
         return -1
     fitting, place = 0, -1
-    for at in range(unbound.at[pair], unbound.at[pair] + unbound.count[pair]):
-        if _fits(flows[unbound.flows[at]], psn, ts, pending, counts):
+    for at in range(first, first + free):
+        if _fits(flows[requesters.flows[at]], psn, ts, pending, counts):
             fitting, place = fitting + 1, at
     if fitting == 1:
-        request = unbound.flows[place]
-        unbound.count[pair] -= 1
-        unbound.flows[place] = unbound.flows[unbound.at[pair] + unbound.count[pair]]
-        flows[acks].bound, flows[request].bound_by = request, acks
-        return request
-    counts[_ACKS_AMBIGUOUS if fitting else _ACKS_UNMATCHED] += 1
+        return _bind(acks, place, pair, flows, requesters)
     if fitting:
-        for at in range(unbound.at[pair], unbound.at[pair] + unbound.count[pair]):
-            _doubt(flows[unbound.flows[at]], psn, ts, pending, counts)
+        for at in range(first, first + free):
+            _doubt(flows[requesters.flows[at]], psn, ts, pending, counts)
+    else:
+        fitting = _contest(first + free, first + known, psn, ts, flows, pending, requesters, counts)
+    counts[_ACKS_AMBIGUOUS if fitting else _ACKS_UNMATCHED] += 1
     return -1
+
+
+@numba.njit(nogil=True)
+def _contest(start, end, psn, ts, flows, pending, requesters, counts):
+    """Free the bound flows that an acknowledgement of another flow fits; return how many."""
+    fitting = 0
+    for at in range(start, end):
+        # Those that were freed have changed places with ones before them, which were looked at.
+        request = requesters.flows[at]
+        if _fits(flows[request], psn, ts, pending, counts):
+            _doubt(flows[request], psn, ts, pending, counts)
+            flows[request].contested += CONTEST_COST
+            _unbind(flows[request].bound_by, flows, requesters)
+            fitting += 1
+    return fitting
 
 
 @numba.njit(nogil=True)
 def _fits(state, psn, ts, pending, counts):
     _drop_expired(state, ts, pending, counts)
-    if state.head == state.tail:
+    if state.head == state.tail or state.contested > CONTESTED_MAX:
         return False
     first = pending[state.head].psn
     return (psn - first) & _MASK <= (state.expected + state.slack - 1 - first) & _MASK
@@ -352,7 +425,10 @@ def _acknowledge(k, request, psn, ts, flows, pending, samples, found, counts):
         else:
             samples[0, found], samples[1, found], samples[2, found] = k, request, ts - entry.ts
             found += 1
+            state.contested = max(0, state.contested - 1)
         state.head += 1
+    if state.acknowledged < 0 or (psn - state.acknowledged) & _MASK < _HALF:
+        state.acknowledged = psn
     _settle_doubt(state, pending)
     return found
 
