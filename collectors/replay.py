@@ -66,6 +66,8 @@ def recogniser(path: Path, kind: str | None) -> Collector:
         head = b"" if path.is_dir() else path.open("rb").read(4096)
     except OSError as error:
         raise InputError(str(path), f"cannot be read ({error.strerror})", "check its permissions") from None
+    if not head and not path.is_dir():
+        raise InputError(str(path), "is empty", "copy or record it again")
     try:
         for collector in readers():
             if collector.recognises is not None and collector.recognises(path, head):

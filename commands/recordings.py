@@ -1,5 +1,6 @@
 """``weft replay``, ``decode`` and ``record``: recordings in and out."""
 
+import contextlib
 import json
 import signal
 import sys
@@ -60,10 +61,11 @@ def _options(chosen: Namespace) -> Any:
 
 
 def _rate(text: str) -> int:
-    rate = float(text)
-    if not 1 <= rate < 2**62:
-        raise ArgumentTypeError(f"{text} is no line rate: write bits per second, such as 400e9")
-    return int(rate)
+    with contextlib.suppress(ValueError):
+        rate = float(text)
+        if 1 <= rate < 2**62:
+            return int(rate)
+    raise ArgumentTypeError(f"{text} is no line rate: write bits per second, such as 400e9")
 
 
 def replay_options(parser: ArgumentParser) -> None:

@@ -6,6 +6,8 @@ share the partitions: all rows of a device live in one partition, so every stati
 place.
 """
 
+import logging
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -27,6 +29,9 @@ from .windows import PartitionWindows, WindowConfig
 GROUP = "process"
 POLL_S = 0.05
 LAG_EVERY_NS = 2_000_000_000
+COMPILE_NOTICE_S = 5.0
+
+_log = logging.getLogger("weft")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +67,13 @@ class ProcessService:
         """Join the group. Raises ``BusError``."""
         # Between two calls of ``give_back``, which come every two seconds.
         keep_freed()
-        warm()
+        # Beside their source, kernels that an installation compiled load in a second; where it did not, nobody should wonder.
+        notice = threading.Timer(COMPILE_NOTICE_S, _log.warning, ["compiling kernels, once: windows come in a minute or two"])
+        notice.start()
+        try:
+            warm()
+        finally:
+            notice.cancel()
         self._producer = self._bus.producer(self._member)
         self._consumer = self._bus.consumer(
             self.topics, group=GROUP, member=self._member, on_assign=self._assigned, on_revoke=self._revoked

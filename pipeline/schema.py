@@ -364,7 +364,10 @@ _STATE_LIST = (
                 ("rnr_naks", "receiver-not-ready negative acknowledgements"),
                 ("psn_gaps", "times at which the sequence of a queue pair jumped ahead"),
                 ("psn_missing", "sequence numbers jumped over"),
-                ("psn_repeats", "packets whose sequence number had been seen before: retransmissions; those overtaken on the way are none"),
+                (
+                    "psn_repeats",
+                    "packets whose sequence number had been seen before: retransmissions; one that was overtaken by at most 63 is none",
+                ),
                 ("credit_count", "acknowledgements that give a credit count"),
                 ("credit_total", "sum of their credit codes"),
             ),

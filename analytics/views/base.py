@@ -44,6 +44,12 @@ class View:
         return text.replace("{r}", resolution).replace("{ns}", str(RESOLUTIONS_NS.get(resolution, 0)))
 
 
+def quantile(q: float) -> str:
+    """Return the SQL of a quantile of ``hist``: a bucket's value may lie up to 1 % outside what was sampled, no quantile does."""
+    value = f"hist_{percent(q)}"
+    return f"CASE WHEN {value} < low THEN low WHEN {value} > high THEN high ELSE {value} END"
+
+
 def percent(q: float) -> str:
     """Return p50 for 0.5, p999 for 0.999."""
     return "p" + f"{q * 100:g}".replace(".", "")

@@ -1,6 +1,6 @@
 """The views of what crosses the fabric: paths, operations, and ports side by side."""
 
-from .base import Column, View, percent
+from .base import Column, View, percent, quantile
 
 LATENCY = View(
     "latency",
@@ -14,10 +14,10 @@ LATENCY = View(
         Column("kind", "kind", "", "ack (request to the acknowledgement that covers it), probe, transit or hop"),
         Column("samples", "samples", "", "number of samples; p99.9 wants 10,000, p99.99 100,000"),
         Column("mean_ns", "total / samples", "ns", "mean; say the quantiles instead"),
-        *(Column(f"{percent(q)}_ns", f"hist_{percent(q)}", "ns", f"{q:g} quantile, within 1 %") for q in (0.50, 0.90, 0.99, 0.999, 0.9999)),
+        *(Column(f"{percent(q)}_ns", quantile(q), "ns", f"{q:g} quantile, within 1 %") for q in (0.50, 0.90, 0.99, 0.999, 0.9999)),
         Column("max_ns", "high", "ns", "largest sample"),
-        Column("tail_ratio", "weft_ratio(hist_p99, hist_p50)", "", "p99 / p50"),
-        Column("tail_ratio_999", "weft_ratio(hist_p999, hist_p50)", "", "p99.9 / p50"),
+        Column("tail_ratio", f"weft_ratio({quantile(0.99)}, {quantile(0.5)})", "", "p99 / p50"),
+        Column("tail_ratio_999", f"weft_ratio({quantile(0.999)}, {quantile(0.5)})", "", "p99.9 / p50"),
         Column("hist", "hist", "ns", "histogram of the samples, for weft_quantile and weft_merge"),
     ),
 )
@@ -51,7 +51,7 @@ ROCE = View(
         Column("rnr_naks", "rnr_naks", "", "receiver-not-ready negative acknowledgements"),
         Column("psn_gaps", "psn_gaps", "", "times at which a queue pair's sequence jumped ahead"),
         Column("psn_missing", "psn_missing", "", "sequence numbers jumped over"),
-        Column("psn_repeats", "psn_repeats", "", "packets seen before: retransmissions; those overtaken on the way are none"),
+        Column("psn_repeats", "psn_repeats", "", "packets seen before: retransmissions; one that was overtaken by at most 63 is none"),
         Column("credits_mean", "weft_ratio(credit_total, credit_count)", "", "mean AETH credit code, 0 to 30"),
         Column("credits_min", "credit_low", "", "smallest"),
         Column("credits_max", "credit_high", "", "largest"),

@@ -1,7 +1,7 @@
 """The view of ports: burst samples and counters of one port and direction side by side."""
 
 from ...pipeline.schema import FEC_BINS, LADDER
-from .base import Column, View, percent
+from .base import Column, View, percent, quantile
 
 BLOCKS = (1, *LADDER)
 
@@ -45,12 +45,20 @@ _P01 = "(cold_hot / (cold_cold + cold_hot))"
 _P11 = "(hot_hot / (hot_cold + hot_hot))"
 _CER = "weft_ratio(c_fec_uncorrectable, c_fec_uncorrectable + c_fec_bin_0 + c_fec_corrected)"
 
-_SAMPLES = """SELECT p.*, p.interval_ns AS sample_interval_ns, left(p.signal, 2) AS direction, e.total AS ecn_total, t.total AS retransmit_total
-  FROM state.port_samples_{r} p
-  LEFT JOIN (SELECT ts, device, port, sum(total) AS total FROM state.port_samples_{r} WHERE signal = 'rx_ecn_bytes' GROUP BY ALL) e
-    ON p.ts = e.ts AND p.device = e.device AND p.port = e.port AND p.signal = 'rx_bytes'
-  LEFT JOIN (SELECT ts, device, port, signal, sum(total) AS total FROM state.port_samples_{r} WHERE signal LIKE '%_retransmit_bytes' GROUP BY ALL) t
-    ON p.ts = t.ts AND p.device = t.device AND p.port = t.port AND t.signal = left(p.signal, 2) || '_retransmit_bytes'
+
+def _together(other: str) -> str:
+    same = " AND ".join(f"p.{name} = {other}.{name}" for name in ("ts", "device", "port", "interval_ns"))
+    return f"{same} AND p.speed_bps IS NOT DISTINCT FROM {other}.speed_bps"
+
+
+# A share is of bytes that were sampled together: of one interval and line rate.
+_BESIDE = """SELECT ts, device, port, interval_ns, speed_bps, signal, sum(total) AS total FROM state.port_samples_{r}
+    WHERE queue = '' AND signal IN"""
+_SAMPLES = f"""SELECT p.*, p.interval_ns AS sample_interval_ns, left(p.signal, 2) AS direction, e.total AS ecn_total, t.total AS retransmit_total
+  FROM state.port_samples_{{r}} p
+  LEFT JOIN ({_BESIDE} ('rx_ecn_bytes') GROUP BY ALL) e ON {_together("e")} AND p.signal = 'rx_bytes'
+  LEFT JOIN ({_BESIDE} ('rx_retransmit_bytes', 'tx_retransmit_bytes') GROUP BY ALL) t
+    ON {_together("t")} AND t.signal = left(p.signal, 2) || '_retransmit_bytes'
   WHERE p.signal IN ('rx_bytes', 'tx_bytes') AND p.queue = ''"""
 
 # What a receiver sees of the line it does not see of the other direction, and a queue marks only what it sends.
@@ -138,7 +146,7 @@ PORTS = View(
         *(
             Column(
                 f"utilization_{percent(q)}_ratio",
-                f"hist_{percent(q)} / {_CAPACITY}",
+                f"({quantile(q)}) / {_CAPACITY}",
                 "",
                 f"{q:g} quantile of the samples' utilisation, within 1 %",
             )

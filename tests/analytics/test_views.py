@@ -32,11 +32,19 @@ Series = dict[tuple[str, str], list[int]]
 class Views(Viewed):
     """A store whose views are there; rows are put in as the process service makes them."""
 
-    def samples(self, series: Series, device: str = "leaf", speed_bps: int | None = SPEED) -> None:
-        """Store the statistics of series of 1 ms, by (port, signal)."""
+    def samples(self, series: Series, device: str = "leaf", speed_bps: int | None = SPEED, interval_ns: int = MS) -> None:
+        """Store the statistics of series, by (port, signal)."""
         types = FAMILIES["burst_sample"].polars
         rows = [
-            {"ts": T0, "port": port, "queue": "", "signal": signal, "interval_ns": MS, "speed_bps": speed_bps, "values": list(values)}
+            {
+                "ts": T0,
+                "port": port,
+                "queue": "",
+                "signal": signal,
+                "interval_ns": interval_ns,
+                "speed_bps": speed_bps,
+                "values": list(values),
+            }
             for (port, signal), values in series.items()
         ]
         frame = pl.DataFrame(rows, schema={name: types[name] for name in rows[0]})
@@ -212,6 +220,15 @@ def test_shares_of_marked_and_repeated_bytes(views: Views) -> None:
     assert [tuple(row.values()) for row in rows] == [("p", "rx", 0.1, None), ("p", "tx", None, 0.1), ("q", "rx", None, None)]
 
 
+def test_shares_are_of_samples_of_one_interval_and_line_rate(views: Views) -> None:
+    """Where a port was sampled at two intervals or line rates in one window, each row's shares are of its own samples."""
+    for interval, speed, count in ((MS, SPEED, 10), (10 * MS, SPEED, 30), (MS, 2 * SPEED, 50), (10 * MS, None, 70)):
+        marked = {("p", "rx_bytes"): [1000] * 10, ("p", "rx_ecn_bytes"): [count] * 10, ("p", "rx_retransmit_bytes"): [2 * count] * 10}
+        views.samples(marked, speed_bps=speed, interval_ns=interval)
+    rows = views.rows("SELECT ce_ratio, retransmit_ratio FROM ports_1s ORDER BY ALL")
+    assert [tuple(row.values()) for row in rows] == [(0.01, 0.02), (0.03, 0.06), (0.05, 0.1), (0.07, 0.14)]
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_a_devices_balance_and_contention_are_numpys(views: Views, seed: int) -> None:
     """Jain's fairness, the busiest port over the mean, CV and contention of a device's ports equal NumPy's."""
@@ -305,6 +322,18 @@ def test_quality_is_one_row_a_key(views: Views) -> None:
     views.put("quality_1s", device="gone", port="x", signal="tx_bytes", implausible=9)
     rows = views.rows("SELECT device, samples, coverage_ratio, late, duplicates, implausible FROM quality_1s ORDER BY device")
     assert [tuple(row.values()) for row in rows] == [("gone", 0, None, 0, 0, 9), ("leaf", 500, 0.5, 3, 5, 0)]
+
+
+def test_no_quantile_is_outside_of_what_was_sampled(views: Views) -> None:
+    """Of samples that are all alike every quantile is their value, though their bucket stands for another within 1 %."""
+    views.samples({("p", "rx_bytes"): [1_000_001] * 1000})
+    row = views.one("SELECT * FROM ports_1s")
+    names = ("p50", "p90", "p99", "p999", "max")
+    assert {row[f"utilization_{name}_ratio"] for name in names} == {1_000_001 / (SPEED * MS / 8e9)}
+    hist = histogram.of_values(np.zeros(3, int), np.full(3, 20_000), 1)[0]
+    views.put("latency_1s", device="d", src="a", dst="b", kind="ack", hist=hist, samples=3, total=60_000, low=20_000, high=20_000)
+    row = views.one("SELECT * FROM latency_1s")
+    assert {row[f"{name}_ns"] for name in ("p50", "p90", "p99", "p999", "p9999", "max")} == {20_000} and row["tail_ratio"] == 1
 
 
 def test_latency_quantiles_and_tails(views: Views) -> None:

@@ -251,7 +251,15 @@ def test_a_negative_acknowledgement_covers_what_is_before_it():
 
 def test_what_was_overtaken_waits_like_any_other():
     """A request that comes after a later one is timed from when it came; one that was acknowledged before it came is not."""
-    packets = [packet(0, SEND, 1), packet(10, SEND, 3), packet(12, SEND, 2), ack(30, 3), packet(40, SEND, 6), ack(50, 6), packet(60, SEND, 5)]
+    packets = [
+        packet(0, SEND, 1),
+        packet(10, SEND, 3),
+        packet(12, SEND, 2),
+        ack(30, 3),
+        packet(40, SEND, 6),
+        ack(50, 6),
+        packet(60, SEND, 5),
+    ]
     assert latencies([*packets, packet(70, SEND, 7), ack(80, 7)]) == [("a", "b", 5, 30 + 20 + 18 + 10 + 10)]
 
 
@@ -323,7 +331,7 @@ def test_a_wrong_binding_is_noticed():
 
 
 def test_a_flow_that_two_claim_is_measured_by_neither():
-    """Where answers of a queue pair whose requests are not seen fall among another's again and again, it is given up, and each is counted."""
+    """Where answers to requests that are not seen fall among a flow's own again and again, it is given up; each request is counted."""
     metric = PacketMetric()
     ((_, _, samples, total),) = latencies(rounds(1000, with_foreign=True), metric)
     assert 0 < samples <= 16 and total == samples * 5000

@@ -1,5 +1,6 @@
 """The process service on the embedded bus: every row exactly once, whoever dies, joins or comes back from the dead."""
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from weft.pipeline import process
 from weft.pipeline.bus import BusConfig
 from weft.pipeline.bus.embedded import EmbeddedBus
 from weft.pipeline.clock import ManualClock
@@ -286,3 +288,16 @@ def test_a_stopped_service_may_be_stopped_again(cluster: Callable[[int], Cluster
     service = cluster(0).service("process-0")
     service.stop()
     service.stop()
+
+
+def test_a_start_that_compiles_says_so(
+    cluster: Callable[[int], Cluster], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A start that takes long, since no installation compiled the kernels, is explained once; a usual one is silent."""
+    monkeypatch.setattr(process, "COMPILE_NOTICE_S", 0.05)
+    monkeypatch.setattr(process, "warm", lambda: None)
+    one = cluster(0)
+    one.service("quick")
+    monkeypatch.setattr(process, "warm", lambda: time.sleep(0.5))
+    one.service("slow")
+    assert [record.getMessage() for record in caplog.records] == ["compiling kernels, once: windows come in a minute or two"]
