@@ -20,7 +20,7 @@ from ..pipeline.schema import FAMILIES
 from . import COLLECTORS
 from .base import Batch, Collector, Options, Recorded
 from .feed import Feed
-from .folder import FolderRecording, Part, is_folder
+from .folder import INDEX, FolderRecording, Part, is_folder
 
 # Rows, samples and bytes of one transaction: enough to be fast, little enough to be taken back.
 BATCHES_MAX = 64
@@ -74,6 +74,8 @@ def recogniser(path: Path, kind: str | None) -> Collector:
                 return collector
     except OSError as error:
         raise InputError(str(path), f"cannot be looked through ({error.strerror}: {error.filename})", "name the recording itself") from None
+    if path.is_dir():
+        raise InputError(str(path), f"is a folder without {INDEX}, which tells its recordings", "name one of its files, or write it")
     raise InputError(str(path), "is no recording that Weft knows", f"say what it is with --kind: {names}")
 
 

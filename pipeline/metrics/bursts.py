@@ -13,6 +13,7 @@ import polars as pl
 import pyarrow as pa
 
 from .. import histogram
+from ..errors import ConfigError
 from ..schema import LADDER, STATES, WINDOW_NS
 from . import kernel
 from .base import Closing
@@ -58,6 +59,10 @@ class BurstConfig:
     """A sample is hot above ``threshold_ratio`` of the line rate (0.5: Zhang et al., IMC 2017)."""
 
     threshold_ratio: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.threshold_ratio <= 1:
+            raise ConfigError("process.bursts.threshold_ratio", f"{self.threshold_ratio} is out of range", "choose above 0, at most 1")
 
     def threshold(self, speed_bps: int | None, interval_ns: int) -> int:
         """Return the largest sample, in bytes, that is not hot; never hot where the line rate is unknown."""

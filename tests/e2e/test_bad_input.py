@@ -79,6 +79,8 @@ def test_input_that_cannot_be_read(weft: Any, recording: Any, tmp_path: Path) ->
     data = ("--data", tmp_path / "data")
     assert "no recording that Weft knows; say what it is with --kind" in weft.fails("replay", tmp_path / "words", *data)
     (tmp_path / "empty.pcap").touch()
+    said = weft.fails("replay", recording.path.parent, *data)
+    assert "is a folder without recordings.toml, which tells its recordings; name one of its files, or write it" in said
     assert "empty.pcap: is empty; copy or record it again" in weft.fails("replay", tmp_path / "empty.pcap", *data)
     assert "--speed 'fast' is no speed; write max" in weft.fails("replay", recording.path, "--speed", "fast", *data)
     assert not (tmp_path / "data").exists()
@@ -131,6 +133,8 @@ def test_configuration_that_cannot_be_used(weft: Any, tmp_path: Path) -> None:
     assert f"{config}:5: unknown key 'collect.host.intervall_ms'; did you mean 'interval_ms'?" == weft.fails(*arguments)
     config.write_text('[process.windows]\nlateness_s = "long"\n')
     assert f"{config}:2: 'process.windows.lateness_s' is 'long'; write a value of type float" == weft.fails(*arguments)
+    config.write_text("[process.bursts]\nthreshold_ratio = 7.0\n")
+    assert weft.fails(*arguments) == "process.bursts.threshold_ratio: 7.0 is out of range; choose above 0, at most 1"
     config.write_text("[bus\n")
     assert f"{config}: is not TOML" in weft.fails(*arguments)
     config.write_text("")
