@@ -46,19 +46,21 @@ _P11 = "(hot_hot / (hot_cold + hot_hot))"
 _CER = "weft_ratio(c_fec_uncorrectable, c_fec_uncorrectable + c_fec_bin_0 + c_fec_corrected)"
 
 
-def _together(other: str) -> str:
-    same = " AND ".join(f"p.{name} = {other}.{name}" for name in ("ts", "device", "port", "interval_ns"))
-    return f"{same} AND p.speed_bps IS NOT DISTINCT FROM {other}.speed_bps"
+def _beside(name: str, signal: str) -> str:
+    """Joins what was sampled beside the bytes: ``name`` at their own interval, ``name``_whole at any, where a recording has sums only."""
+    joins = []
+    for alias, same in ((name, ("ts", "device", "port", "interval_ns")), (f"{name}_whole", ("ts", "device", "port"))):
+        keys = " AND ".join(f"p.{key} = {alias}.{key}" for key in same)
+        joins.append(f"""LEFT JOIN (SELECT {", ".join(same)}, signal, sum(total) AS total FROM state.port_samples_{{r}}
+    WHERE signal LIKE '%{signal}' AND queue = '' GROUP BY ALL) {alias} ON {keys} AND {alias}.signal = left(p.signal, 2) || '{signal}'""")
+    return "\n  ".join(joins)
 
 
-# A share is of bytes that were sampled together: of one interval and line rate.
-_BESIDE = """SELECT ts, device, port, interval_ns, speed_bps, signal, sum(total) AS total FROM state.port_samples_{r}
-    WHERE queue = '' AND signal IN"""
-_SAMPLES = f"""SELECT p.*, p.interval_ns AS sample_interval_ns, left(p.signal, 2) AS direction, e.total AS ecn_total, t.total AS retransmit_total
+_SAMPLES = f"""SELECT p.*, p.interval_ns AS sample_interval_ns, left(p.signal, 2) AS direction,
+    coalesce(ecn.total, ecn_whole.total) AS ecn_total, coalesce(retransmit.total, retransmit_whole.total) AS retransmit_total
   FROM state.port_samples_{{r}} p
-  LEFT JOIN ({_BESIDE} ('rx_ecn_bytes') GROUP BY ALL) e ON {_together("e")} AND p.signal = 'rx_bytes'
-  LEFT JOIN ({_BESIDE} ('rx_retransmit_bytes', 'tx_retransmit_bytes') GROUP BY ALL) t
-    ON {_together("t")} AND t.signal = left(p.signal, 2) || '_retransmit_bytes'
+  {_beside("ecn", "_ecn_bytes")}
+  {_beside("retransmit", "_retransmit_bytes")}
   WHERE p.signal IN ('rx_bytes', 'tx_bytes') AND p.queue = ''"""
 
 # What a receiver sees of the line it does not see of the other direction, and a queue marks only what it sends.

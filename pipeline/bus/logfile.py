@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..clock import NS_PER_S, SystemClock
 from ..errors import BusError
 
 # How long to wait for the write lock before the log counts as stuck.
@@ -84,11 +85,23 @@ class LogFile:
     def create(self) -> None:
         """Make the tables that are missing."""
         with self._explained():
-            # Taking the lock first: of processes that start together one changes the mode, the others wait for it.
-            self._connection.execute("PRAGMA journal_mode = WAL").close()
+            self._write_ahead()
         with self.writing() as connection:
             for statement in SCHEMA.split(";"):
                 connection.execute(statement)
+
+    def _write_ahead(self) -> None:
+        """Change the mode of the file. Of processes that do so together SQLite makes one wait and refuses another at once."""
+        clock = SystemClock()
+        deadline_ns = clock.monotonic_ns() + LOCK_PATIENCE_S * NS_PER_S
+        while True:
+            try:
+                self._connection.execute("PRAGMA journal_mode = WAL").close()
+                return
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or clock.monotonic_ns() > deadline_ns:
+                    raise
+            clock.wait(0.01)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
