@@ -19,8 +19,8 @@ nothing is guessed: the requests that it may cover give no sample. Where none fi
 acknowledgements, one of the two is wrong: its requests so far give no sample, and it is free to be bound anew. A request flow
 that is contested more than once in ``CONTEST_COST`` of its samples for long is not bound any more.
 
-Bounds: ``OUTSTANDING_MAX`` requests wait per flow, none longer than ``WAIT_NS``; among more than ``CANDIDATES_MAX``
-request flows nothing is bound.
+Bounds: ``OUTSTANDING_MAX`` requests wait per flow, none longer than ``WAIT_NS``; among more than ``CANDIDATES_MAX`` request
+flows that are not bound nothing is bound, and more than so many that are bound are not contested.
 """
 
 from typing import NamedTuple
@@ -361,7 +361,7 @@ def _requests_of(acks, psn, ts, flows, pending, requesters, counts):
         counts[_ACKS_UNMATCHED] += 1
         return -1
     first, free, known = requesters.at[pair], requesters.free[pair], requesters.known[pair]
-    if known > CANDIDATES_MAX:
+    if free > CANDIDATES_MAX:
         counts[_ACKS_AMBIGUOUS] += 1
         return -1
     fitting, place = 0, -1
@@ -373,7 +373,7 @@ def _requests_of(acks, psn, ts, flows, pending, requesters, counts):
     if fitting:
         for at in range(first, first + free):
             _doubt(flows[requesters.flows[at]], psn, ts, pending, counts)
-    else:
+    elif known - free <= CANDIDATES_MAX:
         fitting = _contest(first + free, first + known, psn, ts, flows, pending, requesters, counts)
     counts[_ACKS_AMBIGUOUS if fitting else _ACKS_UNMATCHED] += 1
     return -1

@@ -330,6 +330,17 @@ def test_a_wrong_binding_is_noticed():
     assert (row["samples"], row["total"], row["low"]) == (1 + 498 + 498, 2000 + 498 * 5000 + 498 * 100_000, 2000)
 
 
+def test_many_queue_pairs_of_two_hosts_are_bound_one_by_one():
+    """However many are bound already, a further one is; only among too many that are not bound nothing is."""
+    packets = []
+    for k in range(300):
+        packets += [packet(k * 1000, SEND, 10_000 * k, qp=k), ack(k * 1000 + 7, 10_000 * k, qp=1000 + k)]
+    assert latencies(packets) == [("a", "b", 300, 300 * 7)]
+    metric = PacketMetric()
+    assert latencies([row | {"ts": row["ts"] + S * (row["opcode"] == ACK)} for row in packets], metric) == []
+    assert counter(metric, "acks_ambiguous") == 300
+
+
 def test_a_flow_that_two_claim_is_measured_by_neither():
     """Where answers to requests that are not seen fall among a flow's own again and again, it is given up; each request is counted."""
     metric = PacketMetric()
