@@ -1,4 +1,4 @@
-"""The bus of many machines: Apache Kafka 4, and the only module that imports its client.
+"""The bus of many machines: Apache Kafka 4. Only this module and its neighbours of the same name import the client.
 
 Like on the embedded bus a transaction is collected in memory and sent at the end of its block, so that it is open
 on the broker for milliseconds and never holds up readers. What is remembered goes to a compacted topic under its
@@ -9,12 +9,16 @@ taken over. Each producer therefore remembers who it is under its name when it s
 back, and starts anew only if it still says so.
 
 A transaction whose end cannot be confirmed in time may have happened; what was remembered or committed tells.
+
+What a broker has forgotten to end is ended here (see ``kafka_hanging``): by a producer before it begins anew, since after that
+nobody knows any more how it ended, and by readers every few seconds, since they would wait for it without end.
 """
 
 # The checker knows the stubs of an older client.
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportArgumentType=false
 # pyright: reportAssignmentType=false, reportReturnType=false
 
+import logging
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,11 +32,13 @@ from kafka import errors as kafka_errors
 from ..clock import NS_PER_S, Clock, SystemClock
 from ..errors import BusError, FencedError
 from . import AssignmentListener, BusConfig, TopicPartition, partition_of
+from .kafka_hanging import OFFSETS_TOPIC, Mender
 from .kafka_reader import CLOSE_TIMEOUT_S, FAILURES, PROBE_TIMEOUT_S, KafkaReader, hopeless
 from .kafka_settings import (
     COMMIT_S,
     FETCH_WAIT_MS,
     MEMORY_TOPIC,
+    TOPIC_PREFIX,
     client_settings,
     producer_settings,
     reader_settings,
@@ -44,9 +50,13 @@ from .within import Result, within
 # Under this key and its name a producer remembers which instance it is.
 INSTANCE_KEY = "weft.producer."
 RETRY_PAUSE_S = 0.2
+MEND_PAUSE_S = 5.0
 
 # How Kafka says that a member's partitions have gone to another.
 FENCED_OWNER = ("CommitFailedError", "FencedInstanceIdError", "IllegalGenerationError", "UnknownMemberIdError")
+
+
+_log = logging.getLogger("weft")
 
 
 class KafkaWriter:
@@ -94,7 +104,12 @@ class KafkaWriter:
         return client
 
     def _open(self) -> KafkaProducer:
-        client = KafkaProducer(**self._bus.client_settings, **producer_settings(self._bus.config, self._name))
+        settings = producer_settings(self._bus.config, self._name)
+        # Once it begins anew nobody knows any more how its last transaction ended.
+        if not self._bus.mender.ended(settings["transactional_id"]):
+            raise kafka_errors.KafkaTimeoutError("the end of the last transaction is being written")
+        self._bus.mend(everything=True)
+        client = KafkaProducer(**self._bus.client_settings, **settings)
         try:
             client.init_transactions()
         except FAILURES:
@@ -164,6 +179,8 @@ class KafkaBus:
         self.clock = clock or SystemClock()
         self._lock = threading.Lock()
         self._topics: set[str] = set()
+        self._mend_due_ns = 0
+        self._mend_refused = False
         self._memory: KafkaConsumer | None = None
         self.client_settings = client_settings(config)
         try:
@@ -171,6 +188,7 @@ class KafkaBus:
         except (kafka_errors.KafkaError, OSError, ValueError) as error:
             mend = "start it, or set bus.servers and the security settings"
             raise BusError(f"no Kafka broker at {config.servers} ({error})", mend) from error
+        self.mender = Mender(self.admin, self.clock)
         self.create_topics([MEMORY_TOPIC])
 
     def away(self, seconds: float, error: Exception) -> BusError:
@@ -193,12 +211,36 @@ class KafkaBus:
                     raise self.refused(error) from error
                 if remaining_s <= RETRY_PAUSE_S:
                     raise self.away(self.config.patience_s, error) from error
+                self.mend_soon()
                 self.clock.wait(RETRY_PAUSE_S)
 
     def attempt(self, action: Callable[[], object]) -> None:
         """Do it if it can be done soon; at the end nothing depends on it any more."""
         with suppress(*FAILURES):
             within(CLOSE_TIMEOUT_S, action)
+
+    def mend(self, *, everything: bool = False) -> None:
+        """End what the broker has forgotten to end in the topics of this bus, or in all of Weft's. Errors are Kafka's."""
+        existing = set(self.admin.list_topics())
+        topics = {topic for topic in existing if topic.startswith(TOPIC_PREFIX)} if everything else set()
+        for asked in ((topics | self._topics) & existing, {OFFSETS_TOPIC} & existing):
+            try:
+                for sentence in self.mender.mend(asked):
+                    _log.warning("bus: %s", sentence)
+            except kafka_errors.KafkaError as error:
+                if not hopeless(error):
+                    raise
+                # Whoever has no right to look goes without.
+                if not self._mend_refused:
+                    self._mend_refused = True
+                    _log.warning("bus: transactions that the broker forgets to end are not looked for (%r)", error)
+
+    def mend_soon(self) -> None:
+        """Do so every few seconds, where it can be done soon; what fails now is tried again then."""
+        if self.clock.monotonic_ns() >= self._mend_due_ns:
+            self._mend_due_ns = self.clock.monotonic_ns() + int(MEND_PAUSE_S * NS_PER_S)
+            with suppress(*FAILURES):
+                within(PROBE_TIMEOUT_S, self.mend)
 
     def create_topics(self, topics: Sequence[str]) -> None:
         """Make the topics that do not exist yet. Raises ``BusError`` when one has another number of partitions."""
@@ -260,6 +302,7 @@ class KafkaBus:
             while (reader.position(place, timeout_ms=1000) or 0) < end:
                 for batch in self.retried(lambda: reader.poll(timeout_ms=FETCH_WAIT_MS)).values():
                     value = next((record.value for record in reversed(batch) if record.key == key.encode()), value)
+                self.mend_soon()
                 if self.clock.monotonic_ns() > deadline_ns:
                     if strict:
                         raise self.away(patience_s, kafka_errors.KafkaTimeoutError("a transaction is still open"))

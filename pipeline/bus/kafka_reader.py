@@ -59,6 +59,10 @@ class Cluster(Protocol):
         """Do it if it can be done soon."""
         ...
 
+    def mend_soon(self) -> None:
+        """End every few seconds what the broker has forgotten to end."""
+        ...
+
     def away(self, seconds: float, error: Exception) -> BusError: ...
 
     def refused(self, error: Exception) -> BusError: ...
@@ -208,6 +212,7 @@ class KafkaReader:
             BusError: the broker has been away for longer than the patience, or refuses.
             FencedError: another consumer has joined under this member's name.
         """
+        self._bus.mend_soon()
         deadline_ns = self._bus.clock.monotonic_ns() + int(timeout_s * NS_PER_S)
         while True:
             remaining_ms = max(0, (deadline_ns - self._bus.clock.monotonic_ns()) // 1_000_000)

@@ -7,6 +7,9 @@ from ..errors import BusError
 from . import BusConfig
 
 MEMORY_TOPIC = "weft.memory.v1"
+# A cluster may serve others, too: by these Weft's producers and topics are known.
+PRODUCER_PREFIX = "weft-"
+TOPIC_PREFIX = "weft."
 MESSAGE_MAX_BYTES = 16 * 1024**2
 FETCH_MAX_BYTES = 16 * 1024**2
 FETCH_WAIT_MS = 100
@@ -26,7 +29,6 @@ RETRY_BACKOFF_MS = 10
 START_PATIENCE_S = 30.0
 SEGMENT_MIN_BYTES = 32 * 1024**2
 SEGMENT_MAX_BYTES = 256 * 1024**2
-
 
 # A commit that met a dying broker may wait for ever inside the client, also when the broker is back; a new client goes on.
 COMMIT_S = 20.0
@@ -67,10 +69,11 @@ def producer_settings(config: BusConfig, name: str) -> dict[str, Any]:
     """Return what the producer of that name is made with, beside the settings of every client."""
     patience_ms = int(config.patience_s * 1000)
     return {
-        "transactional_id": f"weft-{name}",
+        "transactional_id": PRODUCER_PREFIX + name,
         "transaction_timeout_ms": TRANSACTION_TIMEOUT_MS,
         "delivery_timeout_ms": max(patience_ms, 2 * REQUEST_TIMEOUT_MS),
-        "max_block_ms": patience_ms,
+        # A start that met a dying broker may wait for ever, too; it is made anew within the patience.
+        "max_block_ms": min(patience_ms, int(COMMIT_S * 1000)),
         "batch_size": BATCH_BYTES,
         "linger_ms": 0,
         "max_request_size": MESSAGE_MAX_BYTES,

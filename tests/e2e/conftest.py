@@ -94,6 +94,14 @@ def weft() -> Iterator[Weft]:
     weft.close()
 
 
+@pytest.fixture(scope="session")
+def weft_of_session() -> Iterator[Weft]:
+    """Return the command line for what several tests share."""
+    weft = Weft()
+    yield weft
+    weft.close()
+
+
 @dataclass(frozen=True)
 class Recording:
     """A table in the dataset's layout, and what it was made of: samples by rack and host, shape (racks, hosts, milliseconds)."""
@@ -132,14 +140,10 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Recording:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(recording: Recording, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(weft_of_session: Weft, recording: Recording, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the data folder of a replay of ``recording`` that nothing disturbed."""
     data = tmp_path_factory.mktemp("undisturbed")
-    weft = Weft()
-    try:
-        weft.run("replay", recording.path, *recording.arguments, "--data", data)
-    finally:
-        weft.close()
+    weft_of_session.run("replay", recording.path, *recording.arguments, "--data", data)
     return data
 
 

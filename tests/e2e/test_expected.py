@@ -107,20 +107,21 @@ def _assert_table(weft: Any, data: Path, form: str) -> None:
         assert len(rows[name]) == len(expected.split()) and all(map(_agrees, rows[name], expected.split())), (name, rows[name], expected)
 
 
-@pytest.fixture(scope="module")
-def real(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Return the real recording and a folder for the store of its replay in one go."""
-    return shared_data / MILLISAMPLER, tmp_path_factory.mktemp("real")
-
-
 def _replay(weft: Any, path: Path, data: Path, processes: int, run_samples: int, environment: dict[str, str] | None = None) -> None:
     options = ("--line-rate", "12.5e9", "--process", processes, "--run-samples", run_samples)
     weft.run("replay", path, "--data", data, *options, environment=environment)
 
 
+@pytest.fixture(scope="module")
+def real(shared_data: Path, weft_of_session: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Return the real recording, and the data folder of its replay by one process service in one go."""
+    data = tmp_path_factory.mktemp("real")
+    _replay(weft_of_session, shared_data / MILLISAMPLER, data, 1, 1000)
+    return shared_data / MILLISAMPLER, data
+
+
 def test_the_published_table(weft: Any, real: tuple[Path, Path]) -> None:
     """One process service on the embedded bus gives the table of the real recording, in JSON and in CSV."""
-    _replay(weft, *real, 1, 1000)
     _assert_table(weft, real[1], "json")
     _assert_table(weft, real[1], "csv")
 
