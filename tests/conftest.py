@@ -69,7 +69,10 @@ def _missing(reason: str) -> NoReturn:
     pytest.skip(reason)
 
 
-def _start(module: Any, broker: Any) -> None:
+def _broker(folder: Path) -> Iterator[Any]:
+    """Yield a broker that runs."""
+    module = _load("broker")
+    broker = module.Broker(folder)
     try:
         broker.start()
     except module.BrokerMissing as missing:
@@ -77,6 +80,8 @@ def _start(module: Any, broker: Any) -> None:
     except BaseException:
         broker.kill()
         raise
+    yield broker
+    broker.stop()
 
 
 @pytest.fixture(scope="session")
@@ -85,21 +90,20 @@ def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if address := os.environ.get("WEFT_TEST_KAFKA"):
         yield address
         return
-    module = _load("broker")
-    broker = module.Broker(tmp_path_factory.mktemp("kafka"))
-    _start(module, broker)
-    yield broker.address
-    broker.stop()
+    for broker in _broker(tmp_path_factory.mktemp("kafka")):
+        yield broker.address
+
+
+@pytest.fixture(scope="module")
+def module_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Return a broker of this file alone, which may be told to behave as no other test should see it."""
+    yield from _broker(tmp_path_factory.mktemp("broker"))
 
 
 @pytest.fixture
 def own_broker(tmp_path: Path) -> Iterator[Any]:
     """Return a broker of this test alone, which it may pause, kill and start again."""
-    module = _load("broker")
-    broker = module.Broker(tmp_path / "broker")
-    _start(module, broker)
-    yield broker
-    broker.stop()
+    yield from _broker(tmp_path / "broker")
 
 
 @pytest.fixture(params=BUSES)

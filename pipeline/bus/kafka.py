@@ -51,6 +51,9 @@ from .within import Result, within
 INSTANCE_KEY = "weft.producer."
 RETRY_PAUSE_S = 0.2
 MEND_PAUSE_S = 5.0
+# The ends of a transaction follow its commit within milliseconds, unless its writer or the broker has died.
+SETTLE_S = 1.0
+SETTLE_PAUSE_S = 0.005
 
 # How Kafka says that a member's partitions have gone to another.
 FENCED_OWNER = ("CommitFailedError", "FencedInstanceIdError", "IllegalGenerationError", "UnknownMemberIdError")
@@ -320,9 +323,19 @@ class KafkaBus:
         ends = {TopicPartition(topic, number): 0 for topic in topics for number in range(self.config.partitions)}
         existing = self._topics if self._topics.issuperset(topics) else set(self.retried(self.admin.list_topics))
         places = [KafkaPlace(*place) for place in ends if place.topic in existing]
-        for place, offset in self.retried(lambda: self.offsets(places, OffsetSpec.LATEST)).items():
+        for place, offset in self._settled_ends(places).items():
             ends[TopicPartition(*place)] = offset
         return ends
+
+    def _settled_ends(self, places: Sequence[KafkaPlace]) -> dict[KafkaPlace, int]:
+        """Return where committed messages end. A commit returns before the ends of its transaction are written: they are waited for."""
+        written = self.retried(lambda: self.offsets(places, OffsetSpec.LATEST, IsolationLevel.READ_UNCOMMITTED))
+        deadline_ns = self.clock.monotonic_ns() + int(SETTLE_S * NS_PER_S)
+        while True:
+            ends = self.retried(lambda: self.offsets(places, OffsetSpec.LATEST))
+            if all(ends[place] >= written[place] for place in places) or self.clock.monotonic_ns() > deadline_ns:
+                return ends
+            self.clock.wait(SETTLE_PAUSE_S)
 
     def committed(self, group: str, topics: Sequence[str]) -> dict[TopicPartition, int]:
         offsets = {TopicPartition(topic, number): 0 for topic in topics for number in range(self.config.partitions)}

@@ -27,9 +27,9 @@ PLACE = 3
 
 
 @pytest.fixture
-def careless(own_broker: Any, tmp_path: Path) -> Iterator[Rig]:
+def careless(module_broker: Any, tmp_path: Path) -> Iterator[Rig]:
     """Return a rig over a broker that takes data of transactions that its coordinator does not know."""
-    rig = Rig("kafka", own_broker.address, tmp_path)
+    rig = Rig("kafka", module_broker.address, tmp_path)
     setting = {"transaction.partition.verification.enable": "false"}
     rig.bus.admin.alter_configs([ConfigResource(ConfigResourceType.BROKER, "1", setting)])  # type: ignore[attr-defined]
     yield rig
