@@ -58,7 +58,6 @@ SETTLE_PAUSE_S = 0.005
 # How Kafka says that a member's partitions have gone to another.
 FENCED_OWNER = ("CommitFailedError", "FencedInstanceIdError", "IllegalGenerationError", "UnknownMemberIdError")
 
-
 _log = logging.getLogger("weft")
 
 
@@ -224,9 +223,8 @@ class KafkaBus:
 
     def mend(self, *, everything: bool = False) -> None:
         """End what the broker has forgotten to end in the topics of this bus, or in all of Weft's. Errors are Kafka's."""
-        existing = set(self.admin.list_topics())
-        topics = {topic for topic in existing if topic.startswith(TOPIC_PREFIX)} if everything else set()
-        for asked in ((topics | self._topics) & existing, {OFFSETS_TOPIC} & existing):
+        topics = {topic for topic in self.admin.list_topics() if topic.startswith(TOPIC_PREFIX)} if everything else set()
+        for asked in (topics | self._topics, {OFFSETS_TOPIC}):
             try:
                 for sentence in self.mender.mend(asked):
                     _log.warning("bus: %s", sentence)

@@ -45,7 +45,7 @@ class Mender:
         self._unknown_ns: dict[Open, int] = {}
 
     def mend(self, topics: Iterable[str]) -> Iterator[str]:
-        """End what is forgotten in these topics; yield a sentence for each."""
+        """End what is forgotten in these topics, of which some may not exist; yield a sentence for each."""
         found = {topic["name"]: len(topic["partitions"]) for topic in self._admin.describe_topics(list(topics))}
         open_now = self._open({KafkaPlace(topic, number) for topic, count in found.items() for number in range(count)})
         self._unknown_ns = {
@@ -86,8 +86,9 @@ class Mender:
         ends: dict[Open, tuple[str, bool]] = {}
         for seen in open_now:
             name = names.get(seen.producer_id, "")
-            if not (name.startswith(PRODUCER_PREFIX) if name else seen.place.topic != OFFSETS_TOPIC):
-                # Another's, or perhaps: on this cluster others commit their offsets, too.
+            # Where nobody knows whose it is: others commit their offsets on this cluster, too.
+            ours = name.startswith(PRODUCER_PREFIX) if name else seen.place.topic != OFFSETS_TOPIC
+            if not ours:
                 continue
             last = told.get(name)
             if last is not None and last.producer_epoch == seen.producer_epoch:

@@ -18,7 +18,7 @@ from weft.pipeline.errors import StoreError
 
 # How long the broker is away: beyond the time-outs of a transaction (15 s) and of a member of a group (10 s).
 AWAY_S = 20.0
-# How long the disk is full.
+# How long the disk stays full once that has been said.
 FULL_S = 3.0
 
 
