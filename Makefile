@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 ARGS ?=
-KERNELS = $(shell grep -rlE '^(from|import) numba' --include='*.py' collectors pipeline 2>/dev/null)
+KERNELS = $(shell grep -rlE '^(from|import) numba' --include='*.py' collectors lab pipeline 2>/dev/null)
 
 LOCK := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-header --quiet
@@ -55,7 +55,7 @@ docs: $(VENV)/.developed ## write the generated pages of the docs anew
 
 clean: ## remove the virtual environment and everything built; keeps weft-data and weft-demo
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
-	find analytics collectors commands dashboards pipeline tests __pycache__ -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	find analytics collectors commands dashboards lab pipeline tests __pycache__ -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 needs:
 	@missing() { echo "note: no $$1 here, so $$2 tests are skipped (Debian: apt install $$3)"; }; \
@@ -84,9 +84,9 @@ $(VENV)/.installed: requirements.lock pyproject.toml $(VENV)/.made
 # What Numba has compiled is kept beside the source, and is not made anew where only a kernel that it calls has changed.
 $(VENV)/.compiled: $(KERNELS) $(VENV)/.installed
 	@echo 'compiling kernels (a minute or two, once)'
-	@find collectors pipeline -name '*.nb[ci]' -delete 2>/dev/null || true
-	@{ $(BIN)/python -m weft.pipeline.warm && $(BIN)/python -m weft.collectors.lab.warm; } & first=$$!; \
-		$(BIN)/python -m weft.collectors.warm && wait $$first
+	@find collectors lab pipeline -name '*.nb[ci]' -delete 2>/dev/null || true
+	@{ $(BIN)/python -m weft.pipeline.process.warm && $(BIN)/python -m weft.lab.warm; } & first=$$!; \
+		$(BIN)/python -m weft.lab.switch.warm && wait $$first
 	@touch $@
 
 $(VENV)/.developed: requirements-dev.lock $(VENV)/.compiled

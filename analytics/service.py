@@ -14,21 +14,21 @@ from ..pipeline.clock import NS_PER_S, Clock
 from ..pipeline.errors import BusError, FencedError, StoreError
 from ..pipeline.memory import give_back
 from ..pipeline.report import Report
-from ..pipeline.schema import RESOLUTIONS_NS, WINDOW_NS
+from ..pipeline.tables.field import RESOLUTIONS_NS, WINDOW_NS
 from . import alerts
 from .alerts.config import AlertsConfig
 from .alerts.evaluate import Evaluator
 from .alerts.outbox import Outbox
 from .alerts.rules import load_rules
-from .archive import Archive, ArchiveConfig
-from .lag import POSITIONS_KEY, RING_KEY, packed
 from .notify import NotifyConfig, build_notifiers, endpoints_of
 from .notify.base import Result
 from .notify.sender import Sender
-from .publish import PublishConfig, Publisher
-from .ring import Ring, RingConfig
-from .sink import Sink
-from .store import Store, StoreConfig
+from .store.archive import Archive, ArchiveConfig
+from .store.database import Store, StoreConfig
+from .store.lag import POSITIONS_KEY, RING_KEY, packed
+from .store.publish import PublishConfig, Publisher
+from .store.samples import Ring, RingConfig
+from .store.sink import Sink
 
 # What arrives within this time, or this much, is stored together: a transaction costs more than its rows, and a judgement of one
 # window as much as of twenty.

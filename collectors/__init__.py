@@ -1,15 +1,15 @@
 """The collectors, one line each."""
 
 from .base import Collector
-from .gnmi_config import GNMI
-from .hft_config import HFT
-from .host import HOST
-from .inventory import INVENTORY
-from .millisampler import MILLISAMPLER
-from .otlp_config import OTLP
-from .packets import PACKETS
-from .recording import RECORDING
-from .sflow import SFLOW
+from .gnmi.config import GNMI
+from .hft.config import HFT
+from .host.interfaces import HOST
+from .inventory.files import INVENTORY
+from .millisampler.table import MILLISAMPLER
+from .otlp.config import OTLP
+from .packets.receiver import PACKETS
+from .recordings.recording import RECORDING
+from .sflow.receiver import SFLOW
 
 COLLECTORS: dict[str, Collector] = {
     HOST.name: HOST,

@@ -16,11 +16,11 @@ from pathlib import Path
 from ..pipeline.bus import Bus, Producer
 from ..pipeline.clock import NS_PER_S, Clock
 from ..pipeline.errors import BusError, InputError, WeftError
-from ..pipeline.schema import FAMILIES
+from ..pipeline.tables.families import FAMILIES
 from . import COLLECTORS
 from .base import Batch, Collector, Options, Recorded
-from .feed import Feed
-from .folder import INDEX, FolderRecording, Part, is_folder
+from .publish import Feed
+from .recordings.folder import INDEX, FolderRecording, Part, is_folder
 
 # Rows, samples and bytes of one transaction: enough to be fast, little enough to be taken back.
 BATCHES_MAX = 64

@@ -16,10 +16,10 @@ from ..pipeline.clock import NS_PER_S, Clock
 from ..pipeline.errors import BusError, FencedError
 from ..pipeline.memory import give_back, keep_freed
 from ..pipeline.report import Report
-from ..pipeline.schema import FAMILIES
+from ..pipeline.tables.families import FAMILIES
 from . import COLLECTORS
 from .base import Batch, Live
-from .feed import Feed
+from .publish import Feed
 
 DRAIN_S = 0.1
 

@@ -11,18 +11,18 @@ from pathlib import Path
 
 import numpy as np
 
+from ..lab.bench import detect as bench_detect
+from ..lab.bench.counters import counters
+from ..lab.bench.fabric import fabric
+from ..lab.bench.gnmi import gnmi
+from ..lab.bench.hft import hft
+from ..lab.bench.lab import lab
+from ..lab.bench.measure import Line, best_rate
+from ..lab.bench.services import Services, memory
+from ..lab.bench.sflow import sflow
 from ..pipeline.bus import Bus, BusConfig, open_bus
 from ..pipeline.clock import NS_PER_S, SystemClock
 from ..pipeline.errors import ServiceError
-from . import bench_detect
-from .bench_counters import counters
-from .bench_fabric import fabric
-from .bench_gnmi import gnmi
-from .bench_hft import hft
-from .bench_lab import lab
-from .bench_services import Services, memory
-from .bench_sflow import sflow
-from .measure import Line, best_rate
 
 DEVICES, PORTS = 40, 50
 MEMORY_GOAL_BYTES = 600e6
@@ -62,8 +62,8 @@ def bench(chosen: Namespace) -> int:
 
 def _kernel(interval_ns: int) -> float:
     """Return samples/s of the bare single pass on one core, over the same made traffic."""
-    from ..pipeline.metrics import kernel
-    from .traffic import SPEED_BPS, START_NS, batches
+    from ..lab.bench.traffic import SPEED_BPS, START_NS, batches
+    from ..pipeline.process.bursts import kernel
 
     # As many samples as one call of the kernel has in the service, in the width that they have there.
     seconds = max(1, 5 * interval_ns // MS_NS)
@@ -130,8 +130,8 @@ def _live(seconds: int) -> Iterator[Line]:
 
 def _packets(_seconds: int) -> Iterator[Line]:
     """RoCEv2 packets decoded in bulk, beside scapy over the same packets."""
-    from ..collectors.decode.roce import decode
-    from ..collectors.packets import dissect
+    from ..collectors.packets.receiver import dissect
+    from ..collectors.wire.roce import decode
 
     raw, count = _made_packets(), 200_000
     buffer = b"".join(raw) * (count // len(raw))
@@ -190,9 +190,9 @@ def _part(text: str) -> str:
 def _fill(bus: Bus, seconds: int, interval_ns: int, pace: SystemClock | None = None) -> tuple[int, int]:
     """Publish made traffic, at real time if there is a ``pace``; return bytes and samples."""
     from ..collectors.base import Batch
-    from ..collectors.feed import Feed
-    from ..pipeline.schema import FAMILIES
-    from .traffic import START_NS, batches
+    from ..collectors.publish import Feed
+    from ..lab.bench.traffic import START_NS, batches
+    from ..pipeline.tables.families import FAMILIES
 
     clock = SystemClock()
     producer = bus.producer("bench")

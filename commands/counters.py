@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ..pipeline.dictionary import Alias, Counter, Dictionary, Found, Source, dictionary
 from ..pipeline.errors import InputError
-from ..pipeline.schema import FAMILIES
+from ..pipeline.tables.families import FAMILIES
 
 # Counters that are shown with all their names, and those that are only named after them.
 _FULL_MAX = 3

@@ -7,12 +7,12 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ..analytics.peek import Ask, peek
+from ..analytics.store.peek import Ask, peek
+from ..lab.score import findings
 from ..pipeline.clock import NS_PER_S, Clock, SystemClock
 from ..pipeline.component import Asked, listen
 from ..pipeline.errors import ServiceError, StoreError
 from ..pipeline.supervise import Child, Supervisor
-from . import demo_findings as findings
 from .lab import fabric_options
 from .settings import claim_data_folder, load, passed_on
 
@@ -20,7 +20,7 @@ DEFAULT_FAULTS = ("pause_storm",)
 MARKER = "this-is-a-weft-demo"
 # What a demo makes in its folder, and takes away when another one begins there.
 _MADE = ("store", "bus", "lab", "weft.toml", "hft-templates.json")
-RULES = Path(__file__).parents[1] / "collectors" / "lab" / "rules"
+RULES = Path(__file__).parents[1] / "lab" / "rules"
 PATIENCE_S = 60.0
 LOOK_NS = 2 * NS_PER_S
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from ..pipeline.clock import NS_PER_S, SystemClock
 from ..pipeline.component import run
 from ..pipeline.errors import ServiceError
-from .settings import bus_of, load, report_of
+from .settings import bus_of, load
 
 _PROTOCOLS = ("gnmi", "sflow", "hft", "otlp")
-# Those of ``collectors/lab/faults.py``, which takes too long to load for a word of help.
+# Those of ``lab/fabric/faults.py``, which takes too long to load for a word of help.
 FAULT_NAMES = (
     *("slow_nic", "pause_storm", "dirty_fibre", "link_flap", "rail_down", "hash_polarization", "few_qps", "incast", "ecn_thresholds"),
     *("pfc_off", "cyclic_buffers", "slow_gpu", "noisy_neighbour", "silent_loss", "frozen_counter", "counter_reset", "lossy_collector"),
@@ -63,7 +63,7 @@ def lab(chosen: Namespace) -> int:
         return _fabric(chosen)
     if chosen.action == "record":
         return _record(chosen)
-    from ..collectors.lab.serve import Lab, LabConfig
+    from ..lab.switch.serve import Lab, LabConfig
 
     clock = SystemClock()
     service = _Announced(
@@ -75,8 +75,9 @@ def lab(chosen: Namespace) -> int:
 
 def _fabric(chosen: Namespace) -> int:
     """Run a fabric in real time; its rows go onto the bus of the data folder."""
-    from ..collectors.lab.live import LiveConfig, LiveFabric
     from ..collectors.service import CollectConfig, CollectService
+    from ..lab.telemetry.live import LiveConfig, LiveFabric
+    from ..pipeline.report import Report
 
     clock = SystemClock()
     settings = load(chosen)
@@ -84,14 +85,14 @@ def _fabric(chosen: Namespace) -> int:
     config = LiveConfig(chosen.scale, chosen.jobs, tuple(chosen.fault or ()), chosen.seed)
     fabric = LiveFabric(config, clock, (chosen.data / "lab").absolute())
     given = {"lab": fabric}
-    run(CollectService(CollectConfig(), bus, clock, report_of("lab", clock), "lab", given), clock, seconds=chosen.seconds)
+    run(CollectService(CollectConfig(), bus, clock, Report.of_this_host("lab", clock), "lab", given), clock, seconds=chosen.seconds)
     bus.close()
     return 0
 
 
 def _record(chosen: Namespace) -> int:
-    from ..collectors.lab.files import Files, Progress
-    from ..collectors.lab.scenario import scenario
+    from ..lab.telemetry.files import Files, Progress
+    from ..lab.telemetry.scenario import scenario
 
     seconds = 10.0 if chosen.seconds is None else chosen.seconds
     if chosen.folder is None or not seconds > 0:

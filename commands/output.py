@@ -46,8 +46,15 @@ class Printer:
         # A family has a column for whatever anybody tells; those of which nothing is here only take place.
         frame = frame[[column.name for column in frame if column.null_count() < frame.height]] if title else frame
         width = max(200, shutil.get_terminal_size().columns) if sys.stdout.isatty() else 1000
-        wide = {"tbl_width_chars": width, "tbl_rows": TABLE_ROWS_MAX, "tbl_cols": -1, "fmt_str_lengths": 40, "fmt_table_cell_list_len": 6}
-        with pl.Config(**wide, tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True):
+        with pl.Config(
+            tbl_width_chars=width,
+            tbl_rows=TABLE_ROWS_MAX,
+            tbl_cols=-1,
+            fmt_str_lengths=40,
+            fmt_table_cell_list_len=6,
+            tbl_hide_dataframe_shape=True,
+            tbl_hide_column_data_types=True,
+        ):
             rows = frame.head(TABLE_ROWS_MAX - self._shown) if title else frame
             print(f"{title}\n{rows}" if title else rows)
             self._shown += rows.height

@@ -11,7 +11,7 @@ from typing import Any
 from ..pipeline.clock import NS_PER_S, SystemClock
 from ..pipeline.errors import BusError, ServiceError, WeftError
 from ..pipeline.supervise import Child, Supervisor
-from .settings import at_least_one, bus_of, claim_data_folder, load, passed_on, report_of
+from .settings import at_least_one, bus_of, claim_data_folder, load, passed_on
 
 # Exit code of a feed that met a bus away for too long: neither done nor wrong.
 AGAIN = 3
@@ -150,8 +150,8 @@ def _feed(chosen: Namespace, settings: Any, clock: SystemClock, speed: float | N
 
 def _until_stored(supervisor: Supervisor, bus: Any, job: Any, clock: SystemClock) -> None:
     """Wait until the recording is fed, computed and stored, keeping the services alive."""
-    from ..analytics.lag import ring_lag, stored_lag
-    from ..pipeline.process import GROUP, ProcessService
+    from ..analytics.store.lag import ring_lag, stored_lag
+    from ..pipeline.process.service import GROUP, ProcessService
     from ..pipeline.report import lag
 
     idle_since, last = clock.monotonic_ns(), (-1, -1, -1)
@@ -182,7 +182,7 @@ def _speed(text: str) -> float | None:
 
 
 def _summary(chosen: Namespace, note: dict, seconds: float, restarts: dict[str, int]) -> None:
-    from ..analytics.store import Reader
+    from ..analytics.store.database import Reader
 
     reader = Reader(chosen.data / "store")
     counted = reader.frame(
@@ -220,7 +220,7 @@ def _summary(chosen: Namespace, note: dict, seconds: float, restarts: dict[str, 
 
 def decode_options(parser: ArgumentParser) -> None:
     _recording_options(parser)
-    from ..pipeline.schema import FAMILIES
+    from ..pipeline.tables.families import FAMILIES
 
     parser.add_argument("--family", choices=sorted(FAMILIES), help="only the rows of this family")
     parser.add_argument(
@@ -260,13 +260,14 @@ def record_options(parser: ArgumentParser) -> None:
 
 def record(chosen: Namespace) -> int:
     """Write what the live collectors see."""
-    from ..collectors.recorder import RecordService
+    from ..collectors.record import RecordService
     from ..pipeline.component import run
+    from ..pipeline.report import Report
     from .services import _collect_config, _with_options
 
     clock = SystemClock()
     settings = load(chosen, collect=_collect_config())
-    service = RecordService(_with_options(settings.collect, chosen), chosen.path, clock, report_of("record", clock))
+    service = RecordService(_with_options(settings.collect, chosen), chosen.path, clock, Report.of_this_host("record", clock))
     run(service, clock, seconds=chosen.seconds)
     print(f"recorded {service.rows:,} rows to {chosen.path}; replay them with: weft replay {chosen.path}")
     return 0

@@ -6,7 +6,7 @@ from argparse import ArgumentParser, Namespace
 from ..pipeline.clock import SystemClock
 from ..pipeline.component import run
 from ..pipeline.supervise import is_supervised
-from .settings import bus_of, load, report_of
+from .settings import bus_of, load
 
 
 def collect_options(parser: ArgumentParser) -> None:
@@ -21,11 +21,12 @@ def collect_options(parser: ArgumentParser) -> None:
 def collect(chosen: Namespace) -> int:
     """Run the live collectors."""
     from ..collectors.service import CollectService
+    from ..pipeline.report import Report
 
     clock = SystemClock()
     settings = load(chosen, collect=_collect_config())
     bus = bus_of(chosen, settings)
-    service = CollectService(_with_options(settings.collect, chosen), bus, clock, report_of(chosen.member, clock), chosen.member)
+    service = CollectService(_with_options(settings.collect, chosen), bus, clock, Report.of_this_host(chosen.member, clock), chosen.member)
     run(service, clock, seconds=chosen.seconds)
     bus.close()
     return 0
@@ -57,12 +58,17 @@ def process_options(parser: ArgumentParser) -> None:
 
 def process(chosen: Namespace) -> int:
     """Run one member of the group that computes windows."""
-    from ..pipeline.process import ProcessConfig, ProcessService
+    from ..pipeline.process.service import ProcessConfig, ProcessService
+    from ..pipeline.report import Report
 
     clock = SystemClock()
     settings = load(chosen, process=ProcessConfig)
     bus = bus_of(chosen, settings)
-    run(ProcessService(settings.process, bus, clock, report_of(chosen.member, clock), chosen.member), clock, seconds=chosen.seconds)
+    run(
+        ProcessService(settings.process, bus, clock, Report.of_this_host(chosen.member, clock), chosen.member),
+        clock,
+        seconds=chosen.seconds,
+    )
     bus.close()
     return 0
 
@@ -74,13 +80,14 @@ def analyze_options(parser: ArgumentParser) -> None:
 def analyze(chosen: Namespace) -> int:
     """Run the one writer of the store."""
     from ..analytics.service import AnalyzeConfig, AnalyzeService
-    from ..analytics.store import Store
+    from ..analytics.store.database import Store
+    from ..pipeline.report import Report
 
     clock = SystemClock()
     settings = load(chosen, analyze=AnalyzeConfig)
     bus = bus_of(chosen, settings)
     store = Store(chosen.data / "store", settings.analyze.store)
-    run(AnalyzeService(settings.analyze, store, bus, clock, report_of("analyze", clock)), clock, seconds=chosen.seconds)
+    run(AnalyzeService(settings.analyze, store, bus, clock, Report.of_this_host("analyze", clock)), clock, seconds=chosen.seconds)
     bus.close()
     return 0
 

@@ -6,18 +6,13 @@ store needs; ``weft check`` and ``weft up`` judge the whole file.
 
 import dataclasses
 import os
-import socket
 from argparse import ArgumentTypeError, Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from ..pipeline import config
 from ..pipeline.bus import Bus, BusConfig, open_bus
-from ..pipeline.clock import SystemClock
 from ..pipeline.errors import ConfigError, ServiceError, StoreError
-
-if TYPE_CHECKING:
-    from ..pipeline.report import Report
 
 SECTIONS = ("bus", "collect", "process", "analyze", "dash")
 
@@ -51,7 +46,7 @@ def everything(chosen: Namespace) -> Any:
     from ..analytics.service import AnalyzeConfig
     from ..collectors.service import CollectConfig
     from ..dashboards.service import DashConfig
-    from ..pipeline.process import ProcessConfig
+    from ..pipeline.process.service import ProcessConfig
 
     return load(chosen, collect=CollectConfig, process=ProcessConfig, analyze=AnalyzeConfig, dash=DashConfig)
 
@@ -68,7 +63,7 @@ def claim_data_folder(chosen: Namespace) -> None:
         ServiceError: it cannot be made.
         StoreError: another process writes the store in it.
     """
-    from ..analytics.peek import is_locked
+    from ..analytics.store.peek import is_locked
 
     try:
         chosen.data.mkdir(parents=True, exist_ok=True)
@@ -77,13 +72,6 @@ def claim_data_folder(chosen: Namespace) -> None:
     store = chosen.data / "store"
     if (store / "hot.duckdb").exists() and is_locked(store):
         raise StoreError(f"another process writes {store}", "stop it, or choose another folder with --data")
-
-
-def report_of(service: str, clock: SystemClock) -> "Report":
-    """Return the report of a service on this host."""
-    from ..pipeline.report import Report
-
-    return Report(service, socket.gethostname(), clock)
 
 
 def passed_on(chosen: Namespace) -> tuple[str, ...]:

@@ -15,9 +15,9 @@ import streamlit as st
 
 from weft.dashboards import parts
 from weft.dashboards.data import Board
+from weft.dashboards.pages import VIEWS
 from weft.dashboards.service import DATA_VARIABLE
 from weft.dashboards.sql import RANGES_S
-from weft.dashboards.views import VIEWS
 from weft.pipeline.clock import SystemClock
 from weft.pipeline.errors import StoreError
 

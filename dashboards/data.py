@@ -9,7 +9,7 @@ from pathlib import Path
 import polars as pl
 import streamlit as st
 
-from ..analytics.store import Reader
+from ..analytics.store.database import Reader
 from ..pipeline.clock import Clock
 
 ANSWERS_MAX = 500

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from ..pipeline.clock import NS_PER_S
-from ..pipeline.schema import RESOLUTIONS_NS
+from ..pipeline.tables.field import RESOLUTIONS_NS
 
 # A line of more points than this is wider than a screen.
 POINTS_MAX = 1000

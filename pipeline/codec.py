@@ -14,7 +14,9 @@ import polars as pl
 
 from . import ipc
 from .errors import CodecError
-from .schema import FAMILIES, STATES, Table
+from .tables.families import FAMILIES
+from .tables.field import Table
+from .tables.states import STATES
 
 CONTENT_TYPE = "application/vnd.apache.arrow.stream"
 

@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from .schema import HISTOGRAM
+from .tables.field import HISTOGRAM
 
 BUCKETS = 4097
 

@@ -7,7 +7,9 @@ and the view ``pipeline`` show them. Names follow Prometheus: ``weft_<room>_<wha
 
 import logging
 import resource
+import socket
 from collections.abc import Mapping
+from typing import Self
 
 import polars as pl
 
@@ -15,7 +17,7 @@ from .bus import Bus, Producer
 from .clock import NS_PER_S, Clock
 from .codec import encode, headers
 from .errors import BusError, FencedError
-from .schema import FAMILIES
+from .tables.families import FAMILIES
 
 PUBLISH_EVERY_S = 5.0
 
@@ -35,6 +37,11 @@ class Report:
         self._values: dict[tuple[str, str], float] = {}
         self._due_ns = 0
         self._complained: dict[str, tuple[int, int]] = {}
+
+    @classmethod
+    def of_this_host(cls, service: str, clock: Clock) -> Self:
+        """Return the report of a service on this host."""
+        return cls(service, socket.gethostname(), clock)
 
     def count(self, name: str, amount: float = 1, label: str = "") -> None:
         """Add to a counter."""

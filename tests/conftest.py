@@ -34,6 +34,7 @@ def _load(name: str) -> Any:
 # Test modules import them by their names.
 bus_rig = _load("bus_rig")
 _load("ipfix_bytes")
+_load("shared_data")
 _load("store_rig")
 
 

@@ -4,12 +4,15 @@ from argparse import Namespace
 from pathlib import Path
 
 from weft import cli
-from weft.analytics import macros, views
+from weft.analytics import views
+from weft.analytics.store import macros
 from weft.commands.counters import notes
 from weft.commands.settings import everything
 from weft.pipeline import config as configuration
 from weft.pipeline.dictionary import Counter, dictionary
-from weft.pipeline.schema import FAMILIES, RESOLUTIONS_NS, STATES, Table
+from weft.pipeline.tables.families import FAMILIES
+from weft.pipeline.tables.field import RESOLUTIONS_NS, Table
+from weft.pipeline.tables.states import STATES
 
 FOLDER = Path(__file__).parent.parent / "dashboards" / "docs"
 
@@ -113,7 +116,7 @@ def _tables() -> str:
     lines = [
         "# Tables on the bus and in the store",
         "",
-        "Generated from `pipeline/schema.py`.",
+        "Generated from `pipeline/tables/schema.py`.",
         "",
         "## Families: what collectors publish",
         "",

@@ -2,9 +2,9 @@
 
 import polars as pl
 
-from weft.analytics.rollup import COARSER, Held
-from weft.analytics.store import Store
-from weft.pipeline.schema import Table
+from weft.analytics.store.database import Store
+from weft.analytics.store.rollup import COARSER, Held
+from weft.pipeline.tables.field import Table
 
 
 def fold_all(store: Store, table: Table, frame: pl.DataFrame) -> None:

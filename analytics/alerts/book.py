@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..rows import ROWS, as_text
+from ..store.rows import ROWS, as_text
 from . import ALERT_COLUMNS, Database
 from .state import Alert
 

@@ -4,7 +4,7 @@
 labels of the dashboard derive from it. A new ratio over kept statistics is a new line here and no migration.
 """
 
-from ...pipeline.schema import RESOLUTIONS_NS
+from ...pipeline.tables.field import RESOLUTIONS_NS
 from .base import Column, View
 from .fabric import GROUPS, LATENCY, READINGS, ROCE
 from .hosts import GPUS, NICS, NVLINKS

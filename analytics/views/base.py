@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ...pipeline.schema import RESOLUTIONS_NS
+from ...pipeline.tables.field import RESOLUTIONS_NS
 
 
 @dataclass(frozen=True, slots=True)

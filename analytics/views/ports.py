@@ -1,6 +1,6 @@
 """The view of ports: burst samples and counters of one port and direction side by side."""
 
-from ...pipeline.schema import FEC_BINS, LADDER
+from ...pipeline.tables.field import FEC_BINS, LADDER
 from .base import Column, View, percent, quantile
 
 BLOCKS = (1, *LADDER)

@@ -9,8 +9,8 @@ import psutil
 import pytest
 
 from weft.analytics.console import ConsoleConfig, answer, verify
-from weft.analytics.publish import PublishConfig, Publisher
-from weft.analytics.store import Reader, Store
+from weft.analytics.store.database import Reader, Store
+from weft.analytics.store.publish import PublishConfig, Publisher
 from weft.pipeline.clock import SystemClock
 from weft.pipeline.errors import StoreError
 from weft.pipeline.report import Report

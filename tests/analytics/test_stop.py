@@ -5,16 +5,16 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from weft.analytics.lag import ring_lag
-from weft.analytics.ring import Ring
 from weft.analytics.service import AnalyzeConfig, AnalyzeService
-from weft.analytics.store import Reader, Store
+from weft.analytics.store.database import Reader, Store
+from weft.analytics.store.lag import ring_lag
+from weft.analytics.store.samples import Ring
 from weft.pipeline.bus import BusConfig, open_bus
 from weft.pipeline.clock import NS_PER_S, SystemClock
 from weft.pipeline.codec import encode, headers
 from weft.pipeline.errors import BusError
 from weft.pipeline.report import Report
-from weft.pipeline.schema import FAMILIES
+from weft.pipeline.tables.families import FAMILIES
 
 TABLE = FAMILIES["burst_sample"]
 T0 = 1_700_000_000 * NS_PER_S

@@ -11,7 +11,7 @@ from weft.pipeline.bus.embedded import EmbeddedBus
 from weft.pipeline.clock import ManualClock
 from weft.pipeline.codec import decode
 from weft.pipeline.report import Report
-from weft.pipeline.schema import FAMILIES
+from weft.pipeline.tables.families import FAMILIES
 
 READING = FAMILIES["reading"]
 

@@ -14,21 +14,23 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from shared_data import SHARED
 from store_rig import fold_all
 
 from weft.analytics import alerts
-from weft.analytics.publish import PublishConfig, Publisher
-from weft.analytics.store import Store, stored
-from weft.collectors.lab.export import Exporter
-from weft.collectors.lab.fabric import Fabric, FabricConfig
-from weft.collectors.lab.faults import Fault
-from weft.collectors.lab.topology import rail_fabric
-from weft.collectors.lab.workload import dense, training
+from weft.analytics.store.database import Store, stored
+from weft.analytics.store.publish import PublishConfig, Publisher
+from weft.lab.fabric.fabric import Fabric, FabricConfig
+from weft.lab.fabric.faults import Fault
+from weft.lab.fabric.topology import rail_fabric
+from weft.lab.fabric.workload import dense, training
+from weft.lab.telemetry.export import Exporter
 from weft.pipeline.clock import SystemClock
-from weft.pipeline.metrics import METRICS, MetricConfig
-from weft.pipeline.metrics.base import Closing
+from weft.pipeline.process import METRICS, MetricConfig
+from weft.pipeline.process.base import Closing
 from weft.pipeline.report import Report
-from weft.pipeline.schema import FAMILIES, STATES
+from weft.pipeline.tables.families import FAMILIES
+from weft.pipeline.tables.states import STATES
 
 RACKS, HOSTS, SECONDS, BINS = 3, 6, 6, 50
 LINE_RATE_BPS = 12_500_000_000
@@ -207,8 +209,7 @@ def seed(tmp_path_factory: pytest.TempPathFactory) -> Seed:
 @pytest.fixture(scope="session")
 def pictured(seed: Seed, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the data folder to take pictures of: real recordings where pictures for the docs are asked for, else the seed's."""
-    shared = Path(os.environ.get("WEFT_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data"))
-    recording, capture = shared / "meta-millisampler" / "metadc_test.csv", shared / "roce-pcap" / "oferby_roce.pcap"
+    recording, capture = SHARED / "meta-millisampler" / "metadc_test.csv", SHARED / "roce-pcap" / "oferby_roce.pcap"
     if not os.environ.get("WEFT_PICTURES") or not recording.exists():
         return seed.data
     data = tmp_path_factory.mktemp("pictured") / "data"

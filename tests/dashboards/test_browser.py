@@ -10,7 +10,7 @@ from urllib.parse import parse_qs, quote, urlsplit
 
 import pytest
 
-from weft.dashboards.views import VIEWS
+from weft.dashboards.pages import VIEWS
 
 playwright = (
     pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install playwright") if os.environ.get("CI") != "true" else None

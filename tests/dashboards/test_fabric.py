@@ -7,9 +7,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from weft.analytics.store import Reader
-from weft.dashboards import charts_fabric, queries_fabric, queries_roce
-from weft.dashboards.queries_fabric import MEASURES
+from weft.analytics.store.database import Reader
+from weft.dashboards.pages.fabric import charts as charts_fabric
+from weft.dashboards.pages.fabric import queries as queries_fabric
+from weft.dashboards.pages.fabric.queries import MEASURES
+from weft.dashboards.pages.latency import queries as queries_roce
 from weft.dashboards.sql import Span, chosen
 
 SCALE = charts_fabric.Scale("share paused", ".1%", 0.02)

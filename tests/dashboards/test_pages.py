@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from weft.dashboards import queries_fabric, service
-from weft.dashboards.views import VIEWS
+from weft.dashboards import service
+from weft.dashboards.pages import VIEWS
+from weft.dashboards.pages.fabric import queries as queries_fabric
 
 APP = Path(service.APP)
 LIMIT_S = 60

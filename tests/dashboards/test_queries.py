@@ -6,8 +6,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from weft.analytics.store import Reader
-from weft.dashboards import queries, queries_congestion, queries_roce
+from weft.analytics.store.database import Reader
+from weft.dashboards.pages.bursts import queries
+from weft.dashboards.pages.congestion import queries as queries_congestion
+from weft.dashboards.pages.latency import queries as queries_roce
 from weft.dashboards.sql import Span, chosen
 
 LINE_RATE_BPS = 12_500_000_000

@@ -6,9 +6,10 @@ import duckdb
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weft.dashboards import parts, queries
+from weft.dashboards import parts
+from weft.dashboards.pages.bursts import queries
 from weft.dashboards.sql import POINTS_MAX, RANGES_S, Span, chosen, instant, text
-from weft.pipeline.schema import RESOLUTIONS_NS
+from weft.pipeline.tables.field import RESOLUTIONS_NS
 
 S = 1_000_000_000
 

@@ -14,8 +14,9 @@ import numpy as np
 import polars as pl
 import psutil
 import pytest
+from shared_data import SHARED
 
-from weft.analytics.store import Reader
+from weft.analytics.store.database import Reader
 
 # No wait of these tests is longer; what works takes much less.
 LIMIT_S = 150.0
@@ -150,10 +151,9 @@ def undisturbed(weft_of_session: Weft, recording: Recording, tmp_path_factory: p
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Return the folder of inputs that lies beside the project, where it is."""
-    folder = Path(os.environ.get("WEFT_SHARED_DATA") or Path(__file__).parents[3] / "shared" / "data")
-    if not folder.is_dir():
-        pytest.skip(f"no real inputs at {folder}; WEFT_SHARED_DATA names another place")
-    return folder
+    if not SHARED.is_dir():
+        pytest.skip(f"no real inputs at {SHARED}; WEFT_SHARED_DATA names another place")
+    return SHARED
 
 
 def _tables(data: Path) -> dict[str, pl.DataFrame]:

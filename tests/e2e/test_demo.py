@@ -12,14 +12,15 @@ import psutil
 import pytest
 
 from weft.analytics.alerts.rules import load_folder
-from weft.analytics.store import Reader
-from weft.collectors.lab.faults import FAULTS
-from weft.commands import demo, demo_findings
+from weft.analytics.store.database import Reader
+from weft.commands import demo
 from weft.commands.lab import FAULT_NAMES
+from weft.lab.fabric.faults import FAULTS
+from weft.lab.score import findings as demo_findings
 from weft.pipeline.bus import BusConfig, open_bus
 from weft.pipeline.clock import SystemClock
 from weft.pipeline.codec import decode, table_of
-from weft.pipeline.schema import FAMILIES
+from weft.pipeline.tables.families import FAMILIES
 
 LIMIT_S = 120.0
 # Of the demo and all its services together, each page that several share counted once.

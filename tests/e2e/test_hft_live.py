@@ -8,13 +8,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from weft.collectors.lab.hft import Layout
-from weft.collectors.lab.serve import Lab, LabConfig
-from weft.collectors.warm import free_port
+from weft.lab.switch.hft import Layout
+from weft.lab.switch.serve import Lab, LabConfig
+from weft.lab.switch.wire import free_port
 from weft.pipeline.bus import Bus, BusConfig, open_bus
 from weft.pipeline.clock import NS_PER_S, SystemClock
 from weft.pipeline.codec import decode
-from weft.pipeline.schema import FAMILIES
+from weft.pipeline.tables.families import FAMILIES
 
 LIMIT_S, SECONDS, PORTS, POLL_NS = 90.0, 3.0, 64, 100_000
 STATS = (

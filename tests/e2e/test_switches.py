@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from weft.collectors.lab.script import LOSSLESS, Script, Shape
-from weft.collectors.lab.wire import free_port
+from weft.lab.switch.script import LOSSLESS, Script, Shape
+from weft.lab.switch.wire import free_port
 from weft.pipeline.clock import NS_PER_S
 
 LIMIT_S = 150.0

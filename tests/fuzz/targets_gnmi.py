@@ -8,8 +8,8 @@ import numpy as np
 from gnmi_pb import gnmi_pb2
 
 from weft.collectors.base import Options
-from weft.collectors.decode.gnmi import Decoded, Decoder, Limits, Messages
-from weft.collectors.gnmi_recording import GnmiRecording, recognises
+from weft.collectors.gnmi.decoder import Decoded, Decoder, Limits, Messages
+from weft.collectors.gnmi.recording import GnmiRecording, recognises
 from weft.pipeline.errors import InputError
 
 TS = 1_700_000_000_000_000_000

@@ -8,12 +8,12 @@ import numpy as np
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
 from weft.collectors.base import Options
-from weft.collectors.decode import otlp_kernel
-from weft.collectors.decode.ipfix import Decoder
-from weft.collectors.hft_names import read_names
-from weft.collectors.hft_recording import HftRecording
-from weft.collectors.otlp_points import Points, Request
-from weft.collectors.readings import Pace
+from weft.collectors.hft.ipfix import Decoder
+from weft.collectors.hft.names import read_names
+from weft.collectors.hft.recording import HftRecording
+from weft.collectors.otlp import kernel as otlp_kernel
+from weft.collectors.otlp.points import Points, Request
+from weft.collectors.sampling.readings import Pace
 from weft.pipeline.errors import InputError
 
 _T0 = 1_700_000_000_000_000_000

@@ -5,10 +5,10 @@ import tempfile
 from pathlib import Path
 
 from weft.collectors.base import Options
-from weft.collectors.decode.yaml_tree import read_yaml
-from weft.collectors.inventory import InventoryFile
+from weft.collectors.inventory.files import InventoryFile
+from weft.collectors.inventory.yaml_tree import read_yaml
 from weft.pipeline.errors import InputError
-from weft.pipeline.schema import FAMILIES
+from weft.pipeline.tables.families import FAMILIES
 
 _SONIC = b"""{"DEVICE_METADATA": {"localhost": {"hostname": "leaf", "type": "ToRRouter"}},
  "PORT": {"Ethernet0": {"alias": "etp1", "lanes": "0,1", "speed": "400000", "index": "1", "mtu": "9100"}},

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from weft.collectors.base import Options
-from weft.collectors.decode.roce import decode
-from weft.collectors.packets import PacketRecording
+from weft.collectors.packets.receiver import PacketRecording
+from weft.collectors.wire.roce import decode
 from weft.pipeline.errors import InputError
 
 

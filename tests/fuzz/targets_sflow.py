@@ -4,13 +4,13 @@ import struct
 
 import numpy as np
 
-from weft.collectors.decode import sflow_tables as tables
-from weft.collectors.decode import udp
-from weft.collectors.decode.headers import LINK_TYPES
-from weft.collectors.decode.sflow import FAULTS, HAS_HEADER, Limits, decode
-from weft.collectors.decode.sflow_agents import Agents
-from weft.collectors.sflow_rows import Naming, Rows
-from weft.pipeline.schema import FAMILIES
+from weft.collectors.sflow import records as tables
+from weft.collectors.sflow.agents import Agents
+from weft.collectors.sflow.batches import Naming, Rows
+from weft.collectors.sflow.decoder import FAULTS, HAS_HEADER, Limits, decode
+from weft.collectors.wire import udp
+from weft.collectors.wire.headers import LINK_TYPES
+from weft.pipeline.tables.families import FAMILIES
 
 LIMITS = Limits(samples_max=16, records_max=8, header_bytes_max=256)
 

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from weft.pipeline.codec import DECODED_BYTES_MAX, MESSAGE_BYTES_MAX, decode, encode, headers, messages, table_of
 from weft.pipeline.errors import CodecError
-from weft.pipeline.schema import FAMILIES, STATES, Table
+from weft.pipeline.tables.families import FAMILIES
+from weft.pipeline.tables.field import Table
+from weft.pipeline.tables.states import STATES
 
 RUNS = FAMILIES["burst_sample"]
 TABLES = [*FAMILIES.values(), *STATES.values()]

@@ -1,19 +1,17 @@
 """The counter dictionary: against the facts of the sources themselves, and against what real devices say."""
 
 import json
-import os
 import re
 from collections import Counter as Multiset
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from shared_data import SHARED
 
 from weft.pipeline.dictionary import KINDS, OBJECTS, Found, Width, dictionary, read
-from weft.pipeline.schema import FAMILIES
+from weft.pipeline.tables.families import FAMILIES
 
-SHARED = Path(os.environ.get("WEFT_SHARED_DATA", Path(__file__).resolve().parents[2] / "../shared/data"))
 SYSFS = SHARED / "infiniband-sysfs" / "procfs_fixtures_infiniband.ttar"
 GNMI = SHARED / "gnmi"
 TCPDUMP = SHARED / "sflow" / "tcpdump_sflow_multiple_counter_30_pdus.expected.txt"

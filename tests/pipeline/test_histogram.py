@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from weft.analytics import macros
+from weft.analytics.store import macros
 from weft.pipeline import histogram
-from weft.pipeline.metrics import kernel
-from weft.pipeline.schema import HISTOGRAM
+from weft.pipeline.process.bursts import kernel
+from weft.pipeline.tables.field import HISTOGRAM
 
 # Shares as decimals: the 99th of 100 is p99, whatever binary fractions make of 0.99.
 QS = (0.0, 0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 0.999, 1.0)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-ROOMS = ("analytics", "collectors", "commands", "dashboards", "pipeline")
+ROOMS = ("analytics", "collectors", "commands", "dashboards", "lab", "pipeline")
 # What a tree without git's own list must not be searched for.
 NOT_OURS = {
     ".git",

@@ -13,9 +13,9 @@ FUNCTION_LINES_MAX = 70
 # A third-party package, and the only places that may import it.
 DOORS = {
     "kafka": ("pipeline/bus/kafka",),
-    "duckdb": ("analytics/store.py", "analytics/peek.py"),
-    "scapy": ("collectors/packets.py", "collectors/lab/"),
-    "grpc": ("collectors/gnmi.py", "collectors/otlp.py", "collectors/lab/"),
+    "duckdb": ("analytics/store/",),
+    "scapy": ("collectors/packets/receiver.py", "lab/"),
+    "grpc": ("collectors/gnmi/receiver.py", "collectors/otlp/receiver.py", "lab/"),
     "streamlit": ("dashboards/",),
     "altair": ("dashboards/",),
 }

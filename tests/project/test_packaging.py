@@ -12,7 +12,7 @@ import pytest
 
 from weft import __version__
 
-ROOMS = ("analytics/", "collectors/", "commands/", "dashboards/", "pipeline/")
+ROOMS = ("analytics/", "collectors/", "commands/", "dashboards/", "lab/", "pipeline/")
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,145 @@
+"""Publishing: what readers open is a copy of the hot database under a new name, behind a link that is swapped.
+
+A copy is taken right after a checkpoint, with no write in between, so it is whole and needs no log. Readers that
+hold an older copy keep it: files go only when three newer ones exist and no query can still hold them. How often a
+copy is made follows from what it costs: at most a tenth of the writer's time.
+"""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...pipeline.clock import NS_PER_S, Clock
+from ...pipeline.errors import StoreError
+from ...pipeline.report import Report
+from .. import views
+from . import macros
+from .database import FAMILIES, Store, base_tables, columns, literal
+
+KEEP = 3
+
+# A snapshot, segment or ring file that nobody should use any more stays this long for queries that already do.
+GRACE_S = 120
+
+COST_RATIO_MAX = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class PublishConfig:
+    """Publish at most every ``every_s``."""
+
+    every_s: float = 2.0
+
+
+class Publisher:
+    """Makes snapshots of one store."""
+
+    def __init__(self, store: Store, config: PublishConfig, clock: Clock, report: Report, extra: tuple[str, ...] = ()) -> None:
+        self._store = store
+        self._config = config
+        self._clock = clock
+        self._report = report
+        self._extra = extra
+        self._published = -1
+        self._catalog: list[str] = []
+        self._due_ns = 0
+        self._number = 0
+
+    def start(self) -> None:
+        """Find the newest number in use, and publish what is stored already."""
+        numbers = [int(path.stem) for path in (self._store.folder / "snapshots").glob("*.duckdb") if path.stem.isdigit()]
+        self._number = max(numbers, default=0)
+        for torn in (self._store.folder / "snapshots").glob("*.part*"):
+            torn.unlink(missing_ok=True)
+        self.publish()
+
+    def due_ns(self) -> int:
+        """Return when the next snapshot is due, by the monotonic clock."""
+        return self._due_ns
+
+    def publish(self) -> bool:
+        """Publish if anything changed since the last time; return whether. Raises ``StoreError`` on a full disk."""
+        if self._published == self._store.writes:
+            self._due_ns = self._clock.monotonic_ns() + int(self._config.every_s * NS_PER_S)
+            return False
+        began = self._clock.monotonic_ns()
+        self._refresh_catalog()
+        self._store.checkpoint()
+        target = self._copy()
+        self._prune()
+        self._published = self._store.writes
+        took = self._clock.monotonic_ns() - began
+        self._due_ns = self._clock.monotonic_ns() + max(int(self._config.every_s * NS_PER_S), int(took / COST_RATIO_MAX))
+        self._report.set("weft_analyze_publish_seconds", took / NS_PER_S)
+        self._report.set("weft_analyze_snapshot_bytes", target.stat().st_size)
+        self._report.count("weft_analyze_snapshots_total")
+        return True
+
+    def _refresh_catalog(self) -> None:
+        """Create macros and views anew where the set of segments has changed."""
+        wanted = catalog(self._store, self._extra)
+        if wanted == self._catalog:
+            return
+        # A view finds what it reads by name, each time it is asked: only what reads differently now is made anew.
+        known = set(self._catalog)
+        for statement in wanted:
+            if statement not in known:
+                self._store.execute(statement)
+        self._catalog = wanted
+
+    def _copy(self) -> Path:
+        self._number += 1
+        target = self._store.folder / "snapshots" / f"{self._number:010d}.duckdb"
+        part = target.with_suffix(".part")
+        try:
+            self._store.copy(part)
+            os.replace(part, target)
+            self._swap(target)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise StoreError(f"a snapshot cannot be written: {error.strerror}", "free space; the last one stays readable") from None
+        return target
+
+    def _swap(self, target: Path) -> None:
+        link = self._store.folder / "current.duckdb"
+        fresh = self._store.folder / "current.part"
+        fresh.unlink(missing_ok=True)
+        fresh.symlink_to(Path("snapshots") / target.name)
+        os.replace(fresh, link)
+
+    def _prune(self) -> None:
+        old = sorted((self._store.folder / "snapshots").glob("*.duckdb"))[:-KEEP]
+        for path in old:
+            if self._clock.now_ns() - path.stat().st_mtime_ns > GRACE_S * NS_PER_S or len(old) > 10 * KEEP:
+                path.unlink(missing_ok=True)
+
+
+def catalog(store: Store, extra: tuple[str, ...] = ()) -> list[str]:
+    """Return the statements that make macros and views over the hot tables, the segments and the ring."""
+    listed: dict[str, list[str]] = {}
+    for row in store.query("SELECT name, path FROM base.segments ORDER BY path"):
+        listed.setdefault(str(row["name"]), []).append(str((store.folder / str(row["path"])).resolve()))
+    statements = macros.statements()
+    for name in base_tables():
+        statements.append(_whole(name, listed.get(name, [])))
+    # What a pattern would read as a sign in the folder's own name is put in brackets.
+    ring = literal(re.sub(r"([*?[])", r"[\1]", str((store.folder / "samples").resolve())) + "/*.parquet")
+    fields = [definition.split(maxsplit=1) for definition in columns(FAMILIES["burst_sample"]).split(", ")]
+    seed = "SELECT " + ", ".join(f'NULL::{kind} AS "{name}"' for name, kind in fields) + " WHERE false"
+    rows = store.query("SELECT count(*) AS files FROM base.ring")
+    read = f" UNION ALL BY NAME SELECT * FROM read_parquet({ring}, union_by_name = true)" if rows[0]["files"] else ""
+    statements.append(f"CREATE OR REPLACE VIEW state.samples AS {seed}{read}")
+    return [*statements, *views.statements(), *extra]
+
+
+def refresh(store: Store, name: str) -> None:
+    """Let the writer see a table's segments as they are now, inside the transaction that changed them."""
+    rows = store.query("SELECT path FROM base.segments WHERE name = ? ORDER BY path", [name])
+    store.execute(_whole(name, [str((store.folder / str(row["path"])).resolve()) for row in rows]))
+
+
+def _whole(name: str, paths: list[str]) -> str:
+    files = ", ".join(literal(path) for path in paths)
+    union = f" UNION ALL BY NAME SELECT * FROM read_parquet([{files}], union_by_name = true)" if files else ""
+    return f"CREATE OR REPLACE VIEW state.{name} AS SELECT * FROM base.{name}{union}"

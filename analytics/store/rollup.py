@@ -1,0 +1,124 @@
+"""Roll-ups: rows of 1 s merged to 10 s, 1 min and 1 h, exactly.
+
+A coarser row is the merge of the finer ones: sums, minima, maxima, histograms bucket by bucket. Merging is
+associative, so what a batch brings is merged first and then folded into what is stored, and the result does
+not depend on how the rows were batched.
+
+A coarse row is written anew with all its histograms whenever a finer one comes, so what has come is held, merged, and
+folded before somebody reads: before a snapshot is published, before a rule over coarse rows is judged and before the hot
+tables are cut. What was folded into one resolution is held, merged again, for the next, and
+each resolution is a transaction of its own: a third of the rows, and of the memory, at a time.
+"""
+
+import polars as pl
+
+from ...pipeline import histogram
+from ...pipeline.tables.field import RESOLUTIONS_NS, Table
+from ...pipeline.tables.states import merge
+from .database import Store
+from .database import stored as as_stored
+
+COARSER = tuple(name for name in RESOLUTIONS_NS if name != "1s")
+
+# So many merged rows are held at most.
+HELD_ROWS_MAX = 20_000
+
+# So many rows are merged with what is stored at a time.
+PORTION_ROWS = 1_000
+
+# Held rows of a table are merged with each other when they are so many times those that the last merge left.
+_GROWN = 2
+
+
+class Held:
+    """Rows that are stored at one resolution and wait to be folded into the next."""
+
+    def __init__(self) -> None:
+        self._tables: dict[str, dict[str, _Waiting]] = {resolution: {} for resolution in COARSER}
+
+    def waits(self, resolution: str) -> bool:
+        """Whether anything waits for ``resolution`` itself."""
+        return bool(self._tables[resolution])
+
+    @property
+    def full(self) -> bool:
+        """Whether it is time to fold, for memory's sake."""
+        return any(sum(one.rows for one in waiting.values()) >= HELD_ROWS_MAX for waiting in self._tables.values())
+
+    def add(self, table: Table, frame: pl.DataFrame, resolution: str = COARSER[0]) -> None:
+        """Hold finer rows for ``resolution`` and what is coarser."""
+        if frame.height:
+            self._tables[resolution].setdefault(table.name, _Waiting(table, resolution)).add(frame)
+
+    def fold(self, store: Store, resolution: str) -> None:
+        """Fold what waits for ``resolution`` into the store, inside the caller's transaction; ``folded`` when that is committed."""
+        for waiting in self._tables[resolution].values():
+            fold(store, waiting.table, resolution, waiting.whole())
+
+    def folded(self, resolution: str) -> None:
+        """Hold what has been folded into ``resolution`` for the next one, if there is one."""
+        coarser = COARSER[COARSER.index(resolution) + 1 :]
+        done, self._tables[resolution] = self._tables[resolution], {}
+        for waiting in done.values() if coarser else ():
+            self.add(waiting.table, waiting.whole(), coarser[0])
+
+
+class _Waiting:
+    """Rows of one table on the way to one resolution, merged to it."""
+
+    def __init__(self, table: Table, resolution: str) -> None:
+        self.table, self.rows = table, 0
+        self._resolution_ns = RESOLUTIONS_NS[resolution]
+        self._frames: list[pl.DataFrame] = []
+        self._left = 0
+
+    def add(self, frame: pl.DataFrame) -> None:
+        self._frames.append(merged(self.table, frame, self._resolution_ns))
+        self.rows += self._frames[-1].height
+        if self.rows > _GROWN * max(self._left, self._frames[-1].height):
+            self.whole()
+
+    def whole(self) -> pl.DataFrame:
+        if len(self._frames) > 1:
+            self._frames = [merged(self.table, pl.concat(self._frames), self._resolution_ns)]
+        self.rows = self._left = self._frames[0].height
+        return self._frames[0]
+
+
+def merged(table: Table, frame: pl.DataFrame, resolution_ns: int) -> pl.DataFrame:
+    """Return the rows of ``frame`` merged to windows of ``resolution_ns``; ``ts`` is in integer ns."""
+    keys = table.having("key")
+    frame = frame.with_columns(pl.col("ts") // resolution_ns * resolution_ns)
+    number = frame.select(pl.struct(keys).rank("dense").cast(pl.Int64).alias("group")).to_series() - 1
+    groups = int(number.max()) + 1 if len(number) else 0  # type: ignore[arg-type]
+    first = (
+        frame.with_columns(group=number).group_by("group").agg(*(pl.col(key).first() for key in keys), *merge(table, keys)).sort("group")
+    )
+    order = number.to_numpy()
+    hists = [histogram.merge(frame[name], order, groups) for name in table.having("hist")]
+    rest = [field.name for field in table.fields if field.role == "attribute"]
+    return first.with_columns(*hists, *(pl.lit(None).alias(name) for name in rest)).select(
+        pl.col(name).cast(dtype) for name, dtype in table.polars.items()
+    )
+
+
+def fold(store: Store, table: Table, resolution: str, frame: pl.DataFrame) -> None:
+    """Add rows that are merged to ``resolution`` to its table, inside the caller's transaction."""
+    # In portions, since what is on the way between Polars and DuckDB takes several times the rows themselves.
+    for portion in frame.iter_slices(PORTION_ROWS):
+        _fold_portion(store, table, resolution, portion)
+
+
+def _fold_portion(store: Store, table: Table, resolution: str, frame: pl.DataFrame) -> None:
+    name = f"base.{table.name}_{resolution}"
+    same = " AND ".join(f"stored.{key} IS NOT DISTINCT FROM fresh.{key}" for key in table.having("key"))
+    times = frame.select(low=pl.col("ts").min(), high=pl.col("ts").max()).row(0)
+    near = "stored.ts BETWEEN make_timestamp_ns({}) AND make_timestamp_ns({})".format(*times)
+    fresh = frame.select(pl.col("ts").cast(pl.Datetime("ns")), *(key for key in table.having("key") if key != "ts"))
+    stored = store.frame(f"SELECT stored.* FROM {name} AS stored SEMI JOIN fresh ON {same} WHERE {near}", fresh=fresh)
+    if stored.height:
+        store.frame(f"DELETE FROM {name} AS stored USING fresh WHERE {same} AND {near}", fresh=fresh)
+        stored = stored.with_columns(pl.col("ts").cast(pl.Datetime("ns")).cast(pl.Int64))
+        both = pl.concat([frame, stored.select(pl.col(column).cast(dtype) for column, dtype in table.polars.items())])
+        frame = merged(table, both, RESOLUTIONS_NS[resolution])
+    store.insert(name, as_stored(table, frame))

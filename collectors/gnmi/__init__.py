@@ -1,0 +1,1 @@
+"""gNMI dial-in: receiver, decoder, recordings and packs of paths."""

@@ -1,0 +1,262 @@
+"""Settings of the gNMI collector, its packs (which paths to ask a kind of device for, data in ``packs/``), and its line of the table.
+
+What it takes to run, protocol and decoder, is imported when it runs.
+"""
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path as File
+from typing import TYPE_CHECKING, Any
+
+from ...pipeline.errors import ConfigError, ServiceError
+from ..base import Collector, later
+
+if TYPE_CHECKING:
+    from gnmi_pb import gnmi_pb2
+
+PACKS = File(__file__).with_name("packs")
+ENCODINGS = ("PROTO", "JSON_IETF", "JSON")
+
+_WHERE = "collect.gnmi"
+MODES = ("target_defined", "on_change", "sample")
+_ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\s]+):(\d{1,5})")
+_STEP = re.compile(r"/([^/\[\]]+)((?:\[[^\[\]=]+=(?:[^\]\\]|\\.)*\])*)")
+_KEY = re.compile(r"\[([^\[\]=]+)=((?:[^\]\\]|\\.)*)\]")
+_MS = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One device: ``[[collect.gnmi.targets]]``. What is empty here is taken from ``[collect.gnmi]``."""
+
+    # Name under which its rows are published; empty = the address.
+    name: str = ""
+    # Host and port, as `leaf1:9339`.
+    address: str = ""
+    # Names of packs; empty = those of the section.
+    packs: tuple[str, ...] = ()
+    username: str = ""
+    # Where the password is: a file, or the name of an environment variable.
+    password_file: str = ""
+    password_env: str = ""
+    # `true`: no TLS, everything in clear text, the password too.
+    insecure: bool | None = None
+    ca_file: str = ""
+    cert_file: str = ""
+    key_file: str = ""
+    # Name that its certificate is for, where that is not the address.
+    server_name: str = ""
+    # Whether it speaks for many devices, which it names as the target of each message.
+    gateway: bool = False
+
+
+@dataclass(frozen=True)
+class GnmiConfig:
+    """Section ``[collect.gnmi]``: which devices to dial; off while there are no ``targets``."""
+
+    enabled: bool = True
+    targets: tuple[Target, ...] = ()
+    packs: tuple[str, ...] = ("openconfig", "lldp")
+    # Interval of sampled paths instead of the pack's own; 0 = the pack's.
+    interval_ms: int = 0
+    username: str = ""
+    password_file: str = ""
+    password_env: str = ""
+    insecure: bool = False
+    # Certificates of who may sign the devices' ones; empty = those of the system.
+    ca_file: str = ""
+    cert_file: str = ""
+    key_file: str = ""
+    # A stream that says nothing for so long, not even to the transport's own question, is taken for dead.
+    keepalive_s: float = 30.0
+    # How often files of certificates are looked at while a stream is up; where one has changed, the device is dialled anew.
+    certificates_s: float = 30.0
+    # Seconds before the first and the longest before any further attempt to reach a device.
+    backoff_s: float = 1.0
+    backoff_s_max: float = 60.0
+    targets_max: int = 1024
+    # How many devices are dialled at once.
+    dials_max: int = 16
+    message_bytes_max: int = 16 * 1024 * 1024
+    # What may wait for the next drain, in all and of one device; a device that has more waits.
+    waiting_bytes_max: int = 64 * 1024 * 1024
+    waiting_bytes_target_max: int = 8 * 1024 * 1024
+    # Paths known in all and of one device, leaves of one JSON value, ports and neighbours remembered.
+    paths_max: int = 2_000_000
+    paths_target_max: int = 200_000
+    json_leaves_max: int = 100_000
+    ports_max: int = 1_000_000
+    neighbours_max: int = 100_000
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "enabled", self.enabled and bool(self.targets))
+        if len(self.targets) > self.targets_max:
+            raise ConfigError(f"{_WHERE}.targets", f"{len(self.targets)} are more than targets_max", "raise it, or run a second collector")
+        names: set[str] = set()
+        for number, target in enumerate(self.targets, 1):
+            _check_target(f"{_WHERE}.targets, number {number}", target, names)
+            for pack in target.packs or self.packs:
+                load_pack(pack)
+        for name in ("backoff_s", "keepalive_s", "certificates_s", "dials_max", "message_bytes_max", "waiting_bytes_target_max"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{_WHERE}.{name}", "is not positive", "give a number above 0")
+
+    def complete(self, target: Target) -> "Dial":
+        """Return how to dial a target: its own settings over those of the section."""
+        own = {name: getattr(target, name) or getattr(self, name) for name in ("username", "password_file", "password_env", "ca_file")}
+        own |= {name: getattr(target, name) or getattr(self, name) for name in ("cert_file", "key_file")}
+        insecure = self.insecure if target.insecure is None else target.insecure
+        packs = tuple(load_pack(name) for name in target.packs or self.packs)
+        return Dial(
+            name=target.name or target.address,
+            address=target.address,
+            packs=packs,
+            insecure=insecure,
+            server_name=target.server_name,
+            gateway=target.gateway,
+            interval_ms=self.interval_ms,
+            **own,
+        )
+
+
+def _check_target(where: str, target: Target, names: set[str]) -> None:
+    found = _ADDRESS.fullmatch(target.address)
+    if found is None or not 0 < int(found[2]) < 65536:
+        raise ConfigError(where, f"{target.address!r} is no address", "write host:port, as leaf1:9339")
+    name = target.name or target.address
+    if name in names:
+        raise ConfigError(where, f"{name!r} is there twice", "give each target a name of its own")
+    names.add(name)
+    if bool(target.cert_file) != bool(target.key_file):
+        raise ConfigError(where, "cert_file and key_file belong together", "give both, or neither")
+    if target.password_file and target.password_env:
+        raise ConfigError(where, "password_file and password_env are both given", "give one of them")
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One path of a pack."""
+
+    path: str
+    mode: str
+    interval_ms: int
+    heartbeat_ms: int
+
+    def subscription(self, origin: str, interval_ms: int) -> "gnmi_pb2.Subscription":
+        """Return it as the protocol has it; ``interval_ms`` instead of its own where not 0."""
+        from gnmi_pb import gnmi_pb2
+
+        heartbeat = self.heartbeat_ms * _MS
+        one = gnmi_pb2.Subscription(path=parse(self.path, origin), mode=self.mode.upper(), heartbeat_interval=heartbeat)
+        if self.mode == "sample":
+            one.sample_interval = (interval_ms or self.interval_ms) * _MS
+        return one
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """What to ask a kind of device for: ``encodings`` by preference, ``target`` as prefix where the device wants one."""
+
+    name: str
+    doc: str
+    encodings: tuple[str, ...]
+    origin: str
+    target: str
+    paths: tuple[Wanted, ...]
+
+    def encoding(self, offered: tuple[str, ...]) -> str:
+        """Return the first encoding that the device offers; the first of all where it tells none of them."""
+        return next((one for one in self.encodings if one in offered), self.encodings[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Dial:
+    """Everything that is needed to dial one target; passwords and keys are read from their files when they are needed."""
+
+    name: str
+    address: str
+    packs: tuple[Pack, ...]
+    username: str
+    password_file: str
+    password_env: str
+    insecure: bool
+    ca_file: str
+    cert_file: str
+    key_file: str
+    server_name: str
+    gateway: bool
+    interval_ms: int
+
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """Return user name and password as calls carry them. Raises ``ServiceError`` when the password cannot be had."""
+        if not self.username:
+            return ()
+        if self.password_env:
+            password = os.environ.get(self.password_env)
+            if password is None:
+                raise ServiceError(f"gnmi: {self.name}: there is no variable {self.password_env}", "set it for this service")
+        else:
+            password = _content(self.name, self.password_file).decode(errors="replace").strip() if self.password_file else ""
+        return (("username", self.username), ("password", password))
+
+    def certificates(self) -> tuple[bytes | None, bytes | None, bytes | None]:
+        """Return the contents of CA, key and certificate files, ``None`` where none is named. Raises ``ServiceError``."""
+        ca, key, cert = (_content(self.name, one) if one else None for one in (self.ca_file, self.key_file, self.cert_file))
+        return ca, key, cert
+
+
+def _content(name: str, file: str) -> bytes:
+    try:
+        return File(file).read_bytes()
+    except OSError as error:
+        raise ServiceError(f"gnmi: {name}: {file} cannot be read ({error.strerror})", "correct the name or the permissions") from None
+
+
+def pack_names() -> list[str]:
+    """Return the packs that there are."""
+    return sorted(file.stem for file in PACKS.glob("*.toml"))
+
+
+@cache
+def load_pack(name: str) -> Pack:
+    """Return a pack. Raises ``ConfigError`` when there is none of this name."""
+    if name not in pack_names():
+        raise ConfigError(f"{_WHERE}.packs", f"there is no pack {name!r}", f"choose from {', '.join(pack_names())}")
+    return read_pack(name, tomllib.loads((PACKS / f"{name}.toml").read_text()))
+
+
+def read_pack(name: str, data: Mapping[str, Any]) -> Pack:
+    """Make a pack of its file's content."""
+    paths = tuple(
+        Wanted(one["path"], one.get("mode", "sample"), one.get("interval_ms", 0), one.get("heartbeat_ms", 0)) for one in data["paths"]
+    )
+    return Pack(name, data["doc"], tuple(data["encodings"]), data.get("origin", ""), data.get("target", ""), paths)
+
+
+def parse(text: str, origin: str = "") -> "gnmi_pb2.Path":
+    """Return the path that a text as ``/interfaces/interface[name=*]/state`` means. Raises ``ValueError`` for any other text."""
+    from gnmi_pb import gnmi_pb2
+
+    steps = list(_STEP.finditer(text))
+    if "".join(step[0] for step in steps) != text:
+        raise ValueError(f"{text!r} is no path")
+    path = gnmi_pb2.Path(origin=origin)
+    for step in steps:
+        keys = {key: re.sub(r"\\(.)", r"\1", value) for key, value in _KEY.findall(step[2])}
+        path.elem.add(name=step[1], key=keys)
+    return path
+
+
+GNMI = Collector(
+    name="gnmi",
+    doc="switches by gNMI: counters, queues, priority flow control, link states, neighbours; and recorded responses",
+    families=("port", "queue", "reading", "event", "inventory", "gap"),
+    config=GnmiConfig,
+    live=later("gnmi.receiver", "Gnmi"),
+    recorded=later("gnmi.recording", "GnmiRecording"),
+    recognises=later("gnmi.recording", "recognises"),
+)

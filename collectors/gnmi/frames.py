@@ -1,0 +1,61 @@
+"""Columns of numbers and slices of bytes to columns of frames."""
+
+from functools import cache
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from .rows import gather
+
+
+def nulls(name: str, count: int, dtype: pl.DataType | type[pl.DataType]) -> pl.Series:
+    """Return a column of nulls."""
+    return _null(dtype).new_from_index(0, count).alias(name)
+
+
+@cache
+def _null(dtype: pl.DataType | type[pl.DataType]) -> pl.Series:
+    return pl.Series([None], dtype=dtype)
+
+
+def numbers(name: str, values: np.ndarray, valid: np.ndarray, dtype: pl.DataType | type[pl.DataType]) -> pl.Series:
+    """Return a column of 64 bit values, null where not valid; unsigned or Boolean as ``dtype`` says."""
+    if not valid.any():
+        return nulls(name, len(values), dtype)
+    seen = values if values.dtype == np.float64 else values != 0 if dtype == pl.Boolean else values.view(np.uint64)
+    return pl.Series(name, seen if valid.all() else pl.from_arrow(pa.array(seen, mask=~valid)))
+
+
+def bins(name: str, values: np.ndarray, valid: np.ndarray) -> pl.Series:
+    """Return a column of lists of the (bins, rows) values: up to the last valid one, null where there is none."""
+    count = np.where(valid.any(axis=0), len(valid) - np.argmax(valid[::-1], axis=0), 0)
+    if not count.any():
+        return pl.Series(name, [None] * values.shape[1], dtype=pl.List(pl.UInt64))
+    inside = np.arange(len(valid))[None, :] < count[:, None]
+    flat = pa.array(values.T[inside].view(np.uint64), mask=~valid.T[inside])
+    ends = np.concatenate(([0], np.cumsum(count))).astype(np.int64)
+    lists = pa.LargeListArray.from_arrays(pa.array(ends), flat, mask=pa.array(count == 0))
+    return pl.Series(name, pl.from_arrow(lists))
+
+
+def texts(name: str, buffer: np.ndarray, begin: np.ndarray, size: np.ndarray, told: np.ndarray) -> tuple[pl.Series, int]:
+    """Return a column of the slices of ``buffer`` where ``told``, else null, and how many were no UTF-8 (which are mended)."""
+    if not told.any():
+        return nulls(name, len(told), pl.String), 0
+    size = np.where(told, size, 0).astype(np.int64)
+    ends = np.cumsum(size)
+    out = np.empty(int(ends[-1]), np.uint8)
+    gather(buffer, begin.astype(np.int64), size, ends, out)
+    offsets = np.concatenate(([0], ends))
+    null = pa.py_buffer(np.packbits(told, bitorder="little"))
+    made = pa.LargeStringArray.from_buffers(len(told), pa.py_buffer(offsets), pa.py_buffer(out), null)
+    try:
+        made.validate(full=True)
+    except pa.ArrowInvalid:
+        whole = out.tobytes()
+        raw = [whole[offsets[k] : offsets[k + 1]] if one else None for k, one in enumerate(told)]
+        mended = [None if one is None else one.decode(errors="replace") for one in raw]
+        broken = sum(one is not None and one != text.encode() for one, text in zip(raw, mended, strict=True) if text is not None)
+        return pl.Series(name, mended, dtype=pl.String), broken
+    return pl.Series(name, pl.from_arrow(made)), 0

@@ -1,0 +1,1 @@
+"""SONiC high-frequency telemetry: IPFIX messages of counters sampled every 10 us to some ms."""

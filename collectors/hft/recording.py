@@ -1,0 +1,155 @@
+"""Recorded high-frequency telemetry: IPFIX messages one after another in a file, or in the UDP packets of a capture.
+
+What labels are called stands in a file beside the recording, ``<recording>.toml`` or ``<recording>.json`` (``hft_names``); its
+templates are known before the first message.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from ...pipeline.clock import NS_PER_MS
+from ...pipeline.errors import InputError
+from ..base import Batch, Options
+from ..sampling.readings import Pace
+from ..sampling.runs import closing
+from .config import PORT
+from .ipfix import EXPORTERS_MAX, Block, Decoder, Loss
+from .ipfix_kernel import HEADER_BYTES
+from .names import Names, read_names
+from .streams import Streams, gaps
+
+SPAN_NS = 1000 * NS_PER_MS
+SERIES_MAX = 500_000
+
+_PIECE_BYTES = 4 * 2**20
+# A capture is looked into so far to find out what it holds.
+_PEEK_BYTES = 64 * 1024
+_MEND = "record the messages again; what came before is used"
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Blocks of a piece of the file; ``problem`` says what is wrong with the message at byte ``at``, empty where nothing is."""
+
+    blocks: list[Block]
+    at: int = 0
+    problem: str = ""
+    dropped: int = 0
+
+
+class HftRecording:
+    """A file of IPFIX messages or a capture; see the module for the names."""
+
+    def __init__(self, path: Path, options: Options) -> None:
+        self._path, self._device = path, options.device
+        self._decoder = Decoder()
+        rates = {"": options.line_rate_bps} if options.line_rate_bps else {}
+        self._streams = Streams(Pace(0, SPAN_NS, rates), SERIES_MAX)
+        self._names = Names()
+        self._senders: dict[str, int] = {}
+        self._who: dict[int, tuple[str, Names]] = {}
+
+    def batches(self) -> Iterator[Batch]:
+        """Yield rows in slices of time; raise ``InputError`` after everything good."""
+        yield from closing(self._open_ended())
+
+    def counters(self) -> Mapping[str, float]:
+        """Return what the live collector counts, of this file."""
+        return {**self._decoder.counts(), **self._streams.counters()}
+
+    def _open_ended(self) -> Iterator[Batch]:
+        from ..wire.capture import is_capture
+
+        beside = [self._path.with_name(self._path.name + end) for end in (".toml", ".json")]
+        self._names = next((read_names(path) for path in beside if path.is_file()), Names())
+        fault, newest, last = None, 0, _Piece([])
+        try:
+            with self._path.open("rb") as file:
+                head = file.read(HEADER_BYTES)
+            for last in self._captured() if is_capture(head) else self._messages():
+                newest = max([newest, *(int(block.times.max()) for block in last.blocks if len(block.times))])
+                yield from self._streams.take(last.blocks, self._who, None)
+                yield from gaps(self._lost(last.dropped), newest)
+        except InputError as error:
+            fault = error
+        except OSError as error:
+            fault = InputError(str(self._path), f"cannot be read ({error.strerror})", "check the path and its permissions")
+        self._decoder.end()
+        yield from self._streams.end(None)
+        yield from gaps(self._lost(0), newest)
+        if fault is None and last.problem:
+            fault = InputError(str(self._path), f"the message at byte {last.at} {last.problem}", _MEND)
+        if fault is not None:
+            raise fault
+
+    def _lost(self, dropped: int) -> list[tuple[str, Loss]]:
+        lost = [(self._who[loss.exporter][0], loss) for loss in self._decoder.losses()]
+        here = self._device or self._path.stem
+        return [*lost, (here, Loss(0, "datagrams", dropped, "kernel_drop"))] if dropped else lost
+
+    def _messages(self) -> Iterator[_Piece]:
+        number = self._exporter(self._device or self._path.stem)
+        at, left = 0, b""
+        with self._path.open("rb") as file:
+            while piece := file.read(_PIECE_BYTES):
+                content = np.frombuffer(left + piece, np.uint8)
+                blocks, used, problem = self._decoder.feed_stream(content, number, 0)
+                at, left = at + used, content[used:].tobytes()
+                yield _Piece(blocks, at, problem)
+                if problem:
+                    return
+        if left:
+            yield _Piece([], at, "is cut")
+
+    def _captured(self) -> Iterator[_Piece]:
+        from ..wire import roce
+        from ..wire.capture import read_capture
+        from ..wire.udp import payloads
+
+        for piece in read_capture(self._path):
+            found = payloads(piece.buffer, piece.offsets, piece.lengths, piece.links, PORT)
+            blocks = []
+            if len(found.at):
+                senders = roce.addresses(found.ends)[0]
+                numbers = {sender: self._exporter(sender) for sender in senders.unique().to_list()}
+                exporters = senders.replace_strict(numbers, return_dtype=pl.Int64).to_numpy()
+                blocks = self._decoder.feed(piece.buffer, found.offsets, found.lengths, exporters, 0)
+            yield _Piece(blocks, dropped=piece.dropped)
+
+    def _exporter(self, sender: str) -> int:
+        """Return the number of who sends, with the templates that the file beside has; all beyond the limit share the last one."""
+        if sender not in self._senders:
+            number = self._senders[sender] = min(len(self._senders), EXPORTERS_MAX - 1)
+            self._who.setdefault(number, (self._device or sender, self._names))
+            for message in self._names.templates:
+                self._decoder.learn(number, message, 0)
+        return self._senders[sender]
+
+
+def recognises(path: Path, head: bytes) -> bool:
+    """Return whether a file begins with a whole IPFIX header that the rest does not belie, or is a capture of IPFIX."""
+    from ..wire.capture import is_capture
+
+    if is_capture(head):
+        return _captures_ipfix(path)
+    length = int.from_bytes(head[2:4], "big")
+    return head[:2] == b"\x00\x0a" and length >= HEADER_BYTES and head[length : length + 2] in (b"", b"\x00", b"\x00\x0a")
+
+
+def _captures_ipfix(path: Path) -> bool:
+    """Return whether the first packets of a capture hold more IPFIX than RoCEv2."""
+    from ..wire.capture import read_capture
+    from ..wire.headers import ROCE_PORT
+    from ..wire.udp import payloads
+
+    try:
+        piece = next(read_capture(path, _PEEK_BYTES))
+    except (InputError, StopIteration):
+        return False
+    packets = (piece.buffer, piece.offsets, piece.lengths, piece.links)
+    ten = sum(piece.buffer[at : at + 2].tobytes() == b"\x00\x0a" for at in payloads(*packets, PORT).offsets.tolist())
+    return ten > len(payloads(*packets, ROCE_PORT).at)

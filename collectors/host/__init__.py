@@ -1,0 +1,1 @@
+"""This machine's interfaces: bytes per millisecond as burst samples, all counters once a second."""

@@ -1,0 +1,1 @@
+"""Millisampler recordings: byte counts of hosts at 1 ms."""

@@ -1,0 +1,1 @@
+"""OTLP metrics over gRPC: receiver and decoder."""

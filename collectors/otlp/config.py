@@ -1,0 +1,42 @@
+"""Section ``[collect.otlp]``, and the receiver's line in the table of collectors."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ...pipeline.errors import ConfigError
+from ..base import Collector, later
+from ..sampling.config import Paced
+
+SOURCE = "otlp"
+
+
+@dataclass(frozen=True)
+class OtlpConfig(Paced):
+    """Section ``[collect.otlp]``. The resource's attribute names a device before ``devices`` does."""
+
+    SECTION: ClassVar[str] = "collect.otlp"
+
+    port: int = 4317
+    device_attribute: str = "host.name"
+    # Files of certificate and key (PEM) for TLS, and of the authority that clients have to be signed by.
+    certificate: str = ""
+    key: str = ""
+    client_authority: str = ""
+    request_bytes_max: int = 4 * 2**20
+    requests_max: int = 64
+    queue_bytes_max: int = 64 * 2**20
+    series_max: int = 200_000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if bool(self.certificate) != bool(self.key) or (self.client_authority and not self.certificate):
+            raise ConfigError("collect.otlp.certificate", "goes with a key", "give certificate and key, or neither")
+
+
+OTLP = Collector(
+    name=SOURCE,
+    doc="OTLP metrics over gRPC: SAI counters of SONiC switches as samples, anything else as readings",
+    families=("burst_sample", "port", "queue", "reading", "gap"),
+    config=OtlpConfig,
+    live=later("otlp.receiver", "Otlp"),
+)

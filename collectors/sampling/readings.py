@@ -1,0 +1,317 @@
+"""Readings of counters to rows: runs of samples on the grid of the poll, and one row of counters per span.
+
+What high-frequency telemetry, OTLP and whoever else reads cumulative counters fast have in common. Readings come as columns;
+two that stand one slot apart give a sample, anything else ends the run and is admitted as missing, in samples. Over one
+stretch without holes the samples of a counter add up to its last reading minus its first. Beside that, every series goes
+into the rows of its family once per span: counters as they stand (wraps of narrow ones added up, so that they lose nothing),
+occupancies and watermarks by their highest value.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from ...pipeline.clock import NS_PER_MS, NS_PER_S
+from ...pipeline.tables.families import FAMILIES
+from ..base import Batch
+from . import kernel
+from .runs import list_column
+from .sai import Series
+
+# A window of the pipeline is so long; samples that cover more have none.
+INTERVAL_NS_MAX = NS_PER_S
+_FEC_BINS = "fec_bins"
+_FAMILIES = ("port", "queue", "reading")
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How often: ``interval_ns`` of the poll, 0 to find it out, and the span of the rows of counters. Line rates by port."""
+
+    interval_ns: int = 0
+    span_ns: int = 1000 * NS_PER_MS
+    line_rates_bps: dict[str, int] = field(default_factory=dict)
+
+
+class Ledger:
+    """What is known of some series of one device from call to call.
+
+    Series are read in *tracks*: those of one track come together, with one time for all. Memory is that of the series.
+    """
+
+    def __init__(self, source: str, device: str, pace: Pace) -> None:
+        self.source, self.device, self._pace = source, device, pace
+        self.series: list[Series] = []
+        self.told = np.zeros(len(kernel.TOLD), np.int64)
+        self.samples = 0
+        self.unknown = 0
+        self._tracks = 0
+        self._state = _empty_state()
+        self._rows: dict[tuple[str, str, str, str], int] = {}
+        self._columns: dict[str, int] = {}
+        self._described: pl.DataFrame | None = None
+        self._keys: dict[tuple[int, int, str], int] = {}
+
+    @property
+    def interval_ns(self) -> int:
+        """The interval of the first track, 0 while it is not known."""
+        return int(self._state.tracks[0, kernel.INTERVAL]) if self._tracks else 0
+
+    def add(self, series: Sequence[Series]) -> int:
+        """Add a track and return its number."""
+        track, first, width = self._tracks, len(self.series), len(series)
+        self._state = _grown(self._state, track + 1, first + width)
+        self._tracks += 1
+        self.series += series
+        self.unknown += sum(not one.known for one in series)
+        self._described = None
+        state, mine = self._state, slice(first, first + width)
+        state.tracks[track] = 0
+        state.tracks[track, [kernel.LAST, kernel.BUCKET]] = -1
+        state.tracks[track, kernel.INTERVAL] = self._pace.interval_ns
+        state.first[track], state.width[track] = first, width
+        state.kind[mine] = [one.kind for one in series]
+        state.sampled[mine] = [one.sampled for one in series]
+        state.bits[mine] = [one.bits for one in series]
+        return track
+
+    def look(self, times: np.ndarray) -> None:
+        """Find the interval of the first track out, from more readings than will be fed at once."""
+        if self.interval_ns == 0:
+            kernel.settle(self._state.tracks[0], kernel.detect(times, 0, len(times)))
+
+    def adopt(self, other: "Ledger", times: np.ndarray) -> bool:
+        """Go on where ``other`` stands, of the series that both have in their first track; return whether that was possible.
+
+        It is where both are read at the same interval and ``other`` was read before ``times``, so that no sample is lost when a
+        device sends the same counters under a new template. ``other`` stays as it is.
+        """
+        mine, theirs = self._state, other._state
+        interval = self.interval_ns or int(kernel.detect(times, 0, len(times)))
+        last = int(theirs.tracks[0, kernel.LAST])
+        if not len(times) or not 0 <= last < times[0] or interval != other.interval_ns:
+            return False
+        here, there = self._index(), other._index()
+        shared = np.array([(here[key], there[key]) for key in here.keys() & there.keys()], np.int64)
+        if not len(shared):
+            return False
+        columns = [kernel.LAST, kernel.SLOT, kernel.PHASE, kernel.INTERVAL]
+        mine.tracks[0, columns] = theirs.tracks[0, columns]
+        # Registers of another width count from elsewhere: these series begin anew.
+        same = mine.bits[shared[:, 0]] == theirs.bits[shared[:, 1]]
+        mine.epoch[shared[:, 0]] = theirs.epoch[shared[:, 1]] + ~same
+        for name in ("last", "base", "known"):
+            getattr(mine, name)[shared[same, 0]] = getattr(theirs, name)[shared[same, 1]]
+        return True
+
+    def _index(self) -> dict[tuple[int, int, str], int]:
+        """Return where each series is, by type, statistic and object."""
+        if len(self._keys) != len(self.series):
+            self._keys = {(one.type, one.stat, one.object): index for index, one in enumerate(self.series)}
+        return self._keys
+
+    def feed(
+        self,
+        ids: np.ndarray,
+        edges: np.ndarray,
+        times: np.ndarray,
+        starts: np.ndarray,
+        strides: np.ndarray,
+        values: np.ndarray,
+        recv_ts: int | None,
+    ) -> list[Batch]:
+        """Take readings in; see ``readings_kernel.Readings`` for the columns. Times of a track do not go back by less than a second.
+
+        ``recv_ts`` is that of the rows; ``None``: their own time, as recordings have it.
+        """
+        before = np.empty((len(ids), 2), np.int64)
+        verdicts, slots, grids = np.empty(len(times), np.int64), np.empty(len(times), np.int64), np.empty(len(times), np.int64)
+        readings = kernel.Readings(ids, edges, times, starts, strides, values, before, verdicts, slots, grids)
+        kernel.place(readings, self._state, INTERVAL_NS_MAX, self.told)
+        runs, samples, missed = kernel.sample(readings, self._state)
+        rows = kernel.count(readings, self._state, self._pace.span_ns)
+        self.samples += len(samples)
+        return [*self._gaps(missed, recv_ts), *self._runs(runs, samples, recv_ts), *self._counters(*rows, recv_ts)]
+
+    def flush(self, recv_ts: int | None) -> list[Batch]:
+        """End the spans that have begun: nothing more is expected for now."""
+        return self._counters(*kernel.flush(self._state, self._tracks), recv_ts)
+
+    def _runs(self, runs: np.ndarray, values: np.ndarray, recv_ts: int | None) -> list[Batch]:
+        if not len(runs):
+            return []
+        ids, ts = runs[:, 0], runs[:, 1] * runs[:, 2]
+        offsets = np.concatenate(([0], np.cumsum(runs[:, 4])))
+        said = self._describe()
+        made = {name: said[name].gather(ids) for name in ("port", "signal", "speed_bps")}
+        made["queue"] = said["sampled_queue"].gather(ids)
+        made |= {"ts": pl.Series(ts), "epoch": pl.Series(runs[:, 3].copy()), "interval_ns": pl.Series(runs[:, 2].copy())}
+        made["values"] = list_column("values", values, offsets)
+        frame = self._frame("burst_sample", made, len(runs), recv_ts)
+        return [Batch("burst_sample", frame if (np.diff(ts) >= 0).all() else frame.sort("ts", maintain_order=True))]
+
+    def _describe(self) -> pl.DataFrame:
+        """Return a row for each series: what is said of it, the row of counters that it stands in, and its column's number."""
+        if self._described is not None:
+            return self._described
+        for one in self.series:
+            self._rows.setdefault((one.family, one.port, one.queue, one.direction), len(self._rows))
+            self._columns.setdefault(one.column, len(self._columns))
+        names = ("port", "queue", "direction", "sampled_queue", "signal", "object_kind", "object", "column")
+        rates = self._pace.line_rates_bps
+        numbers = {
+            "speed_bps": [rates.get(one.port, rates.get("")) for one in self.series],
+            "family": [_FAMILIES.index(one.family) for one in self.series],
+            "row": [self._rows[one.family, one.port, one.queue, one.direction] for one in self.series],
+            "number": [self._columns[one.column] for one in self.series],
+            "index": [one.index for one in self.series],
+        }
+        texts = {name: pl.Series([getattr(one, name) for one in self.series], dtype=pl.String) for name in names}
+        types = {"speed_bps": pl.UInt64}
+        self._described = pl.DataFrame(
+            texts | {name: pl.Series(values, dtype=types.get(name, pl.Int64)) for name, values in numbers.items()}
+        )
+        return self._described
+
+    def _counters(self, rows: np.ndarray, values: np.ndarray, epochs: np.ndarray, recv_ts: int | None) -> list[Batch]:
+        """Return the values of some tracks, each written down at one time, as rows of their families."""
+        if not len(rows):
+            return []
+        state, tracks = self._state, rows[:, 0]
+        lengths = state.width[tracks]
+        ids = np.repeat(state.first[tracks] - rows[:, 2], lengths) + np.arange(len(values))
+        ts = np.repeat(rows[:, 1], lengths)
+        family = self._describe()["family"].to_numpy()[ids]
+        batches = []
+        for number, name in enumerate(_FAMILIES):
+            mine = family == number
+            if mine.any():
+                make = self._readings if name == "reading" else self._wide
+                batches.append(Batch(name, make(name, ids[mine], ts[mine], values[mine], epochs[mine], recv_ts)))
+        return batches
+
+    def _wide(
+        self, family: str, ids: np.ndarray, ts: np.ndarray, values: np.ndarray, epochs: np.ndarray, recv_ts: int | None
+    ) -> pl.DataFrame:
+        """Return one row per object and time, a column for each counter."""
+        said = self._describe()
+        moment = np.unique(ts, return_inverse=True)[1]
+        keys = moment * len(self._rows) + said["row"].to_numpy()[ids]
+        _, first, row = np.unique(keys, return_index=True, return_inverse=True)
+        height = len(first)
+        epoch = np.zeros(height, np.int64)
+        np.maximum.at(epoch, row, epochs)
+        made = {name: said[name].gather(ids[first]) for name in ("port", "queue", "direction", "speed_bps")}
+        made |= {"ts": pl.Series(ts[first]), "epoch": pl.Series(epoch)}
+        numbers, names = said["number"].to_numpy()[ids], list(self._columns)
+        for number in np.unique(numbers).tolist():
+            mine = numbers == number
+            if names[number] == _FEC_BINS:
+                made[_FEC_BINS] = _bins(said["index"].to_numpy()[ids[mine]], row[mine], values[mine], height)
+            else:
+                made[names[number]] = _scattered(row[mine], values[mine], height)
+        return self._frame(family, made, height, recv_ts)
+
+    def _readings(
+        self, family: str, ids: np.ndarray, ts: np.ndarray, values: np.ndarray, epochs: np.ndarray, recv_ts: int | None
+    ) -> pl.DataFrame:
+        """Return one row per series and time."""
+        said = self._describe()
+        made = {"kind": said["object_kind"].gather(ids), "object": said["object"].gather(ids), "name": said["column"].gather(ids)}
+        made |= {"ts": pl.Series(ts), "epoch": pl.Series(epochs), "value": pl.Series(values.astype(np.float64)), "count": pl.Series(values)}
+        return self._frame(family, made, len(ids), recv_ts)
+
+    def _gaps(self, missed: np.ndarray, recv_ts: int | None) -> list[Batch]:
+        found = [index for index in range(len(kernel.MISSED)) if missed[index, 0]]
+        if not found:
+            return []
+        made = {
+            "ts": pl.Series(missed[found, 1]),
+            "epoch": pl.Series(np.zeros(len(found), np.int64)),
+            "what": pl.Series(["samples"] * len(found)),
+            "missed": pl.Series(missed[found, 0].astype(np.uint64)),
+            "reason": pl.Series([kernel.MISSED[index] for index in found]),
+        }
+        return [Batch("gap", self._frame("gap", made, len(found), recv_ts))]
+
+    def _frame(self, family: str, made: dict[str, pl.Series], height: int, recv_ts: int | None) -> pl.DataFrame:
+        """Return rows of a family; what is not made is null."""
+        made["recv_ts"] = made["ts"] if recv_ts is None else pl.repeat(recv_ts, height, dtype=pl.Int64, eager=True)
+        for name, value in (("source", self.source), ("device", self.device)):
+            made[name] = pl.repeat(value, height, dtype=pl.String, eager=True)
+        return pl.DataFrame(
+            [
+                made[name].cast(dtype).alias(name) if name in made else pl.repeat(None, height, dtype=dtype, eager=True).alias(name)
+                for name, dtype in FAMILIES[family].polars.items()
+            ]
+        )
+
+
+def _bins(index: np.ndarray, row: np.ndarray, values: np.ndarray, height: int) -> pl.Series:
+    """Return a list of bins for each row that has any, as long as the highest bin that there is."""
+    length = int(index.max()) + 1
+    flat = _scattered(row * length + index, values, height * length)
+    lists = pa.LargeListArray.from_arrays(pa.array(np.arange(height + 1) * length), flat.to_arrow())
+    found = np.zeros(height, bool)
+    found[row] = True
+    return pl.select(pl.when(pl.Series(found)).then(pl.Series(_FEC_BINS, pl.from_arrow(lists)))).to_series()
+
+
+def gaps(source: str, losses: Sequence[tuple[str, str, int, str, int | None]], now_ns: int) -> list[Batch]:
+    """Return losses (device, what, missed, reason, first sequence number) as rows of ``gap``."""
+    if not losses:
+        return []
+    rows = {
+        "ts": [now_ns] * len(losses),
+        "recv_ts": [now_ns] * len(losses),
+        "source": [source] * len(losses),
+        "device": [device for device, *_ in losses],
+        "epoch": [0] * len(losses),
+        "what": [what for _, what, *_ in losses],
+        "from_sequence": [first for *_, first in losses],
+        "to_sequence": [None if first is None else first + missed - 1 for _, _, missed, _, first in losses],
+        "missed": [missed for _, _, missed, *_ in losses],
+        "reason": [reason for *_, reason, _ in losses],
+    }
+    return [Batch("gap", pl.DataFrame(rows, schema=FAMILIES["gap"].polars))]
+
+
+def _scattered(row: np.ndarray, values: np.ndarray, height: int) -> pl.Series:
+    """Return a column with the values in their rows and nulls elsewhere."""
+    column, found = np.zeros(height, np.uint64), np.zeros(height, bool)
+    # Of two names of one counter the first stands.
+    column[row[::-1]], found[row] = values[::-1], True
+    return pl.Series(pl.from_arrow(pa.array(column, mask=~found)))
+
+
+def _empty_state() -> kernel.State:
+    int64, uint64 = np.zeros(0, np.int64), np.zeros(0, np.uint64)
+    small = np.zeros(0, np.uint8)
+    return kernel.State(
+        np.zeros((0, kernel.TRACK_COLUMNS), np.int64),
+        np.zeros((0, kernel.STEPS_KEPT), np.int64),
+        int64,
+        int64,
+        small,
+        small,
+        int64,
+        uint64,
+        uint64,
+        uint64,
+        small,
+        int64,
+    )
+
+
+def _grown(state: kernel.State, tracks: int, series: int) -> kernel.State:
+    """Return the state with room for so many tracks and series; it doubles, so that adding one by one is linear."""
+    grown = state._asdict()
+    for name, array in state._asdict().items():
+        wanted = tracks if name in ("tracks", "steps", "first", "width") else series
+        if wanted > len(array):
+            grown[name] = np.zeros((max(wanted, 2 * len(array)), *array.shape[1:]), array.dtype)
+            grown[name][: len(array)] = array
+    return kernel.State(**grown)

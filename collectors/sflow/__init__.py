@@ -1,0 +1,1 @@
+"""sFlow version 5: receiver, decoder and rows of every family."""

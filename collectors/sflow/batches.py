@@ -1,0 +1,223 @@
+"""sFlow datagrams to batches: what agents and interfaces are called, what came by kind, and what is missing.
+
+The rows of each family are made in ``sflow_frames``; here is what has to be remembered from one call to the next.
+"""
+
+import struct
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from socket import AF_INET, AF_INET6, inet_ntop
+
+import numpy as np
+import polars as pl
+
+from ...pipeline.tables.families import FAMILIES
+from ...pipeline.tables.field import WINDOW_NS
+from ..base import Batch
+from ..wire import roce, udp
+from ..wire.headers import ROCE_PORT
+from . import frames
+from . import records as tables
+from .agents import LATE, REFUSED, REPEATED, RESTARTED, Agents
+from .decoder import DEFAULT_LIMITS, FAULTS, HAS_HEADER, TALLY, Limits, Samples, decode
+
+# Datagrams that are decoded together: few enough bytes to stay in the cache from one step to the next.
+CHUNK_BYTES = 4 * 1024 * 1024
+
+_NO_GAPS = FAMILIES["gap"].empty()
+_KINDS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmp"}
+
+
+@dataclass(frozen=True, slots=True)
+class Naming:
+    """How devices and ports are called: agent address -> name, "device/number" -> name; an agent without address is ``nameless``."""
+
+    devices: Mapping[str, str] = field(default_factory=dict)
+    ports: Mapping[str, str] = field(default_factory=dict)
+    nameless: str = "unknown"
+
+
+class Rows:
+    """Makes batches of datagrams; remembers agents, interfaces and names, and counts."""
+
+    def __init__(self, naming: Naming, *, agents_max: int = 4096, interfaces_max: int = 131_072, limits: Limits = DEFAULT_LIMITS) -> None:
+        self._naming, self._limits = naming, limits
+        self._agents = Agents(agents_max, interfaces_max)
+        self._devices: list[str] = []
+        self._ports: list[str] = []
+        self._device_column, self._port_column = pl.Series([], dtype=pl.String), pl.Series([], dtype=pl.String)
+        self.counts: Counter[str] = Counter()
+
+    def warm(self) -> None:
+        """Run once over one sample of each kind, so that no kernel has to be compiled when data comes."""
+        sampled = bytes(12) + b"\x08\x00E" + bytes(33)
+        flow = struct.pack(">11I", 1, 1, 1, 1, 0, 1, 2, 1, 1, 16 + len(sampled), 1) + struct.pack(">3I", 64, 0, len(sampled)) + sampled
+        counters = struct.pack(">5I", 1, 1, 1, tables.GENERIC, tables.GENERIC_BYTES) + bytes(tables.GENERIC_BYTES)
+        raw = struct.pack(">2I4s4I", 5, 1, bytes(4), 0, 1, 1, 2)
+        for kind, body in ((tables.FLOW, flow), (tables.COUNTERS, counters)):
+            raw += struct.pack(">2I", kind, len(body)) + body
+        self.of(np.frombuffer(raw, np.uint8), np.zeros(1, np.int64), np.array([len(raw)]), np.zeros(1, np.int64))
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The names of all devices that sent something, in the order of their first datagrams."""
+        return tuple(dict.fromkeys(self._devices))
+
+    @property
+    def interfaces(self) -> int:
+        """How many interfaces are known."""
+        return len(self._ports)
+
+    def of(
+        self,
+        buffer: np.ndarray,
+        offsets: np.ndarray,
+        lengths: np.ndarray,
+        ts: np.ndarray,
+        sender_of: Callable[[int], str] = lambda _number: "",
+    ) -> list[Batch]:
+        """Return the rows of datagrams that came at ``ts`` ns in this order; ``sender_of`` names the k-th one's sender."""
+        ends = np.cumsum(lengths)
+        total = int(ends[-1]) if len(ends) else 0
+        # Equal parts: a small rest would cost as much as a whole one, but for the bytes.
+        parts = max(1, round(total / CHUNK_BYTES))
+        cuts = np.searchsorted(ends, total * np.arange(1, parts) // parts) + 1
+        batches = []
+        for first, last in zip([0, *cuts], [*cuts, len(offsets)], strict=True):
+            if first < last:
+                chunk = slice(first, last)
+                batches += self._chunk(buffer, offsets[chunk], lengths[chunk], ts[chunk], lambda k, first=first: sender_of(first + k))
+        return batches
+
+    def _chunk(
+        self, buffer: np.ndarray, offsets: np.ndarray, lengths: np.ndarray, ts: np.ndarray, sender_of: Callable[[int], str]
+    ) -> list[Batch]:
+        samples = decode(buffer, offsets, lengths, ts, self._agents, self._limits)
+        self._name(buffer, samples)
+        self._count(samples)
+        view = frames.View(samples, ts, self._device_column, self._port_column)
+        made = [("gap", self._gaps(samples, view, ts, sender_of)), *frames.of_counters(buffer, samples, view)]
+        return [Batch(family, frame) for family, frame in (*made, *self._of_flows(buffer, samples, view)) if frame.height]
+
+    def _name(self, buffer: np.ndarray, samples: Samples) -> None:
+        """Name what is new: as told, as the agent says, or by address and number."""
+        high, low, kind = self._agents.numbers.keys
+        before = len(self._devices), len(self._ports)
+        for k in range(before[0], int(self._agents.numbers.count[0])):
+            address = _address(int(kind[k]) >> 32, int(high[k]), int(low[k])) or self._naming.nameless
+            self._devices.append(self._naming.devices.get(address, address))
+        agents, _, index = self._agents.places.keys
+        for k in range(before[1], int(self._agents.places.count[0])):
+            self._ports.append(self._naming.ports.get(f"{self._devices[int(agents[k])]}/{index[k]}", str(index[k])))
+        for row in samples.named:
+            place, at = int(row["place"]), int(row["at"])
+            if f"{self._devices[int(agents[place])]}/{index[place]}" not in self._naming.ports:
+                said = buffer[at : at + int(row["size"])].tobytes().decode("utf-8", "replace").strip("\0 ")
+                self._ports[place] = said or str(index[place])
+        if before[0] != len(self._devices):
+            self._device_column = pl.Series(self._devices, dtype=pl.String)
+        if before[1] != len(self._ports) or len(samples.named):
+            self._port_column = pl.Series(self._ports, dtype=pl.String)
+
+    def _count(self, samples: Samples) -> None:
+        verdicts, faults = samples.tracked.verdict, samples.faults
+        self.counts["datagrams"] += len(faults)
+        for name, number in zip(TALLY, samples.tally.tolist(), strict=True):
+            self.counts[name] += number
+        for code in np.unique(faults[faults > 0]).tolist():
+            self.counts[f"malformed_{FAULTS[code]}"] += int(np.count_nonzero(faults == code))
+        refused = (verdicts == REFUSED) & (samples.heads["fault"] == 0)
+        for name, found in (
+            ("repeated", verdicts == REPEATED),
+            ("late", verdicts == LATE),
+            ("restarts", verdicts == RESTARTED),
+            ("agents_over", refused),
+        ):
+            self.counts[name] += int(np.count_nonzero(found))
+        self.counts["missed_datagrams"] += int(samples.tracked.missed.sum())
+        self.counts["missed_samples"] += int(samples.lost.sum())
+
+    def _gaps(self, samples: Samples, view: frames.View, ts: np.ndarray, sender_of: Callable[[int], str]) -> pl.DataFrame:
+        """Return what is missing: datagrams by their numbers, samples by the agents' own count, and what could not be read."""
+        tracked = samples.tracked
+        (behind,) = np.nonzero(tracked.missed)
+        if not len(behind) and not samples.lost.any() and not samples.faults.any() and not (tracked.verdict == REFUSED).any():
+            return _NO_GAPS
+        last = samples.heads["sequence"][behind].astype(np.int64) - 1
+        first = last - tracked.missed[behind] + 1
+        # Numbers have 32 bits and go round.
+        numbers = {"from_sequence": first % 2**32, "to_sequence": last % 2**32, "missed": tracked.missed[behind]}
+        skipped = frames.frame("gap", {**view.common(behind), **numbers, "what": "datagrams", "reason": "sequence"})
+        # By window, device, what and why: how much, and the newest datagram that tells it.
+        missing: dict[tuple[int, str, str, str], list[int]] = {}
+
+        def miss(k: int, device: str, what: str, missed: int, reason: str) -> None:
+            found = missing.setdefault((int(ts[k]) // WINDOW_NS, device, what, reason), [0, k])
+            found[0], found[1] = found[0] + missed, k
+
+        for k in np.nonzero(samples.lost)[0].tolist():
+            miss(k, self._devices[int(tracked.agent[k])], "samples", int(samples.lost[k]), "agent_drop")
+        (bad,) = np.nonzero((samples.faults > 0) | ((tracked.verdict == REFUSED) & (samples.heads["fault"] == 0)))
+        for k in bad.tolist():
+            fault, agent = FAULTS[samples.faults[k]] or "agents_max", int(tracked.agent[k])
+            device = self._devices[agent] if agent >= 0 else sender_of(k)
+            miss(k, device, "datagrams", 1, "over_limit" if fault.endswith("_max") else "malformed")
+        rows = [(int(ts[k]), device, what, missed, reason) for (_, device, what, reason), (missed, k) in missing.items()]
+        return pl.concat([skipped, frames.of_gaps(rows)]).sort("ts", maintain_order=True)
+
+    def _of_flows(self, buffer: np.ndarray, samples: Samples, view: frames.View) -> list[tuple[str, pl.DataFrame]]:
+        flows = samples.flows
+        if not len(flows):
+            return []
+        self.counts["flow_samples_without_header"] += int(np.count_nonzero((flows["flags"] & HAS_HEADER == 0) & ~flows["notice"]))
+        links = np.zeros(len(flows), np.int64)
+        for protocol, link in tables.LINK_OF_PROTOCOL.items():
+            links[flows["protocol"] == protocol] = link
+        # A protocol that is none of these is none of `network_layer`'s either, and has no addresses.
+        links[links == 0] = -1
+        ends = udp.ends(buffer, flows["header_at"].copy(), flows["header_bytes"].astype(np.int64), links)
+        return [
+            ("packet", self._packets(buffer, samples, view, links, ends)),
+            *frames.of_flows(samples, view, ends),
+        ]
+
+    def _packets(self, buffer: np.ndarray, samples: Samples, view: frames.View, links: np.ndarray, ends: np.ndarray) -> pl.DataFrame:
+        """Return the sampled RoCEv2 packets; what was discarded without having been sampled stands for no others and is left out."""
+        flows = samples.flows
+        sampled = ~flows["notice"] & (flows["flags"] & HAS_HEADER != 0)
+        is_roce = sampled & (ends["protocol"] == 17) & (ends["dst_port"] == ROCE_PORT)
+        self._count_others(links, ends, sampled & ~is_roce)
+        (chosen,) = np.nonzero(is_roce)
+        offsets, lengths, wire_lengths = (flows[name][chosen].astype(np.int64) for name in ("header_at", "header_bytes", "frame_bytes"))
+        # The decoder hands the times of what it decoded through: numbers in their place tell which rows those are.
+        decoded = roce.decode(buffer, offsets, lengths, chosen, links[chosen], wire_lengths=wire_lengths)
+        for reason, number in decoded.skipped.items():
+            self.counts[f"roce_skipped_{reason}"] += number
+        self.counts["roce_samples"] += decoded.frame.height
+        self.counts["roce_partial"] += decoded.partial
+        kept = decoded.frame["ts"].to_numpy()
+        return frames.frame(
+            "packet",
+            {
+                **view.common(flows["datagram"][kept]),
+                **{name: decoded.frame[name] for name in decoded.frame.columns if name != "ts"},
+                # As sFlow counts it: with the frame check sequence and what the agent took off before it cut the header.
+                "length": flows["frame_bytes"][kept],
+                "sampling_rate": np.maximum(flows["rate"][kept], 1),
+            },
+        )
+
+    def _count_others(self, links: np.ndarray, ends: np.ndarray, others: np.ndarray) -> None:
+        undecoded = others & (links < 0)
+        self.counts["flow_samples_other_link"] += int(np.count_nonzero(undecoded))
+        self.counts["flow_samples_not_ip"] += int(np.count_nonzero(others & ~undecoded & (ends["version"] == 0)))
+        protocols = np.bincount(ends["protocol"][others & (ends["version"] > 0)], minlength=256)
+        for protocol in np.nonzero(protocols)[0].tolist():
+            self.counts[f"flow_samples_{_KINDS.get(protocol, 'other_ip')}"] += int(protocols[protocol])
+
+
+def _address(kind: int, high: int, low: int) -> str:
+    if kind == 1:
+        return inet_ntop(AF_INET, low.to_bytes(4))
+    return inet_ntop(AF_INET6, high.to_bytes(8) + low.to_bytes(8)) if kind == 2 else ""

@@ -1,0 +1,440 @@
+"""sFlow version 5 datagrams to columns: one call for many, no sample touched by Python.
+
+A kernel walks datagrams, samples and records. It reads a byte only after the bytes were found to be there; what an agent says of
+lengths and counts is checked against them, and arrays are as large as the bytes that came can fill, so any bytes give rows or a
+counted fault in time and memory linear in their length. A fault costs what lies behind it in its sample, or in its datagram where
+the sample's own length is wrong; what was read before stays.
+
+Faults of a datagram, the first one counts:
+
+* ``short``, ``version``, ``address``: its header is not all there, of another version, or has an address of no known kind;
+* ``cut``: it ends before the samples do that it says it has;
+* ``sample``, ``record``: one is shorter than what it has to hold, or longer than where it lies;
+* ``samples_max``, ``records_max``: it has more of them than are looked at;
+* ``interfaces_max``: there is no room for another interface.
+"""
+
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+
+from ..wire.octets import octets, u32, u64
+from . import records as tables
+from .agents import LATE, REFUSED, REPEATED, Agents, Tracked, newly_lost, number
+
+FAULTS = ("", "short", "version", "address", "cut", "sample", "record", "samples_max", "records_max", "interfaces_max")
+_SHORT, _VERSION, _ADDRESS, _CUT, _SAMPLE, _RECORD, _SAMPLES_MAX, _RECORDS_MAX, _INTERFACES_MAX = range(1, len(FAULTS))
+TALLY = ("counter_samples", "flow_samples", "discarded_packets", "unknown_samples", "unknown_records", "late_counter_samples")
+_COUNTERS, _FLOWS, _DISCARDED, _UNKNOWN_SAMPLES, _UNKNOWN_RECORDS, _LATE_COUNTERS = range(len(TALLY))
+
+# Counter rows that are read together.
+_BLOCK = 64
+# A name of an interface is no longer than this.
+NAME_BYTES_MAX = 255
+HAS_HEADER, HAS_QUEUE, HAS_TRANSIT, HAS_DEPTH = 1, 2, 4, 8
+NO_REASON = -1
+
+HEAD = np.dtype(
+    [
+        ("high", np.uint64),
+        ("low", np.uint64),
+        ("body", np.int64),
+        ("sub_agent", np.uint32),
+        ("sequence", np.uint32),
+        ("uptime", np.uint32),
+        ("samples", np.uint32),
+        ("kind", np.uint8),
+        ("fault", np.uint8),
+    ]
+)
+# One counter sample; its counters stand in ``Samples.columns``. What it does not say is all ones.
+COUNTER = np.dtype(
+    [
+        ("generic_at", np.int64),
+        ("ethernet_at", np.int64),
+        ("datagram", np.int32),
+        ("place", np.int32),
+        ("interface_type", np.uint32),
+        ("direction", np.uint32),
+        ("status", np.uint32),
+        ("promiscuous_mode", np.uint32),
+        ("states_changed", np.bool_),
+    ]
+)
+# One flow sample or discarded packet; places are -1 where there is no interface, or nothing that it is needed for.
+FLOW = np.dtype(
+    [
+        ("header_at", np.int64),
+        ("datagram", np.int32),
+        ("input", np.int32),
+        ("output", np.int32),
+        ("reason", np.int32),
+        ("header_bytes", np.uint32),
+        ("frame_bytes", np.uint32),
+        ("protocol", np.uint32),
+        ("rate", np.uint32),
+        ("queue", np.uint32),
+        ("transit_ns", np.uint32),
+        ("depth_bytes", np.uint32),
+        ("flags", np.uint8),
+        ("notice", np.bool_),
+    ]
+)
+# A counter record that becomes rows of ``reading``.
+RECORD = np.dtype([("at", np.int64), ("datagram", np.int32), ("place", np.int32), ("format", np.int32), ("size", np.int32)])
+# An interface that has another name than before: ``size`` bytes at ``at``.
+NAMED = np.dtype([("at", np.int64), ("place", np.int32), ("size", np.int32)])
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much of one datagram is looked at."""
+
+    samples_max: int = 1024
+    records_max: int = 64
+    header_bytes_max: int = 512
+
+
+DEFAULT_LIMITS = Limits()
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """What some datagrams held; ``datagram`` of each row is the place of its datagram in ``heads`` and ``tracked``.
+
+    ``columns`` has a row for each of ``sflow_tables.COLUMNS``, all ones where the agent does not have the counter; ``unknowns``
+    says how often. ``faults`` index ``FAULTS``, ``lost`` are the samples that each datagram's agent says to have lost
+    since the one before, ``tally`` counts by ``TALLY``.
+    """
+
+    heads: np.ndarray
+    tracked: Tracked
+    columns: np.ndarray
+    unknowns: np.ndarray
+    counters: np.ndarray
+    flows: np.ndarray
+    records: np.ndarray
+    named: np.ndarray
+    faults: np.ndarray
+    lost: np.ndarray
+    tally: np.ndarray
+
+
+def decode(
+    buffer: np.ndarray, offsets: np.ndarray, lengths: np.ndarray, ts: np.ndarray, agents: Agents, limits: Limits = DEFAULT_LIMITS
+) -> Samples:  # fmt: skip
+    """Return what the datagrams ``buffer[offsets[k] : offsets[k] + lengths[k]]``, which came at ``ts`` ns, hold.
+
+    Datagrams that were here before, and those of agents for which there is no room, are left out, and so are the counter
+    samples of those that were overtaken. Raises ``ValueError`` for
+    a datagram that reaches beyond the buffer.
+    """
+    if offsets.size and (offsets.min() < 0 or lengths.min() < 0 or (offsets + lengths).max() > buffer.size):
+        raise ValueError("a datagram reaches beyond the buffer")
+    buffer = octets(buffer)
+    heads = np.zeros(len(offsets), HEAD)
+    _heads(buffer, offsets, lengths, heads)
+    tracked = agents.track(heads, ts)
+    # The fewest bytes that a counter row, a flow row, a record and a name can come from.
+    total = int(lengths.sum())
+    counters, flows = np.empty(total // 80 + 1, COUNTER), np.empty(total // 40 + 1, FLOW)
+    records, named = np.empty(total // 36 + 1, RECORD), np.empty(total // 16 + 1, NAMED)
+    filled, tally, lost = np.zeros(4, np.int64), np.zeros(len(TALLY), np.int64), np.zeros(len(offsets), np.int64)
+    faults = heads["fault"].copy()
+    _walk(
+        *(buffer, offsets, lengths, heads, tracked.agent, tracked.epoch, tracked.verdict),
+        *(limits.samples_max, limits.records_max, limits.header_bytes_max),
+        *(agents.places.parts, agents.place_states, counters, flows, records, named),
+        *(filled, tally, lost, faults),
+    )
+    counters, flows, records, named = (row[:count] for row, count in zip((counters, flows, records, named), filled.tolist(), strict=True))
+    columns = np.empty((len(tables.COLUMNS), len(counters)), np.uint64)
+    unknowns = np.zeros(len(columns), np.int64)
+    _columns(buffer, counters, columns, unknowns)
+    return Samples(heads, tracked, columns, unknowns, counters, flows, records, named, faults, lost, tally)
+
+
+@numba.njit(cache=True, nogil=True)
+def _heads(buffer, offsets, lengths, heads):
+    for k in range(len(offsets)):
+        head, at, end = heads[k], offsets[k], offsets[k] + lengths[k]
+        if at + 8 > end:
+            head.fault = _SHORT
+            continue
+        if u32(buffer, at) != 5:
+            head.fault = _VERSION
+            continue
+        kind = u32(buffer, at + 4)
+        if kind > 2:
+            head.fault = _ADDRESS
+            continue
+        rest = at + 8 + (4 if kind == 1 else 16 if kind == 2 else 0)
+        if rest + 16 > end:
+            head.fault = _SHORT
+            continue
+        head.kind = kind
+        if kind == 1:
+            head.low = u32(buffer, at + 8)
+        elif kind == 2:
+            head.high, head.low = u64(buffer, at + 8), u64(buffer, at + 16)
+        head.sub_agent, head.sequence = u32(buffer, rest), u32(buffer, rest + 4)
+        head.uptime, head.samples, head.body = u32(buffer, rest + 8), u32(buffer, rest + 12), rest + 16
+
+
+@numba.njit(cache=True, nogil=True)
+def _walk(
+    buffer, offsets, lengths, heads, agents, epochs, verdicts, samples_max, records_max, header_bytes_max,
+    places, place_states, counters, flows, records, named, filled, tally, lost, faults,
+):  # fmt: skip
+    for k in range(len(offsets)):
+        if heads[k].fault or verdicts[k] in (REPEATED, REFUSED):
+            continue
+        at, end, fault = heads[k].body, offsets[k] + lengths[k], 0
+        if heads[k].samples > samples_max:
+            fault = _SAMPLES_MAX
+        for _ in range(min(np.int64(heads[k].samples), samples_max)):
+            if at + 8 > end or u32(buffer, at + 4) > end - at - 8:
+                fault = fault or _CUT
+                break
+            kind, at, sample_end = u32(buffer, at), at + 8, at + 8 + u32(buffer, at + 4)
+            found = 0
+            if kind in (tables.COUNTERS, tables.COUNTERS_EXPANDED) and verdicts[k] == LATE:
+                # Counters have the time of arrival, so those of a datagram that was overtaken would go back.
+                tally[_LATE_COUNTERS] += 1
+            elif kind in (tables.COUNTERS, tables.COUNTERS_EXPANDED):
+                tally[_COUNTERS] += 1
+                found = _counter_sample(
+                    buffer, at, sample_end, kind == tables.COUNTERS_EXPANDED, records_max, k, agents[k],
+                    places, place_states, counters, records, named, filled, tally,
+                )  # fmt: skip
+            elif kind in (tables.FLOW, tables.FLOW_EXPANDED, tables.DISCARDED):
+                tally[_DISCARDED if kind == tables.DISCARDED else _FLOWS] += 1
+                found = _flow_sample(
+                    buffer, at, sample_end, kind, records_max, header_bytes_max, k, agents[k], epochs[k],
+                    places, place_states, flows, filled, tally, lost,
+                )  # fmt: skip
+            else:
+                tally[_UNKNOWN_SAMPLES] += 1
+            fault = fault or found
+            at = sample_end
+        faults[k] = fault
+
+
+@numba.njit(inline="always")
+def _place(agent, kind, index, places):
+    keys, slots, count, multipliers = places
+    return number(np.uint64(agent), np.uint64(kind), np.uint64(index), keys, slots, count, multipliers)
+
+
+@numba.njit(inline="always")
+def _counter_sample(
+    buffer, at, end, expanded, records_max, datagram, agent, places, place_states, counters, records, named, filled, tally
+):  # fmt: skip
+    """Take in one counter sample; return its fault. All its records are of one interface, which the generic one names."""
+    if at + (16 if expanded else 12) > end:
+        return _SAMPLE
+    source, at = u32(buffer, at + 4), at + 8
+    kind, index = source >> 24, source & 0xFFFFFF
+    if expanded:
+        kind, index, at = source, u32(buffer, at), at + 4
+    generic_at, ethernet_at, name_at, last, fault = _counter_records(buffer, at, end, records_max, datagram, records, filled[2], tally)
+    if generic_at < 0 and ethernet_at < 0 and name_at < 0 and last == filled[2]:
+        return fault
+    if generic_at >= 0:
+        kind, index = 0, u32(buffer, generic_at)
+    place = _place(agent, kind, index, places)
+    if place < 0:
+        return _INTERFACES_MAX
+    for k in range(filled[2], last):
+        records[k].place = place
+    filled[2] = last
+    if name_at >= 0 and u32(buffer, name_at):
+        _name(buffer, name_at + 4, u32(buffer, name_at), place, place_states, named, filled)
+    if generic_at >= 0 or ethernet_at >= 0:
+        counters[filled[0]].generic_at, counters[filled[0]].ethernet_at = generic_at, ethernet_at
+        _states(buffer, generic_at, datagram, place, place_states, counters[filled[0]])
+        filled[0] += 1
+    return fault
+
+
+@numba.njit(inline="always")
+def _counter_records(buffer, at, end, records_max, datagram, records, last, tally):
+    """Return where the generic and the Ethernet record and the name are (-1: nowhere), how many rows of records, and the fault."""
+    number_of_records, at, fault = u32(buffer, at), at + 4, 0
+    generic_at = ethernet_at = name_at = -1
+    if number_of_records > records_max:
+        fault = _RECORDS_MAX
+    for _ in range(min(number_of_records, records_max)):
+        if at + 8 > end or u32(buffer, at + 4) > end - at - 8:
+            fault = _RECORD
+            break
+        what, size, at = u32(buffer, at), u32(buffer, at + 4), at + 8
+        if not _is_known(what):
+            tally[_UNKNOWN_RECORDS] += 1
+        elif not _is_whole(buffer, at, what, size):
+            fault = _RECORD
+        elif what == tables.GENERIC:
+            generic_at = at
+        elif what == tables.ETHERNET:
+            ethernet_at = at
+        elif what == tables.PORT_NAME:
+            name_at = at
+        else:
+            record, last = records[last], last + 1
+            record.at, record.datagram, record.format, record.size = at, datagram, what, size
+        at += size
+    return generic_at, ethernet_at, name_at, last, fault
+
+
+@numba.njit(inline="always")
+def _is_known(what):
+    if what in (tables.GENERIC, tables.ETHERNET, tables.PORT_NAME):
+        return True
+    return what in (tables.INFINIBAND, tables.SFP, tables.PROCESSOR, tables.QUEUE_LENGTH)
+
+
+@numba.njit(inline="always")
+def _is_whole(buffer, at, what, size):
+    """Return whether a known record is as long as it has to be."""
+    if what == tables.GENERIC:
+        return size >= tables.GENERIC_BYTES
+    if what == tables.ETHERNET:
+        return size >= tables.ETHERNET_BYTES
+    if what == tables.PORT_NAME:
+        return size >= 4 and u32(buffer, at) <= min(size - 4, NAME_BYTES_MAX)
+    if what == tables.INFINIBAND:
+        return size in (64, 80)
+    if what == tables.SFP:
+        return size >= tables.SFP_BYTES
+    return size >= (tables.PROCESSOR_BYTES if what == tables.PROCESSOR else tables.QUEUE_LENGTH_BYTES)
+
+
+@numba.njit(cache=True, nogil=True)
+def _columns(buffer, rows, columns, unknowns):
+    """Read the counters, column by column over as many rows as stay in the nearest cache; count what is unknown of each."""
+    unknown = np.uint64(0xFFFFFFFFFFFFFFFF)
+    for first in range(0, len(rows), _BLOCK):
+        last = min(first + _BLOCK, len(rows))
+        for column in range(len(columns)):
+            ethernet, wide, at = tables.COLUMN_ETHERNET[column], tables.COLUMN_WIDE[column], tables.COLUMN_AT[column]
+            for k in range(first, last):
+                base = rows[k].ethernet_at if ethernet else rows[k].generic_at
+                value = unknown
+                if base >= 0:
+                    if wide:
+                        value = u64(buffer, base + at)
+                    else:
+                        value = np.uint64(u32(buffer, base + at))
+                        if value == np.uint64(0xFFFFFFFF):
+                            value = unknown
+                columns[column, k] = value
+                unknowns[column] += value == unknown
+
+
+@numba.njit(inline="always")
+def _states(buffer, generic_at, datagram, place, place_states, row):
+    row.datagram, row.place, row.states_changed = datagram, place, False
+    row.interface_type = row.direction = row.status = row.promiscuous_mode = 0xFFFFFFFF
+    if generic_at < 0:
+        return
+    row.interface_type, row.direction = u32(buffer, generic_at + 4), u32(buffer, generic_at + 16)
+    row.status, row.promiscuous_mode = u32(buffer, generic_at + 20), u32(buffer, generic_at + 84)
+    # Never 0, which is what an interface starts with.
+    said = np.uint64(row.interface_type) << np.uint64(33) ^ np.uint64(row.direction) << np.uint64(17)
+    said ^= np.uint64(row.promiscuous_mode) << np.uint64(1) | np.uint64(1)
+    if place_states[place].states != said:
+        place_states[place].states = said
+        row.states_changed = True
+
+
+@numba.njit(inline="always")
+def _name(buffer, at, size, place, place_states, named, filled):
+    """Remember what an interface is called, and say so where it is news: texts are made once, not at every reading."""
+    said = np.uint64(0xCBF29CE484222325)
+    for k in range(at, at + size):
+        said = (said ^ np.uint64(buffer[k])) * np.uint64(0x100000001B3)
+    if place_states[place].name != said:
+        place_states[place].name = said
+        row = named[filled[3]]
+        row.at, row.place, row.size = at, place, size
+        filled[3] += 1
+
+
+@numba.njit(inline="always")
+def _flow_sample(
+    buffer, at, end, kind, records_max, header_bytes_max, datagram, agent, epoch, places, place_states, flows, filled, tally, lost
+):  # fmt: skip
+    """Take in one flow sample or discarded packet; return its fault."""
+    if at + (44 if kind == tables.FLOW_EXPANDED else 32) > end:
+        return _SAMPLE
+    flow, at = flows[filled[1]], at + 4
+    flow.datagram, flow.reason, flow.flags, flow.notice = datagram, NO_REASON, 0, kind == tables.DISCARDED
+    flow.rate, flow.input, flow.output = 1, -1, -1
+    flow.header_at, flow.header_bytes, flow.protocol = 0, 0, 0
+    source = u32(buffer, at)
+    source_kind, index = (source >> 24, source & 0xFFFFFF) if kind == tables.FLOW else (source, u32(buffer, at + 4))
+    if kind == tables.FLOW:
+        flow.rate, drops = u32(buffer, at + 4), u32(buffer, at + 12)
+        came, went, at = _interface(u32(buffer, at + 16)), _interface(u32(buffer, at + 20)), at + 24
+    elif kind == tables.FLOW_EXPANDED:
+        flow.rate, drops = u32(buffer, at + 8), u32(buffer, at + 16)
+        came = (u32(buffer, at + 20), u32(buffer, at + 24))
+        went, at = (u32(buffer, at + 28), u32(buffer, at + 32)), at + 36
+    else:
+        drops, came, went = u32(buffer, at + 8), (np.int64(0), u32(buffer, at + 12)), (np.int64(0), u32(buffer, at + 16))
+        flow.reason, at = min(u32(buffer, at + 20), 0x7FFFFFFF), at + 24
+    if kind != tables.DISCARDED and went[0] == 1:
+        # A sampled packet that went nowhere: the output tells why.
+        flow.reason = min(went[1], 0x7FFFFFFF)
+    fault = _flow_records(buffer, at, end, records_max, header_bytes_max, flow, tally)
+    filled[1] += 1
+    place = _place(agent, source_kind, index, places)
+    if place >= 0:
+        lost[datagram] += newly_lost(place_states[place], kind == tables.DISCARDED, drops, epoch)
+    if flow.reason != NO_REASON or flow.flags & HAS_DEPTH:
+        flow.input, flow.output = _known(agent, came, places), _known(agent, went, places)
+    return fault
+
+
+@numba.njit(inline="always")
+def _interface(packed):
+    """Return format and value of an interface in the compact encoding, as the expanded one has them."""
+    value = packed & 0x3FFFFFFF
+    return packed >> 30, 0xFFFFFFFF if value == 0x3FFFFFFF else value
+
+
+@numba.njit(inline="always")
+def _known(agent, interface, places):
+    return _place(agent, 0, interface[1], places) if interface[0] == 0 and 0 < interface[1] < 0xFFFFFFFF else -1
+
+
+@numba.njit(inline="always")
+def _flow_records(buffer, at, end, records_max, header_bytes_max, flow, tally):
+    number_of_records, at, fault = u32(buffer, at), at + 4, 0
+    if number_of_records > records_max:
+        fault = _RECORDS_MAX
+    for _ in range(min(number_of_records, records_max)):
+        if at + 8 > end or u32(buffer, at + 4) > end - at - 8:
+            return _RECORD
+        what, size, at = u32(buffer, at), u32(buffer, at + 4), at + 8
+        if what == tables.HEADER:
+            if size < 16 or u32(buffer, at + 12) > size - 16:
+                fault = _RECORD
+            else:
+                flow.protocol, flow.frame_bytes = u32(buffer, at), u32(buffer, at + 4)
+                flow.header_at, flow.header_bytes = at + 16, min(u32(buffer, at + 12), header_bytes_max)
+                flow.flags |= HAS_HEADER
+        elif what in (tables.EGRESS_QUEUE, tables.TRANSIT, tables.QUEUE_DEPTH):
+            if size < 4:
+                fault = _RECORD
+            elif what == tables.EGRESS_QUEUE:
+                flow.queue, flow.flags = u32(buffer, at), flow.flags | HAS_QUEUE
+            elif what == tables.TRANSIT:
+                flow.transit_ns, flow.flags = u32(buffer, at), flow.flags | HAS_TRANSIT
+            else:
+                flow.depth_bytes, flow.flags = u32(buffer, at), flow.flags | HAS_DEPTH
+        else:
+            tally[_UNKNOWN_RECORDS] += 1
+        at += size
+    return fault

@@ -1,0 +1,316 @@
+"""One port under the microscope: what its averages hide, its raw samples, its bursts and how they are distributed."""
+
+import functools
+from typing import Any
+
+import polars as pl
+import streamlit as st
+
+from ....analytics.views import PORTS
+from ... import charts
+from ...parts import (
+    NOTHING_YET,
+    Visit,
+    age_badges,
+    choose_port,
+    duration,
+    fetch,
+    figure,
+    nothing,
+    number,
+    number_column,
+    percent,
+    plain,
+    ratio_column,
+    selected,
+    speed,
+    table,
+    tiles,
+    time_column,
+    utc,
+)
+from ...sql import WORDS, Span
+from . import queries
+from .queries import Entity
+
+TITLE = "Bursts"
+ICON = ":material/ssid_chart:"
+STORED = True
+LIVE = True
+
+THRESHOLD_RATIO = 0.5
+
+WORST = "the worst"
+ZOOMS_MS = {"50 ms": 50, "200 ms": 200, "1 s": 1000, "5 s": 5000, "30 s": 30_000}
+
+_ROWS = (
+    "burstiness_cv",
+    "peak_to_mean",
+    "clustering_ratio",
+    "hurst",
+    "goh_barabasi",
+    "goh_barabasi_finite",
+    "memory",
+    "burst_bytes_ratio",
+    "burst_gap_mean_ns",
+)
+
+
+def render(visit: Visit) -> None:
+    """Render the page."""
+    span = visit.span(queries.bounds())
+    age_badges(visit, span.to_ns if span else None)
+    if span is None:
+        nothing(NOTHING_YET)
+        return
+    entity = _choose(visit, span)
+    if entity is None:
+        nothing("No port has samples that match this choice and range. Choose a longer range, or another port.")
+        return
+    _summary(visit, span, entity)
+    _against(visit, span, entity)
+    _microscope(visit, span, entity)
+    where = _scope(entity)
+    left, right = st.columns(2)
+    with left:
+        _distributions(visit, span, where)
+    with right:
+        _ladder(visit, span, entity)
+    _metrics(visit, span, entity)
+
+
+def _choose(visit: Visit, span: Span) -> Entity | None:
+    """Show the choice of port, and return the port that is meant."""
+    known = visit.board.frame(queries.ports())
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        device, port = choose_port(known, WORST, "the worst: the one with most time in bursts, of what the other choices leave")
+        direction = st.segmented_control(
+            "Direction",
+            ["both", "rx", "tx"],
+            default="both",
+            required=True,
+            key="direction",
+            bind="query-params",
+            help="as the port's owner sees it",
+        )
+    where = [f"{name} = {queries.text(value)}" for name, value in (("device", device), ("port", port)) if value]
+    where += [f"direction = {queries.text(direction)}"] if direction and direction != "both" else []
+    frame = fetch(visit, queries.worst_ports(span, 1, " AND ".join(where) or "true"))
+    if frame is None or frame.is_empty():
+        return None
+    row = frame.row(0, named=True)
+    return Entity(row["device"], row["port"], row["direction"], row["sample_interval_ns"], row["speed_bps"])
+
+
+def _summary(visit: Visit, span: Span, entity: Entity) -> None:
+    row = visit.board.row(queries.burst_metrics(span, entity))
+    st.markdown(
+        f"**{plain(entity.device)} · {plain(entity.port)} · {entity.direction}** &nbsp; {speed(entity.speed_bps)}, "
+        f"sampled every {duration(entity.interval_ns)}, {utc(span.from_ns)} to {utc(span.to_ns)}"
+    )
+    if entity.speed_bps is None:
+        st.info(
+            "The line rate of this port is unknown, so neither utilisation nor bursts can be told. Set it where the port is collected.",
+            icon=":material/speed:",
+        )
+    tiles(
+        [
+            ("Time in bursts", percent(row.get("burst_time_ratio")), "share of the samples above half of the line rate"),
+            ("Bytes in bursts", percent(row.get("burst_bytes_ratio")), "share of the bytes that went in bursts"),
+            (
+                "Bursts",
+                number(row.get("burst_count")),
+                "runs of samples above half of the line rate that start in the range",
+            ),
+            (f"Peak, {duration(entity.interval_ns)}", percent(row.get("utilization_max_ratio")), "largest sample against the line rate"),
+            ("Mean", percent(row.get("utilization_mean_ratio")), "mean utilisation of the line"),
+            ("Peak to mean", number(row.get("peak_to_mean")), "largest sample over the mean"),
+        ]
+    )
+
+
+def _against(visit: Visit, span: Span, entity: Entity) -> None:
+    window = WORDS[span.resolution()]
+    interval = duration(entity.interval_ns)
+    names = {
+        "utilization_max_ratio": f"largest {interval}",
+        "utilization_p99_ratio": f"p99 of the {interval} samples",
+        "utilization_mean_ratio": f"mean of the {window}",
+    }
+    figure(
+        visit,
+        f"{interval} against {window}: the same traffic, sampled and averaged",
+        queries.utilization(span, entity),
+        lambda frame: charts.lines(
+            frame,
+            "utilisation of the line",
+            dark=visit.dark,
+            names=names,
+            percent=True,
+            rule=(THRESHOLD_RATIO, "burst above 50 %"),
+            steps=True,
+        ),
+        key="against",
+        describe=f"Utilisation over time of the largest {interval} sample, the p99 and the mean of each {window}",
+        empty="No window with a known line rate in this range.",
+        note=f"What monitoring at {window} would show is the lowest line. Queues fill in the time that it hides.",
+    )
+
+
+def _microscope(visit: Visit, span: Span, entity: Entity) -> None:
+    sql = queries.bursts(span, entity)
+    frame = fetch(visit, sql)
+    starts = frame["start_ns"].to_list() if frame is not None else []
+    window, zoom = _aimed(span, starts)
+    listed, picture = st.columns([2, 3])
+    with listed:
+        _bursts(visit, sql, starts)
+    with picture:
+        _raw(visit, entity, window, zoom)
+
+
+def _aimed(span: Span, starts: list[int]) -> tuple[Span, str]:
+    """Show the choice of how much is shown, and return the moment: the chosen one, else the largest burst, else the end."""
+    words = st.query_params.get("at", "")
+    aimed = words.isascii() and words.isdigit() and len(words) < 20
+    at_ns = int(words) if aimed else starts[0] if starts else span.to_ns - 200_000_000
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        zoom = st.segmented_control(
+            "Microscope shows", list(ZOOMS_MS), default="200 ms", required=True, key="zoom", bind="query-params", help="how much time"
+        )
+        st.button("Back to the largest burst", icon=":material/my_location:", key="unaim", disabled=not aimed, on_click=_unaim)
+    zoom = zoom or "200 ms"
+    width_ns = ZOOMS_MS[zoom] * 1_000_000
+    return Span(at_ns - width_ns // 5, at_ns + width_ns * 4 // 5), zoom
+
+
+def _raw(visit: Visit, entity: Entity, window: Span, zoom: str) -> None:
+    ring = fetch(visit, queries.ring_files(window))
+    files = [str(visit.board.folder.resolve() / "samples" / name) for name in ring["path"]] if ring is not None else []
+    if not files:
+        kept = visit.board.row(queries.ring_bounds())
+        first, end = kept.get("first_ns"), kept.get("end_ns")
+        words = "None are kept at present."
+        if isinstance(first, int) and isinstance(end, int):
+            words = f"They are kept from {utc(first)} to {utc(end)}."
+        nothing(f"The raw samples of {utc(window.from_ns)} are gone: the ring keeps the last minutes only. {words}")
+        return
+    figure(
+        visit,
+        f"Microscope: {zoom} from {utc(window.from_ns).removesuffix(' UTC')}.{window.from_ns // 1_000_000 % 1000:03d} UTC",
+        queries.microscope(window, entity, files),
+        lambda frame: charts.microscope(frame, dark=visit.dark, interval=duration(entity.interval_ns), threshold_ratio=THRESHOLD_RATIO),
+        key="microscope",
+        describe="Raw samples of the port as utilisation of the line, with the burst threshold and the mean of each second",
+        empty="No raw samples of this port at this moment: they follow some seconds after the statistics. Wait, or select another burst.",
+        note="One bar per sample; of more than the screen has room for, the largest of each group. Full colour: above the threshold.",
+    )
+
+
+def _bursts(visit: Visit, sql: str, starts: list[int]) -> None:
+    columns = {
+        "start_ts": time_column("start, UTC", precise=True),
+        "duration_ms": number_column("length, ms", "", "%g"),
+        "megabytes": number_column("MB", "", "%.3f"),
+        "peak_utilization_ratio": ratio_column("peak", "largest sample against the line rate"),
+        "contention_max": number_column("ports hot", "most ports of the device above the threshold in one of its samples, itself included"),
+        "ce_ratio": ratio_column("CE", "congestion-marked share of its bytes; empty where not sampled"),
+        "retransmit_ratio": ratio_column("resent", "retransmitted share of its bytes; empty where not sampled"),
+    }
+    table(
+        visit,
+        "Largest bursts: select one to see it",
+        sql,
+        columns,
+        key="bursts",
+        empty="No burst in this range: no sample was above half of the line rate.",
+        height=charts.TALL + 15,
+        chosen_row=functools.partial(_aim, starts),
+    )
+
+
+def _aim(starts: list[int]) -> None:
+    """Point the microscope at the burst that has just been selected in the list, as the list was then."""
+    rows = selected("bursts")
+    if rows and rows[0] < len(starts):
+        st.query_params["at"] = str(starts[rows[0]])
+    else:
+        _unaim()
+
+
+def _unaim() -> None:
+    st.query_params.pop("at", None)
+
+
+def _scope(entity: Entity) -> str:
+    """Show the choice of whose bursts are counted, and return it as a condition."""
+    scopes = {
+        "port": entity.where_burst(),
+        "device": f"device = {queries.text(entity.device)} AND interval_ns = {entity.interval_ns}",
+        "all": f"interval_ns = {entity.interval_ns}",
+    }
+    scope = st.segmented_control(
+        "Distributions of",
+        list(scopes),
+        default="port",
+        required=True,
+        key="scope",
+        bind="query-params",
+        help="of this port, of its device, or of all, at the same sampling interval",
+    )
+    return scopes[scope or "port"]
+
+
+def _distributions(visit: Visit, span: Span, where: str) -> None:
+    sql = queries.distributions(span, where)
+    frame = fetch(visit, sql)
+    names = frame["series"].unique().sort(descending=True).to_list() if frame is not None and frame.height else []
+    counts = dict(frame.select("series", "n").unique().iter_rows()) if frame is not None and frame.height else {}
+    figure(
+        visit,
+        "How long bursts and the gaps between them are" + (f" ({counts.get('length', 0):,} bursts)" if counts else ""),
+        sql,
+        lambda rows: charts.distribution(rows, "milliseconds", dark=visit.dark, names=names),
+        key="distributions",
+        describe="Empirical distributions of burst length and of the gap to the next burst, on a logarithmic axis",
+        empty="No burst to take a distribution of.",
+        note="A gap lasts from a burst's end to the next start on the same port. Most microbursts are shorter than a few milliseconds.",
+    )
+
+
+def _ladder(visit: Visit, span: Span, entity: Entity) -> None:
+    sql = queries.dispersion(span, entity)
+    figure(
+        visit,
+        "Index of dispersion against time scale",
+        sql,
+        lambda rows: charts.curve(rows, "time scale, ms", "index of dispersion", dark=visit.dark, log_y=True, points=True),
+        key="ladder",
+        describe="Index of dispersion of the bytes in blocks of growing length; 1 is Poisson, growth means clustering",
+        empty="Not enough samples with traffic for a variance.",
+        note="Variance over mean of the bytes in blocks of this length, in 1500-byte units. 1 = Poisson; it grows where traffic clusters.",
+    )
+
+
+def _metrics(visit: Visit, span: Span, entity: Entity) -> None:
+    row = visit.board.row(queries.burst_metrics(span, entity))
+    docs = {column.name: column for column in PORTS.columns}
+    rows = [{"metric": name, "value": _shown(name, row.get(name)), "meaning": docs[name].doc} for name in _ROWS]
+    with st.expander("All burst metrics of this port over the range", expanded=True, key="metrics", on_change="rerun", bind="query-params"):
+        st.dataframe(
+            pl.DataFrame(rows, schema={"metric": pl.String, "value": pl.String, "meaning": pl.String}),
+            hide_index=True,
+            key="rows_metrics",
+            column_config={"meaning": st.column_config.TextColumn(width="large")},
+            alt="Burst metrics",
+        )
+        with st.popover("SQL", icon=":material/code:", key="sql_metrics", type="tertiary"):
+            st.code(queries.burst_metrics(span, entity), language="sql")
+
+
+def _shown(name: str, value: Any) -> str:
+    if value is None:
+        return "too few events"
+    if name.endswith("_ratio") and name != "clustering_ratio":
+        return percent(value, 2)
+    return duration(float(f"{float(value):.3g}")) if name.endswith("_ns") else number(float(value))

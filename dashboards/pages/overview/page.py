@@ -1,0 +1,186 @@
+"""Health now: is anything wrong, where, since when, and can what is shown be trusted."""
+
+import streamlit as st
+
+from ... import charts
+from ...parts import (
+    NOTHING_YET,
+    Visit,
+    age_badges,
+    fetch,
+    figure,
+    nothing,
+    number,
+    number_column,
+    percent,
+    plain,
+    ratio_column,
+    table,
+    tiles,
+    time_column,
+)
+from ...sql import Span
+from ..bursts import queries
+from ..latency import queries as queries_roce
+
+TITLE = "Overview"
+ICON = ":material/monitor_heart:"
+STORED = True
+LIVE = True
+
+_STATES = {"firing": "● firing", "no_data": "? no data", "error": "✕ rule error", "pending": "◐ pending", "resolved": "○ resolved"}
+
+
+def render(visit: Visit) -> None:
+    """Render the page."""
+    span = visit.span(queries.bounds())
+    roce = visit.span(queries_roce.bounds())
+    ends = [part.to_ns for part in (span, roce) if part is not None]
+    age_badges(visit, max(ends) if ends else None)
+    if span is None:
+        nothing(NOTHING_YET)
+        _alerts(visit)
+        return
+    _tiles(visit, span, roce)
+    left, right = st.columns([3, 2])
+    with left:
+        _heat(visit, span)
+    with right:
+        _alerts(visit)
+        _freshness(visit, span)
+    _worst(visit, span)
+
+
+def _tiles(visit: Visit, span: Span, roce: Span | None) -> None:
+    summary = visit.board.row(queries.summary(span))
+    alerts = fetch(visit, queries.alert_count())
+    count = alerts.row(0, named=True) if alerts is not None and alerts.height else {}
+    latency = visit.board.row(queries_roce.latency_summary(roce.last(60), queries_roce.Path())) if roce else {}
+    worst = visit.board.frame(queries.worst_ports(span, 1))
+    name = " ".join(worst.row(0)[:3]) if worst.height else "none"
+    tiles(
+        [
+            (
+                "Devices heard",
+                f"{summary.get('devices_heard', 0)} of {summary.get('devices', 0)}",
+                "devices with data in the last two minutes of the range, of all that were ever heard",
+            ),
+            ("Ports sampled", number(summary.get("ports")), "ports with samples in the last minute of the range"),
+            (
+                "Bursts, last minute",
+                number(summary.get("bursts")),
+                "runs of samples above half of the line rate, all ports",
+            ),
+            (
+                "Worst port: in bursts",
+                percent(worst.row(0, named=True)["burst_time_ratio"]) if worst.height else "–",
+                f"{plain(name)}, over the range",
+            ),
+            (
+                "Latency p99, last minute",
+                number(latency.get("p99_us"), "µs"),
+                "99 % of the acknowledgements came within this; needs captured RoCEv2 packets",
+            ),
+            ("Alerts firing", number(count.get("firing")), f"{count.get('pending', 0)} pending, {count.get('resolved', 0)} resolved"),
+        ]
+    )
+
+
+def _heat(visit: Visit, span: Span) -> None:
+    event = figure(
+        visit,
+        "Where and when it bursts: the worst ports",
+        queries.heat(span),
+        lambda frame: charts.heat(frame, "share of the time in bursts", dark=visit.dark),
+        key="heat",
+        describe="Heat map: one row per port, time to the right, colour is the share of the time in bursts",
+        empty="No burst in this range: no sample was above half of its port's line rate. Choose a longer range to look back.",
+        note="A burst is a run of samples above half of the line rate. Click a cell to look at that port.",
+        selects=True,
+    )
+    cells = event.selection.get("cell", []) if event else []
+    if cells:
+        cell = cells[0]
+        visit.go(
+            "bursts",
+            {"device": cell["device"], "port": cell["port"], "direction": cell["direction"], "at": str(int(cell["ms"]) * 1_000_000)},
+        )
+
+
+def _alerts(visit: Visit) -> None:
+    if visit.board.row("SELECT count(*) AS n FROM duckdb_views() WHERE view_name = 'alerts'").get("n") == 0:
+        st.info("No alerts are evaluated for this store.", icon=":material/notifications_off:")
+        return
+    sql = queries.alerts()
+    states = " ".join(f"WHEN '{state}' THEN '{words}'" for state, words in _STATES.items())
+    columns = {
+        "what": st.column_config.TextColumn("state", width="small"),
+        "link": st.column_config.LinkColumn("look", display_text="open", width=50, help="opens the page of the alert"),
+        "summary": st.column_config.TextColumn("what", width=240),
+        "starts_at": time_column("since, UTC"),
+        "severity": st.column_config.TextColumn("severity", width="small"),
+    }
+    table(
+        visit,
+        "Alerts",
+        f"SELECT CASE state {states} ELSE state END AS what, '/' || path AS link, * FROM (\n{sql})",
+        columns,
+        key="alerts",
+        empty="No alert: every rule that was evaluated is satisfied.",
+        good=True,
+        note="The gravest first, then those that may come, then those that are over.",
+        height=250,
+    )
+
+
+def _freshness(visit: Visit, span: Span) -> None:
+    columns = {
+        "device": st.column_config.TextColumn("device"),
+        "ports": number_column("ports"),
+        "last_minute": time_column("last minute, UTC", "the last minute with data"),
+        "coverage_ratio": ratio_column("covered", "share of the windows that was sampled"),
+        "late": number_column("late", "samples that came after their window had closed"),
+        "duplicates": number_column("twice", "samples that had been there already"),
+        "implausible": number_column("implausible", "samples that cannot be"),
+    }
+    table(
+        visit,
+        "Freshness and quality by device",
+        queries.freshness(span),
+        columns,
+        key="freshness",
+        empty="No device has been heard.",
+        height=250,
+    )
+
+
+def _worst(visit: Visit, span: Span) -> None:
+    sql = queries.worst_ports(span)
+    columns = {
+        "device": st.column_config.TextColumn("device"),
+        "port": st.column_config.TextColumn("port"),
+        "direction": st.column_config.TextColumn("direction"),
+        "burst_time_ratio": ratio_column("time in bursts", "share of the samples above half of the line rate", bar=True),
+        "bursts": number_column("bursts"),
+        "burst_bytes_ratio": ratio_column("bytes in bursts", "share of the bytes that went in bursts"),
+        "utilization_max_ratio": ratio_column("peak", "largest sample against the line rate"),
+        "utilization_mean_ratio": ratio_column("mean", "mean utilisation of the line"),
+        "gigabytes": number_column("GB", "", "%.2f"),
+        "ce_ratio": ratio_column("CE-marked", "congestion-marked share of the bytes; empty where not sampled"),
+        "sample_ms": number_column("sampled every, ms", "burst figures of different intervals do not compare", "%g"),
+        "speed_gbps": number_column("line rate, Gbit/s", "empty where unknown", "%g"),
+    }
+    frame, rows = table(
+        visit,
+        "Worst ports: select one to look into its bursts",
+        sql,
+        columns,
+        key="worst",
+        empty="No port has samples in this range.",
+        note="Ports that are sampled more slowly than every 10 ms come last: they cannot show microbursts.",
+        height=460,
+        chosen_row="rerun",
+    )
+    if frame is not None and rows and rows[0] < frame.height:
+        row = frame.row(rows[0], named=True)
+        visit.go("bursts", {"device": row["device"], "port": row["port"], "direction": row["direction"]})

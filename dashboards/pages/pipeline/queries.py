@@ -1,0 +1,118 @@
+"""The questions about Weft itself: what its services report, what they admit to have missed, how old the data are."""
+
+from ...sql import Span, text
+
+# Times of reports are Weft's own clock, while all else has the devices' time.
+POINTS_MAX = 300
+
+GAPS_MAX = 200
+
+# Counters whose growth is bad news.
+_BAD = "(name LIKE '%dropped%' OR name LIKE '%errors%' OR name LIKE '%missed%' OR name LIKE '%late_ticks%' OR name LIKE '%outbox_dead%')"
+
+# What a counter is called in a legend.
+_TROUBLE = "source || ': ' || regexp_replace(name, '^weft_[a-z]+_(.*?)(_total)?$', '\\1') || coalesce(' ' || nullif(label, ''), '')"
+
+
+def bounds() -> str:
+    """When reports of services begin and end."""
+    return "SELECT epoch_ns(min(ts)) AS first_ns, epoch_ns(max(ts)) + 1000000000 AS end_ns FROM pipeline"
+
+
+def services(span: Span) -> str:
+    """Each service's newest report: memory, processor, rows, what it dropped, how far behind it is."""
+    return f"""WITH readings AS (
+  SELECT source, device, name, label, arg_max("value", ts) AS latest, max("value") - min("value") AS grown, max(ts) AS ts,
+    (epoch_ns(max(ts)) - epoch_ns(min(ts))) / 1e9 AS span_s
+  FROM pipeline WHERE {span.between("ts")} GROUP BY ALL
+)
+SELECT source, device AS host, max(ts) AS last_report,
+  max(latest) FILTER (name = 'weft_process_resident_bytes') / 1e6 AS resident_megabytes,
+  weft_ratio(max(grown) FILTER (name = 'weft_process_cpu_seconds_total'), max(span_s)) AS cpu_ratio,
+  weft_ratio(sum(grown) FILTER (name LIKE '%\\_rows\\_total' ESCAPE '\\' AND name NOT LIKE '%dropped%'), max(span_s)) AS rows_per_s,
+  max(latest) FILTER (name LIKE '%\\_lag\\_%' ESCAPE '\\') AS lag_messages,
+  coalesce(sum(latest) FILTER {_BAD}, 0)::BIGINT AS troubles
+FROM readings GROUP BY source, device ORDER BY source, host LIMIT 200"""
+
+
+def rates(span: Span) -> str:
+    """Rows per second through each service."""
+    return _growth(span, "name LIKE '%\\_rows\\_total' ESCAPE '\\' AND name NOT LIKE '%dropped%'", "source")
+
+
+def processors(span: Span) -> str:
+    """Processor time of each service, in cores."""
+    return _growth(span, "name = 'weft_process_cpu_seconds_total'", "source")
+
+
+def troubles(span: Span) -> str:
+    """Drops and errors per second, by what they are."""
+    return _growth(span, _BAD, _TROUBLE, "WHERE y > 0")
+
+
+def _growth(span: Span, condition: str, series: str, where: str = "WHERE y IS NOT NULL") -> str:
+    """How fast counters grow. A counter that falls has begun anew, so what it shows has grown since."""
+    step = max(1, span.width_ns // 1_000_000_000 // POINTS_MAX)
+    return f"""WITH readings AS (
+  SELECT source, device, name, label, time_bucket(INTERVAL {step} SECOND, ts::TIMESTAMP) AS ts, max(ts) AS seen, arg_max("value", ts) AS v
+  FROM pipeline WHERE {span.between("ts")} AND {condition} GROUP BY ALL
+), growth AS (
+  SELECT source, name, label, seen, CASE WHEN v >= lag(v) OVER w THEN v - lag(v) OVER w WHEN lag(v) OVER w IS NOT NULL THEN v END
+    / nullif((epoch_ns(seen) - epoch_ns(lag(seen) OVER w)) / 1e9, 0) AS y
+  FROM readings WINDOW w AS (PARTITION BY source, device, name, label ORDER BY seen)
+)
+SELECT epoch_ms(seen)::DOUBLE AS ms, {series} AS series, sum(y)::DOUBLE AS y FROM growth {where} GROUP BY ALL ORDER BY ms, series"""
+
+
+def gauges(span: Span, condition: str, series: str, scale: float = 1) -> str:
+    """Readings of gauges over time."""
+    step = max(1, span.width_ns // 1_000_000_000 // POINTS_MAX)
+    return f"""SELECT epoch_ms(max(ts))::DOUBLE AS ms, {series} AS series, arg_max("value", ts) / {scale:g} AS y
+FROM pipeline WHERE {span.between("ts")} AND {condition}
+GROUP BY time_bucket(INTERVAL {step} SECOND, ts::TIMESTAMP), series ORDER BY ms, series"""
+
+
+def lags(span: Span) -> str:
+    """How many messages each service has still to read."""
+    return gauges(span, "name LIKE '%\\_lag\\_%' ESCAPE '\\'", "source || coalesce(' ' || nullif(label, ''), '')")
+
+
+def memory(span: Span) -> str:
+    """Resident memory of each service, in MB."""
+    return gauges(span, "name = 'weft_process_resident_bytes'", "source", 1e6)
+
+
+def publishing(span: Span) -> str:
+    """What publishing a snapshot costs, in milliseconds."""
+    return gauges(span, "name = 'weft_analyze_publish_seconds'", "source", 1e-3)
+
+
+def gaps(device: str) -> str:
+    """What is admitted to be missing, the newest first."""
+    return f"""SELECT ts, source, device, what, missed, reason, from_sequence, to_sequence FROM gaps
+WHERE {f"device = {text(device)}" if device else "true"} ORDER BY ts DESC LIMIT {GAPS_MAX}"""
+
+
+def gap_summary(device: str) -> str:
+    """What is missing altogether, by kind and reason."""
+    return f"""SELECT what, reason, count(*) AS admissions, sum(coalesce(missed, 0))::BIGINT AS missed, max(ts) AS last FROM gaps
+WHERE {f"device = {text(device)}" if device else "true"} GROUP BY what, reason ORDER BY missed DESC LIMIT 50"""
+
+
+def devices() -> str:
+    """Every device."""
+    return "SELECT device FROM devices WHERE last_ts IS NOT NULL ORDER BY device LIMIT 5000"
+
+
+def quality(span: Span, device: str) -> str:
+    """How complete the samples of each device are, and what was refused."""
+    r = span.resolution(100)
+    return f"""SELECT device, port, signal, sum(samples)::BIGINT AS samples, avg(coverage_ratio) AS coverage_ratio,
+  sum(late)::BIGINT AS late, sum(duplicates)::BIGINT AS duplicates, sum(implausible)::BIGINT AS implausible
+FROM quality_{r} WHERE {span.inside(r)} AND {f"device = {text(device)}" if device else "true"}
+GROUP BY device, port, signal ORDER BY sum(late + duplicates + implausible) DESC, avg(coverage_ratio), device, port, signal LIMIT 200"""
+
+
+def newest() -> str:
+    """The newest report of any service."""
+    return "SELECT epoch_ns(max(ts)) AS ns FROM pipeline"

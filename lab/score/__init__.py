@@ -1,0 +1,1 @@
+"""What the pipeline finds, scored against what really happened in the virtual fabric."""

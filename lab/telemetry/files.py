@@ -1,0 +1,330 @@
+"""A run of the virtual fabric as recordings, faster than real time: what its protocols would have carried, file by file.
+
+Each thing that a device says is in one file only. Bytes and occupancies of the switches' ports, every sample, are high-frequency
+telemetry (``hft/<switch>.ipfix`` with its side channel); all other counters of the switches, their links and neighbours come by gNMI once
+a second (``gnmi/<switch>.pb``); sampled packets by sFlow (``sflow.pcap``); pings by RDMA of one host are a capture of its packets
+(``capture/<host>.pcap``). What no protocol of these carries (adapters, NVLink, GPUs, the hosts' own ports, probes, the inventory) is
+what ``weft record`` writes (``hosts.weft``). ``truth`` has what really happened, and ``recordings.toml`` names everything for
+``weft replay``.
+
+The same configuration and seed give the same bytes of every file.
+"""
+
+import ipaddress
+import json
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import polars as pl
+
+from ...collectors.base import Batch
+from ...collectors.recordings.folder import INDEX
+from ...collectors.recordings.recording import Recorder
+from ...pipeline.clock import NS_PER_S, ManualClock
+from ...pipeline.errors import ServiceError
+from ..fabric.answers import Answers
+from ..fabric.fabric import HOP_NS, Fabric, FabricConfig, Step
+from ..fabric.topology import HOST
+from ..switch import hft, roce, sai
+from ..switch.gnmi import Stream
+from ..switch.script import LOSSLESS
+from ..switch.sflow import Agent, AgentConfig
+from ..switch.tree import DATABASE, Element, Leaf
+from ..switch.wire import Datagrams
+from .export import Exporter, Packets, sampled
+from .tap import Tap
+
+# Calls of the fabric, and what counters by gNMI are apart.
+STEP_NS = NS_PER_S
+GNMI_NS = NS_PER_S
+# An agent sends the samples that it has gathered so often.
+SFLOW_NS = NS_PER_S // 10
+SFLOW_PORT, ROCE_PORT = 6343, 4791
+COLLECTOR = "172.31.255.254"
+PING_BYTES = 64
+PING_PAIRS_MAX = 8
+
+_PCAP_HEAD = struct.pack("<IHHiIII", 0xA1B23C4D, 2, 4, 0, 0, 262_144, 1)  # times in nanoseconds, Ethernet
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run is, in ns of its own time, and what was written so far."""
+
+    done_ns: int
+    bytes: int
+
+
+class Files:
+    """Writes one run into a new folder."""
+
+    def __init__(self, folder: Path, config: FabricConfig, seed: int) -> None:
+        self._folder, self._fabric = folder, Fabric(config, seed)
+        self._exporter = Exporter(self._fabric)
+        topology = self._fabric.topology
+        self._switches = [_Switch(self._fabric, self._exporter, n) for n in range(topology.first_switch, len(topology.tier))]
+        self._ping = _Ping(self._fabric)
+        self._recorder = Recorder(folder / "hosts.weft", ManualClock(config.start_ns))
+        self._hosts = [name for name, tier in zip(topology.device_names, topology.tier.tolist(), strict=True) if tier == HOST]
+
+    def write(self, until_ns: int, progress: Callable[[Progress], None] = lambda _progress: None) -> None:
+        """Run to ``until_ns`` since the start and write everything.
+
+        Raises ``ServiceError`` where the folder is there already or cannot be written.
+        """
+        folder = self._folder
+        try:
+            folder.mkdir(parents=True)
+            for name in ("hft", "gnmi", "capture"):
+                (folder / name).mkdir()
+            answers = Answers(folder / "truth", self._fabric)
+            self._recorder.append(Batch("inventory", self._exporter.inventory()))
+            with _Pcap(folder / "sflow.pcap") as samples, _Pcap(folder / "capture" / f"{self._ping.host}.pcap") as pings:
+                while self._fabric.now_ns < until_ns:
+                    step = self._fabric.advance(min(until_ns, self._fabric.now_ns + STEP_NS))
+                    answers.write(step)
+                    self._step(step, samples, pings)
+                    progress(Progress(step.until_ns, samples.bytes + pings.bytes + sum(switch.bytes for switch in self._switches)))
+            answers.close()
+            self._recorder.close()
+            (folder / INDEX).write_text(self._index())
+        except FileExistsError:
+            raise ServiceError(f"{folder} is there already", "record into a new folder") from None
+        except OSError as error:
+            raise ServiceError(f"{folder} cannot be written ({error.strerror})", "free space or record elsewhere") from None
+
+    def _step(self, step: Step, samples: "_Pcap", pings: "_Pcap") -> None:
+        for family, frame in self._exporter.frames(step).items():
+            # Switches speak for themselves; what hosts say is in no other file.
+            own = frame.filter(pl.col("device").is_in(self._hosts)).sort("ts", maintain_order=True)
+            if own.height and family != "packet":
+                self._recorder.append(Batch(family, own))
+        for switch in self._switches:
+            switch.take(step, self._folder)
+        packets = sampled(self._fabric, step)
+        for tick in range(step.first_ns // SFLOW_NS * SFLOW_NS + SFLOW_NS, step.until_ns + 1, SFLOW_NS):
+            gathered = packets.pick((packets.at_ns > tick - SFLOW_NS) & (packets.at_ns <= tick))
+            for switch in self._switches:
+                switch.sample(gathered, tick, samples)
+        self._ping.write(step, pings)
+
+    def _index(self) -> str:
+        switches = [switch.name for switch in self._switches]
+        parts = [("hosts.weft", "recording"), *((f"gnmi/{name}.pb", "gnmi") for name in switches)]
+        parts += [
+            *((f"hft/{name}.ipfix", "hft") for name in switches),
+            ("sflow.pcap", "sflow"),
+            (f"capture/{self._ping.host}.pcap", "packets"),
+        ]
+        lines = [
+            "version = 1",
+            "",
+            "[devices]",
+            *(f"{json.dumps(switch.address)} = {json.dumps(switch.name)}" for switch in self._switches),
+        ]
+        # High-frequency telemetry does not say how fast a port is; without that there is no utilisation and no burst.
+        speeds = {f"hft/{switch.name}.ipfix": switch.speed_bps for switch in self._switches}
+        for path, kind in parts:
+            lines += ["", "[[recording]]", f"path = {json.dumps(path)}", f"kind = {json.dumps(kind)}"]
+            lines += [f"line_rate_bps = {speeds[path]}"] if speeds.get(path) else []
+        return "\n".join(lines) + "\n"
+
+
+class _Switch:
+    """One switch and its exporters."""
+
+    def __init__(self, fabric: Fabric, exporter: Exporter, device: int) -> None:
+        self._fabric, self._exporter, self._device = fabric, exporter, device
+        self.name = fabric.topology.device_names[device]
+        config = fabric.config
+        # Only faults that look back need the past.
+        faulty = any(fault.place == self.name for fault in config.faults)
+        self._tap = Tap(fabric, self.name, steps_kept=4096 if faulty else 2)
+        self.address = str(ipaddress.ip_address("172.16.0.1") + device - fabric.topology.first_switch)
+        self._agent = Agent(self._tap, AgentConfig(self.address, sampling_rate=max(1, config.packet_sampling), flow_records=("transit",)))
+        sessions = [
+            hft.session(self._tap, sai.PORT, ("IF_IN_OCTETS", "IF_OUT_OCTETS")),
+            hft.session(self._tap, sai.QUEUE, ("CURR_OCCUPANCY_BYTES",), (LOSSLESS,)),
+        ]
+        self._hft = hft.Exporter(self._tap, sessions, hft.Layout(records=10))
+        self._gnmi = Stream(self._tap, ManualClock(config.start_ns), _SUBSCRIPTIONS)
+        self._begun = False
+        self.bytes = 0
+
+    @property
+    def speed_bps(self) -> int:
+        """The line rate of all ports, 0 where they differ."""
+        speeds = np.unique(self._tap.speeds)
+        return int(speeds[0]) if len(speeds) == 1 else 0
+
+    def take(self, step: Step, folder: Path) -> None:
+        """Take in a step, and write its telemetry: samples, and counters at each whole second."""
+        self._tap.take(step)
+        config = self._fabric.config
+        with (folder / "hft" / f"{self.name}.ipfix").open("ab") as file:
+            if not self._begun:
+                side = json.dumps(self._hft.side_channel(), indent=1)
+                (folder / "hft" / f"{self.name}.ipfix.json").write_text(side)
+                self._write(file, b"".join(self._hft.templates(export_ns=config.start_ns)))
+                self._write(file, b"".join(self._hft.data([config.start_ns])))
+            ends = step.first_ns + config.sample_ns * np.arange(1, len(step.sent) + 1)
+            ticks, tick_of = np.unique(-(-ends // SFLOW_NS), return_inverse=True)
+            lost = np.array([self._exporter.lost(self._device, int(tick) * SFLOW_NS) for tick in ticks], bool)
+            kept = ends[~lost[tick_of]]
+            if len(kept):
+                self._write(file, b"".join(self._hft.data(config.start_ns + kept)))
+        with (folder / "gnmi" / f"{self.name}.pb").open("ab") as file:
+            # The first reading is at the start, when all counters are zero.
+            first = step.first_ns // GNMI_NS + self._begun
+            for tick in range(first * GNMI_NS, step.until_ns + 1, GNMI_NS):
+                if not self._exporter.lost(self._device, tick):
+                    self._write(file, self._gnmi.at(config.start_ns + tick))
+        self._begun = True
+
+    def sample(self, packets: Packets, tick: int, out: "_Pcap") -> None:
+        """Write the datagrams with what was sampled in the ``SFLOW_NS`` before ``tick``, the packets that came from adapters."""
+        mine = self._fabric.topology.leaf[self._fabric.world.flows.source[packets.flow]] == self._device
+        if not mine.any() or self._exporter.lost(self._device, tick):
+            return
+        ts = self._fabric.config.start_ns + tick
+        for opcode, some in packets.pick(mine).by_operation():
+            out.write(self._agent.flows(self._flows(some, opcode), ts), ts, self.address, SFLOW_PORT)
+
+    def _flows(self, packets: Packets, opcode: int) -> roce.Flows:
+        """Return sampled packets of one operation as an agent takes them; depth and delay are those of their egress queue."""
+        flows, start, flow = self._fabric.world.flows, self._fabric.config.start_ns, packets.flow
+        source, target = flows.source[flow], flows.target[flow]
+        ingress = np.searchsorted(self._tap.ports, 2 * source + 1)
+        # A flow that is led another way by now counts on the way that it has now.
+        leaving = np.where(flows.path[flow, 1] >= 0, flows.path[flow, 1], 2 * target + 1)
+        egress = np.searchsorted(self._tap.ports, leaving).clip(max=len(self._tap.ports) - 1)
+        ends, _, _, depths = self._tap.samples()
+        depth = depths[np.searchsorted(ends, start + packets.at_ns).clip(max=len(ends) - 1), egress]
+        delay = depth * 8 * NS_PER_S // self._tap.speeds[egress] + HOP_NS
+        between = roce.Ends(source, target, _address(source), _address(target), flows.entropy[flow])
+        header = roce.headers(between, opcode, flows.queue_pair[flow], packets.psn, packets.marked)
+        length = np.full(len(flow), roce.wire_bytes(opcode) + 4)
+        return roce.Flows(ingress, egress, np.full(len(flow), LOSSLESS), delay, depth, length, header)
+
+    def _write(self, file: BinaryIO, content: bytes) -> None:
+        file.write(content)
+        self.bytes += len(content)
+
+
+# What high-frequency telemetry tells, or SONiC's database in more detail, is not asked for in OpenConfig's.
+_INTERFACE = frozenset(("oper-status", "admin-status", "in-pkts", "out-pkts", "carrier-transitions", "in-fcs-errors", "port-speed"))
+_ELSEWHERE = ("SAI_PORT_STAT_IF_IN_OCTETS", "SAI_PORT_STAT_IF_OUT_OCTETS", "OCCUPANCY")
+
+
+def _from_interfaces(leaf: Leaf) -> bool:
+    return leaf.elements[-1].name in _INTERFACE
+
+
+def _from_database(leaf: Leaf) -> bool:
+    """Return whether a leaf is a counter that is told nowhere else, of the lossless priority if of any."""
+    name, row = leaf.elements[-1].name, leaf.elements[leaf.depth - 1].name
+    priority = row.rpartition(":")[2] if ":" in row else name.partition("_PFC_")[2][:1]
+    return priority in ("", str(LOSSLESS)) and not any(told in name for told in _ELSEWHERE)
+
+
+def _everything(_leaf: Leaf) -> bool:
+    return True
+
+
+_SUBSCRIPTIONS = (
+    ((Element("interfaces"),), _from_interfaces, False),
+    ((Element(DATABASE),), _from_database, False),
+    ((Element("lldp"),), _everything, True),
+    ((Element("system"),), _everything, False),
+)
+
+
+class _Ping:
+    """One host's pings by RDMA, a message of 64 bytes and its acknowledgement for each sample, to some of those that it probes.
+
+    A message takes the delay of the probe's way, its acknowledgement goes back past the queues, as priorities for control do.
+    """
+
+    def __init__(self, fabric: Fabric) -> None:
+        self._fabric, topology = fabric, fabric.topology
+        host = int(fabric.probe_pairs[0, 0]) // topology.rails if len(fabric.probe_pairs) else 0
+        self._pairs = np.flatnonzero(fabric.probe_pairs[:, 0] // topology.rails == host)[:PING_PAIRS_MAX]
+        self.host = topology.device_names[host]
+
+    def write(self, step: Step, out: "_Pcap") -> None:
+        """Write the messages that are sent in a step and their acknowledgements, in order of time."""
+        config = self._fabric.config
+        count = len(step.latency_ns)
+        if not count or not len(self._pairs):
+            return
+        sent = config.start_ns + step.first_ns + config.sample_ns * np.arange(count)
+        psn = (step.first_ns // config.sample_ns + np.arange(count)) % 2**24
+        parts: list[tuple[np.ndarray, np.ndarray, int]] = []
+        for number in self._pairs.tolist():
+            source, target = (np.full(count, end) for end in self._fabric.probe_pairs[number])
+            delay = step.latency_ns[:, number]
+            pair, none = np.full(count, 0x800000 + number), np.zeros(count, bool)
+            there = roce.Ends(source, target, _address(source), _address(target), np.full(count, 0xC000 + number))
+            back = roce.Ends(target, source, _address(target), _address(source), np.full(count, 0xC000 + number))
+            asked = roce.headers(there, roce.SEND_ONLY, pair, psn, none, PING_BYTES)
+            answered = roce.headers(back, roce.ACKNOWLEDGE, pair, psn, none)
+            parts += [(sent, asked, roce.wire_bytes(roce.SEND_ONLY, PING_BYTES))]
+            parts += [(sent + delay + delay.min(), answered, roce.wire_bytes(roce.ACKNOWLEDGE))]
+        out.frames(parts)
+
+
+class _Pcap:
+    """A capture file that is written in order of time."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("xb")
+        self._file.write(_PCAP_HEAD)
+        self.bytes = len(_PCAP_HEAD)
+
+    def __enter__(self) -> "_Pcap":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def write(self, datagrams: Datagrams, ts: int, source: str, port: int) -> None:
+        """Write datagrams that came at ``ts`` from an address to the collector."""
+        for body in datagrams:
+            udp = struct.pack(">HHHH", port, port, 8 + len(body), 0) + body
+            ends = ipaddress.ip_address(source).packed + ipaddress.ip_address(COLLECTOR).packed
+            head = struct.pack(">BBHHHBBH", 0x45, 0, 20 + len(udp), 0, 0, 64, 17, 0) + ends
+            checksum = sum(struct.unpack(">10H", head))
+            checksum = ~((checksum & 0xFFFF) + (checksum >> 16)) & 0xFFFF
+            frame = bytes(12) + b"\x08\x00" + head[:10] + struct.pack(">H", checksum) + head[12:] + udp
+            self._add(struct.pack("<IIII", ts // NS_PER_S, ts % NS_PER_S, len(frame), len(frame)) + frame)
+
+    def frames(self, parts: list[tuple[np.ndarray, np.ndarray, int]]) -> None:
+        """Write packets, each part as (times, first bytes of each, whole length), sorted by time."""
+        records = []
+        for ts, header, length in parts:
+            record = np.zeros(
+                len(ts), [("s", "<u4"), ("ns", "<u4"), ("caught", "<u4"), ("length", "<u4"), ("bytes", "u1", header.shape[1])]
+            )
+            record["s"], record["ns"], record["caught"], record["length"] = ts // NS_PER_S, ts % NS_PER_S, header.shape[1], length
+            record["bytes"] = header
+            records += list(zip(ts.tolist(), _split(record), strict=True))
+        self._add(b"".join(raw for _, raw in sorted(records, key=lambda pair: pair[0])))
+
+    def _add(self, raw: bytes) -> None:
+        self._file.write(raw)
+        self.bytes += len(raw)
+
+
+def _split(records: np.ndarray) -> list[bytes]:
+    raw, size = records.tobytes(), records.dtype.itemsize
+    return [raw[first:last] for first, last in pairwise(range(0, len(raw) + 1, size))]
+
+
+def _address(adapter: np.ndarray) -> np.ndarray:
+    """Return IPv4 addresses as numbers, as the fabric gives them to its adapters."""
+    return 0x0A000000 + adapter

@@ -1,0 +1,194 @@
+"""A virtual fabric in real time: every tick is advanced when this machine's clock has come to its end, never before.
+
+A live source like the collectors, drained by the same service: it hands out what no protocol carries (see ``scene.TELLS``), while
+``carry`` speaks for the switches that the ordinary collectors hear. A fabric that is too large for the machine falls behind; by how
+much is counted and said, and the time in the data stays the fabric's own.
+"""
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from ...collectors.base import Batch
+from ...pipeline.clock import NS_PER_MS, NS_PER_S, Clock
+from ...pipeline.errors import ConfigError, ServiceError
+from ..fabric.answers import Answers
+from ..fabric.fabric import Fabric, FabricConfig, Step
+from . import scene
+from .carry import Carriers
+from .export import Exporter
+
+TICK_NS = 250 * NS_PER_MS
+COUNTER_NS = 500 * NS_PER_MS
+# A message per device and family costs more than its rows, so a second goes together, and two of the truth.
+HAND_OUT_TICKS = 4
+TRUTH_HAND_OUTS = 2
+# Counters are not read on the edges of windows, where a clock's error of some ns would move half a second of bytes.
+PHASE_NS = 125 * NS_PER_MS
+INVENTORY_NS = 60 * NS_PER_S
+# So far behind, what is told is late for the windows.
+BEHIND_NS_MAX = NS_PER_S
+COMPLAIN_NS = 10 * NS_PER_S
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class LiveConfig:
+    """A scene: see ``scene``. ``faults`` are ``kind`` or ``kind@place``; the first begins ``onset_s`` after the start."""
+
+    scale: str = "rail"
+    jobs: int = 1
+    faults: tuple[str, ...] = ()
+    seed: int = 1
+    onset_s: float = 10.0
+    apart_s: float = 5.0
+    packet_sampling: int = 2_000_000
+    # Of ``scene.TELLS``; a switch each.
+    protocols: tuple[str, ...] = tuple(scene.TELLS)
+
+
+class LiveFabric:
+    """A ``Live`` source. ``folder`` gets the settings that collect from it (``collect.toml``) and the truth (``truth/``)."""
+
+    def __init__(self, config: LiveConfig, clock: Clock, folder: Path) -> None:
+        self._config, self._clock, self._folder = config, clock, folder
+        self._held: list[tuple[str, pl.DataFrame]] = []
+        self._steps: list[Step] = []
+        self._whole: list[Step] = []
+        self._late_ticks = self._behind_ns = self._worst_ns = 0
+        self._complained_ns = -COMPLAIN_NS
+        self._told_ns = 0
+
+    def start(self) -> None:
+        """Build the fabric, open the protocols, say how to collect from them. Raises a ``WeftError``."""
+        config = self._config
+        topology = scene.layout(config.scale)
+        faults = scene.place_faults(config.faults, topology, config.seed, config.onset_s, config.apart_s)
+        self.carried = scene.carriers(topology, faults, config.protocols)
+        made = FabricConfig(
+            topology,
+            scene.jobs(topology, config.jobs),
+            faults,
+            step_ns=scene.step_ns(topology),
+            counter_ns=COUNTER_NS,
+            packet_sampling=config.packet_sampling,
+        )
+        # What libraries do at first use is over before the fabric starts.
+        try:
+            Fabric(made, config.seed).advance(TICK_NS)
+        except ValueError as error:
+            raise ConfigError("--fault", str(error), "choose another place, or another --scale") from None
+        start_ns = (self._clock.now_ns() // NS_PER_S + 1) * NS_PER_S + PHASE_NS
+        self.fabric = Fabric(replace(made, start_ns=start_ns), config.seed)
+        self._exporter = Exporter(self.fabric)
+        self._carriers = Carriers(self.fabric, self.carried, self._clock, self._folder)
+        try:
+            self._answers = Answers(self._folder / "truth", self.fabric)
+            self._carriers.start()
+            self._tell()
+        except OSError as error:
+            self.stop()
+            raise ServiceError(f"lab: {error.filename} cannot be written ({error.strerror})", "choose another folder with --data") from None
+
+    def drain(self) -> list[Batch]:
+        """Advance over the ticks that have passed, and return the rows that are due."""
+        batches: list[Batch] = []
+        while (end_ns := self.fabric.config.start_ns + self.fabric.now_ns + TICK_NS) <= self._clock.now_ns() and not batches:
+            self._tick()
+            self._account(self._clock.now_ns() - end_ns)
+            if len(self._steps) == HAND_OUT_TICKS:
+                batches = self._hand_out()
+        return batches
+
+    def counters(self) -> Mapping[str, float]:
+        """Return how far the fabric is and how far behind this machine's clock, and what was sent."""
+        return {
+            "weft_lab_seconds_total": self.fabric.now_ns / NS_PER_S,
+            "weft_lab_behind_seconds": self._behind_ns / NS_PER_S,
+            "weft_lab_behind_seconds_max": self._worst_ns / NS_PER_S,
+            "weft_lab_late_ticks_total": float(self._late_ticks),
+            **self._carriers.counters(),
+        }
+
+    def stop(self) -> None:
+        """Close the protocols and write the rest of the truth. Idempotent."""
+        self._carriers.stop()
+        if self._steps or self._whole:
+            self._answers.write(joined([*self._whole, *self._steps]))
+            self._whole, self._steps = [], []
+        self._answers.close()
+
+    def _tick(self) -> None:
+        self._steps.append(self.fabric.advance(self.fabric.now_ns + TICK_NS))
+        self._carriers.take(self._steps[-1])
+
+    def _account(self, behind_ns: int) -> None:
+        """Note by how much the end of a tick was missed; it should take a part of the next one to be there."""
+        self._behind_ns = behind_ns
+        self._worst_ns = max(self._worst_ns, behind_ns)
+        self._late_ticks += behind_ns > TICK_NS
+        if behind_ns > BEHIND_NS_MAX and self._clock.monotonic_ns() - self._complained_ns >= COMPLAIN_NS:
+            self._complained_ns = self._clock.monotonic_ns()
+            _log.warning("the fabric is %.1f s behind this machine's clock; choose a smaller --scale", behind_ns / NS_PER_S)
+
+    def _hand_out(self) -> list[Batch]:
+        """Return the rows of the steps that are here."""
+        step, self._steps = joined(self._steps), []
+        self._held += scene.untold(self._exporter.frames(step), self.carried).items()
+        self._whole.append(step)
+        if len(self._whole) == TRUTH_HAND_OUTS:
+            self._answers.write(joined(self._whole))
+            self._whole = []
+        return self._due()
+
+    def _due(self) -> list[Batch]:
+        """Return what has come by now: readings that come late are held until then."""
+        now_ns = self._clock.now_ns()
+        came: dict[str, list[pl.DataFrame]] = {}
+        later: list[tuple[str, pl.DataFrame]] = []
+        for family, frame in self._held:
+            here = frame["recv_ts"] <= now_ns
+            came.setdefault(family, []).append(frame.filter(here))
+            later += [(family, rest)] if (rest := frame.filter(~here)).height else []
+        self._held = later
+        batches = [Batch(family, pl.concat(frames)) for family, frames in came.items()]
+        if now_ns - self._told_ns >= INVENTORY_NS:
+            # Said again from time to time, for whoever has come since.
+            self._told_ns = now_ns
+            batches.insert(0, Batch("inventory", self._exporter.inventory()))
+        return [batch for batch in batches if batch.frame.height]
+
+    def _tell(self) -> None:
+        """Write the settings, whole or not at all: whoever waits for them reads them at once."""
+        text = "\n".join(f"[collect.{name}]\n{_lines(section)}" for name, section in self._carriers.settings().items())
+        (self._folder / "collect.toml.new").write_text(text)
+        (self._folder / "collect.toml.new").rename(self._folder / "collect.toml")
+
+
+def joined(steps: list[Step]) -> Step:
+    """Return steps that follow each other as one."""
+    names = ("sent", "received", "depth", "flows", "iterations", "packets", "events", "latency_ns")
+    columns = {name: np.concatenate([getattr(step, name) for step in steps]) for name in names}
+    readings = tuple(reading for step in steps for reading in step.readings)
+    left_out = sum(step.packets_left_out for step in steps)
+    return Step(first_ns=steps[0].first_ns, until_ns=steps[-1].until_ns, readings=readings, packets_left_out=left_out, **columns)
+
+
+def _lines(section: Mapping[str, Any]) -> str:
+    return "".join(f"{name} = {toml(value)}\n" for name, value in section.items())
+
+
+def toml(value: Any) -> str:
+    """Return a value as TOML writes it: texts, numbers and truths as JSON does, tables inline."""
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{json.dumps(key)} = {toml(one)}" for key, one in value.items()) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(toml, value)) + "]"
+    return json.dumps(value)

@@ -1,0 +1,82 @@
+"""Faults as text: what a run of the virtual fabric is asked for in a word or two.
+
+A fault is ``NAME[@PLACE[@ONSET[@DURATION[@SEVERITY]]]]``, times in seconds. What is left out is chosen: the place by lot from the
+seed among those that the job uses, the onset a third into the run, the duration to half of it, the severity one that hurts.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ...pipeline.clock import NS_PER_MS, NS_PER_S
+from ...pipeline.errors import InputError
+from ..fabric.fabric import FabricConfig
+from ..fabric.faults import FAULTS, Fault, wrong
+from ..fabric.rng import unit
+from ..fabric.topology import LEAF, Topology
+from ..fabric.workload import Job, Phase
+from .scene import layout
+
+JOB = "train"
+PLACE_DRAW = 14 << 40
+
+# Where half would be too little or too much: a bit error ratio (the code corrects up to some 2e-4), a share of lost packets,
+# milliseconds, seconds. A slow GPU at 1 takes twice as long.
+_SEVERITY = {"dirty_fibre": 1e-3, "silent_loss": 0.01, "skewed_clock": 20.0, "late_collector": 2.0, "slow_gpu": 1.0, "pause_storm": 0.8}
+
+
+def scenario(scale: str, faults: Sequence[str], seed: int, seconds: float, *, step_ns: int = 50_000) -> FabricConfig:
+    """Return a fabric of a scale with one training job on all its hosts, and these faults in a run of so many seconds.
+
+    Raises ``ConfigError`` where a scale is none, ``InputError`` where a fault, its place or one of its numbers is none.
+    """
+    topology = layout(scale)
+    hosts = tuple(range(topology.gpus // topology.rails))
+    return FabricConfig(topology, (job_of(hosts),), tuple(fault_of(topology, text, seed, seconds) for text in faults), step_ns=step_ns)
+
+
+def job_of(hosts: Sequence[int]) -> Job:
+    """Return a job with an iteration of some 100 ms: computing, an all-to-all on each rail, gradients all-reduced in two buckets."""
+    bucket = Phase(10 * NS_PER_MS, "allreduce", "all", 500_000_000)
+    return Job(JOB, tuple(hosts), (Phase(40 * NS_PER_MS), Phase(0, "alltoall", "rail", 400_000_000), bucket, bucket))
+
+
+def fault_of(topology: Topology, text: str, seed: int, seconds: float) -> Fault:
+    """Return the fault that a text asks for. Raises ``InputError``."""
+    kind, *said = text.split("@")
+    if len(said) > 4:
+        raise InputError(text, "has too many parts", "write NAME@PLACE@ONSET@DURATION@SEVERITY, or less of it")
+    place, *numbers = [*said, "", "", "", ""][:4]
+    if problem := wrong(topology, kind, place):
+        raise InputError(text, *problem)
+    defaults = (seconds / 3, seconds / 2, _SEVERITY.get(kind, 0.5))
+    try:
+        onset, duration, severity = (float(given) if given else usual for given, usual in zip(numbers, defaults, strict=True))
+    except ValueError:
+        raise InputError(
+            text, "has a time or a severity that is no number", "write seconds, such as slow_nic@host-0003/mlx5_2@1.5@3"
+        ) from None
+    if not (0 <= onset < 2**32 and 0 < duration < 2**32 and 0 <= severity < 2**32):
+        raise InputError(text, "has a number that is out of range", "write times in seconds, at least 0")
+    return Fault(kind, place or _place(topology, kind, seed), round(onset * NS_PER_S), round(duration * NS_PER_S), severity)
+
+
+def _place(topology: Topology, kind: str, seed: int) -> str:
+    """Return a place of the kind that the fault wants, by lot."""
+    lot = float(unit(seed, PLACE_DRAW + list(FAULTS).index(kind), 0))
+    wanted = FAULTS[kind].place
+    names, leaves = topology.device_names, np.flatnonzero(topology.tier == LEAF)
+    if wanted == "adapter":
+        adapter = int(lot * topology.gpus)
+        return f"{names[topology.owner[2 * adapter]]}/{topology.port_names[2 * adapter]}"
+    if wanted == "link":
+        # A leaf's end of a link to one of the job's hosts: every ring goes over it.
+        port = 2 * int(lot * topology.gpus) + 1
+        return f"{names[topology.owner[port]]}/{topology.port_names[port]}"
+    if wanted == "two leaves":
+        return f"{names[leaves[0]]},{names[leaves[-1]]}"
+    if wanted == "job":
+        return JOB
+    if kind == "noisy_neighbour":
+        return names[int(lot * topology.gpus) // topology.rails]
+    return names[leaves[int(lot * len(leaves))]] if wanted else ""

@@ -1,0 +1,1 @@
+"""Burst samples to the statistics of their windows."""

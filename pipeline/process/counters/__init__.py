@@ -1,0 +1,1 @@
+"""Cumulative counters to what they moved in each window."""

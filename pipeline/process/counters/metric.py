@@ -1,0 +1,100 @@
+"""From readings of counters to what they moved in a window: ``port_counters`` and its like, ``quality``, ``event``.
+
+An interval between two readings counts in the window in which it ends, whole, beside the time that it covers: rates are of
+covered time, and nothing is spread over windows in which nobody looked. So what the windows hold of a counter adds up to its
+last less its first reading. Sources are never mixed: two that read one port have readings of their own, and the views choose.
+
+The passes are those of ``counters_kernel.py`` and ``counters_storms.py``; here rows are put in their order, and arrays become
+rows. What is known of each object (its last values, its link, its storm) is carried from window to window, for at most
+``objects_max`` objects of a device; beyond, the longest silent is forgotten, counted.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import polars as pl
+
+from ...errors import ConfigError
+from ...tables.families import FAMILIES
+from ...tables.states import STATES
+from ..base import Closing
+from .columns import Plan, columns_of, portions
+from .state import Remembered
+from .walk import Walk, end_of_storms
+
+# Rows that are walked in one go: some 25 MB, so that memory does not grow with how much closes at once.
+ROWS_MAX = 65_536
+
+# The bounds of SONiC's pause watchdog.
+STORM_MS_MIN = 100
+
+_NS_PER_MS = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class CounterConfig:
+    """When pauses are a storm, and of how many objects of a device something is carried from window to window.
+
+    A queue is in a storm when it has been stopped for ``storm_detection_ms`` (100 to 5000), and out of it when it has been free
+    for ``storm_restoration_ms`` (100 to 60000).
+    """
+
+    storm_detection_ms: int = 200
+    storm_restoration_ms: int = 200
+    objects_max: int = 16_384
+
+    def __post_init__(self) -> None:
+        for name, most in (("storm_detection_ms", 5000), ("storm_restoration_ms", 60_000)):
+            if not STORM_MS_MIN <= getattr(self, name) <= most:
+                mend = f"choose from {STORM_MS_MIN} to {most}"
+                raise ConfigError(f"process.counters.{name}", f"{getattr(self, name)} is out of range", mend)
+        if self.objects_max < 1:
+            raise ConfigError("process.counters.objects_max", f"{self.objects_max} is out of range", "choose 1 or more")
+
+
+class CounterMetric:
+    """``WindowMetric`` of the families ``port``, ``queue``, ``nic`` and ``nvlink``."""
+
+    def __init__(self, family: str, config: CounterConfig | None = None) -> None:
+        self.family = family
+        self._config = config or CounterConfig()
+        self._plan = Plan(family)
+        self._storm_ns = tuple(ms * _NS_PER_MS for ms in (self._config.storm_detection_ms, self._config.storm_restoration_ms))
+        self._remembered = Remembered(self._plan, self._config.objects_max)
+
+    def close(self, closing: Closing) -> dict[str, pl.DataFrame]:
+        """Return the rows of the closed windows; see ``WindowMetric``."""
+        return self.close_all([closing])
+
+    def close_all(self, closings: Sequence[Closing]) -> dict[str, pl.DataFrame]:
+        """Return the rows of several devices; see ``WindowMetric``."""
+        out: dict[str, list[pl.DataFrame]] = {self._plan.table: [], "quality": [], "event": []}
+        for portion in portions(closings, ROWS_MAX):
+            devices = dict.fromkeys(closing.device for closing in portion)
+            columns = columns_of(self._plan, portion)
+            known, code = self._remembered.take(devices, columns)
+            # The limit holds at the ends of windows. Where it cannot be reached, all go in one call; the result is the same.
+            parts = columns.by_window() if self._remembered.overflows(known) else (columns,)
+            for part in parts:
+                if part is not columns:
+                    known, code = self._remembered.take(devices, part)
+                if part.rows:
+                    for name, frame in Walk(self._plan, known, code, part).run(*self._storm_ns).items():
+                        out[name].append(frame)
+                self._remembered.keep(known)
+            for known in [self._remembered.forget(closing.device) for closing in portion if closing.ended]:
+                if known is not None and self.family == "queue":
+                    out["event"].append(end_of_storms(known))
+        return {name: pl.concat([(STATES.get(name) or FAMILIES[name]).empty(), *frames]) for name, frames in out.items()}
+
+    def carry(self, device: str) -> bytes:
+        """Return what is known of the objects of ``device``, an Arrow stream with a row for each."""
+        return self._remembered.carry(device)
+
+    def restore(self, device: str, carry: bytes) -> None:
+        """Take over a carry."""
+        self._remembered.restore(device, carry)
+
+    def counters(self) -> dict[str, float]:
+        """Return how many objects have been forgotten since a device had too many."""
+        return {f"weft_pipeline_{self.family}_objects_dropped_total": float(self._remembered.dropped)}

@@ -1,0 +1,1 @@
+"""Decoded RoCEv2 packets to the statistics of their windows."""

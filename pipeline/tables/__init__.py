@@ -1,0 +1,1 @@
+"""The tables that cross a process: families that collectors publish, state tables that the store keeps."""

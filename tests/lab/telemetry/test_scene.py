@@ -1,0 +1,99 @@
+"""What a live fabric shows: layouts, jobs, faults and their places, and that each thing is told by one source."""
+
+import polars as pl
+import pytest
+
+from weft.lab.fabric.fabric import Fabric, FabricConfig
+from weft.lab.fabric.faults import FAULTS, Fault
+from weft.lab.fabric.topology import LEAF
+from weft.lab.telemetry import scene
+from weft.lab.telemetry.export import Exporter
+from weft.pipeline.errors import ConfigError
+
+MS = 1_000_000
+
+
+@pytest.mark.parametrize(("scale", "gpus"), [("toy", 8), ("rail", 64), ("clos", 32), ("16", 16), ("64", 64), ("96", 96), ("256", 256)])
+def test_a_scale_is_a_layout_or_a_number_of_gpus(scale, gpus):
+    """A name gives its layout, a number a fabric of so many GPUs, and a job runs on all of its hosts."""
+    topology = scene.layout(scale)
+    assert topology.gpus == gpus
+    (job,) = scene.jobs(topology, 1)
+    assert sorted(job.hosts) == list(range(gpus // topology.rails))
+
+
+@pytest.mark.parametrize("scale", ["0", "17", "200", "100000", "torus", "-8"])
+def test_another_scale_is_refused_with_what_there_is(scale):
+    """A number that fills no racks and a name that is none are told with what to give."""
+    with pytest.raises(ConfigError, match="multiple of 16"):
+        scene.layout(scale)
+
+
+def test_jobs_share_no_host_and_cross_the_spines():
+    """Two jobs have disjoint hosts, each in both pods."""
+    topology = scene.layout("rail")
+    one, other = scene.jobs(topology, 2)
+    assert not set(one.hosts) & set(other.hosts)
+    for job in (one, other):
+        assert len({topology.leaf[host * topology.rails] for host in job.hosts}) == 2
+    with pytest.raises(ConfigError, match="1 to 4"):
+        scene.jobs(topology, 5)
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_every_fault_finds_a_place(kind):
+    """Whatever is asked for without a place gets one that the fabric takes; the same seed gives the same."""
+    topology = scene.layout("rail")
+    (fault,) = scene.place_faults([kind], topology, 3, 1.0, 5.0)
+    assert (fault.kind, fault.begin_ns) == (kind, 1000 * MS)
+    assert scene.place_faults([kind], topology, 3, 1.0, 5.0) == (fault,)
+    Exporter(Fabric(FabricConfig(topology, scene.jobs(topology, 1), (fault,), step_ns=MS), 1))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("slow_nik", "did you mean 'slow_nic'"),
+        ("slow_nic@host-0033/mlx5_2", "no device 'host-0033'; did you mean 'host-0003'"),
+        ("slow_nic@host-0003/mlx5_9", "has no port mlx5_9"),
+        ("slow_nic@leaf-00-0/Ethernet0", "is no host"),
+        ("link_flap@leaf-00-0/Ethernet4", "has no port Ethernet4"),
+        ("frozen_counter@spine-9", "did you mean 'spine-0"),
+    ],
+)
+def test_a_place_that_is_not_there_is_told(text, words):
+    """A fault or a place that is misspelt is refused with the nearest there is."""
+    with pytest.raises(ConfigError, match=words):
+        scene.place_faults([text], scene.layout("rail"), 1, 10.0, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("fault", "device", "protocol"),
+    [
+        (Fault("pause_storm", "host-0003/mlx5_6"), "leaf-00-6", "hft"),
+        (Fault("link_flap", "leaf-01-2/Ethernet32"), "leaf-01-2", "gnmi"),
+        (Fault("frozen_counter", "leaf-00-0"), "leaf-00-0", None),
+        (Fault("silent_loss", "leaf-00-1/Ethernet32"), "leaf-00-1", None),
+    ],
+)
+def test_a_protocol_carries_what_it_can_tell(fault, device, protocol):
+    """The leaf where something goes wrong is carried by a protocol that shows it, and by none where only the lab's own rows can."""
+    topology = scene.layout("rail")
+    carried = scene.carriers(topology, (fault,))
+    assert carried.get(device) == protocol
+    assert sorted(carried.values()) == sorted(scene.TELLS)
+    assert all(topology.tier[topology.device_names.index(name)] == LEAF for name in carried)
+
+
+def test_what_a_protocol_tells_is_told_by_it_alone():
+    """Of a carried switch the lab's rows leave out the families of its protocol and no others; of all other devices nothing."""
+    fabric = Fabric(FabricConfig(scene.layout("toy"), scene.jobs(scene.layout("toy"), 1), step_ns=100_000, packet_sampling=100), 1)
+    frames = Exporter(fabric).frames(fabric.advance(200 * MS))
+    carried = scene.carriers(fabric.topology, ())
+    assert len(carried) == 4
+    left = scene.untold(frames, carried)
+    for family, frame in frames.items():
+        told = {device for device, protocol in carried.items() if family in scene.TELLS[protocol]}
+        rest = left.get(family, frame.clear())
+        assert rest.equals(frame.filter(~pl.col("device").is_in(list(told))))
+        assert not set(rest["device"]) & told
