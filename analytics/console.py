@@ -161,7 +161,7 @@ def _read(reply: bytes, code: int, config: ConsoleConfig) -> Answer:
         raise StoreError("the query needed more memory than it may have and was stopped", "narrow it with a WHERE on ts, or aggregate")
     head = json.loads(line)
     if "problem" in head:
-        raise StoreError(head["problem"], head["mend"])
+        raise StoreError(head["problem"], head["hint"])
     return Answer(pl.read_ipc_stream(io.BytesIO(body)), head["cut"], head["elapsed_s"])
 
 
@@ -227,7 +227,7 @@ def main() -> int:
     try:
         head, body = _work(request, SystemClock())
     except StoreError as error:
-        head, body = {"problem": error.problem, "mend": error.mend}, b""
+        head, body = {"problem": error.problem, "hint": error.hint}, b""
     except MemoryError:
         return 1
     reply.write(json.dumps(head).encode() + b"\n" + body)

@@ -85,7 +85,7 @@ class Collector:
     recognises: Callable[[Path, bytes], bool] | None = None
 
 
-def later(module: str, name: str) -> Callable[..., Any]:
+def lazy(module: str, name: str) -> Callable[..., Any]:
     """Return what a module of the collectors calls ``name``, to be called; the module, and its kernels, are loaded then, not before."""
 
     def call(*arguments: object) -> Any:

@@ -25,7 +25,7 @@ class Finding:
     what: str
     state: str
     text: str
-    mend: str = ""
+    hint: str = ""
 
 
 def options(parser: ArgumentParser) -> None:
@@ -51,10 +51,10 @@ def check(chosen: Namespace) -> int:
         _port(settings),
     ]
     if chosen.format == "json":
-        print(json.dumps([{"what": f.what, "state": f.state, "text": f.text, "mend": f.mend} for f in findings]))
+        print(json.dumps([{"what": f.what, "state": f.state, "text": f.text, "mend": f.hint} for f in findings]))
     else:
         for finding in findings:
-            print(f"{finding.state:<5} {finding.what:<17} {finding.text}{f'; {finding.mend}' if finding.mend else ''}")
+            print(f"{finding.state:<5} {finding.what:<17} {finding.text}{f'; {finding.hint}' if finding.hint else ''}")
     return int(any(finding.state == "fail" for finding in findings))
 
 

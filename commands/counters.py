@@ -75,8 +75,8 @@ def _unknown(known: Dictionary, text: str, source: str | None) -> InputError:
     if elsewhere:
         return InputError(text, f"{source} has no such counter", f"these have: {', '.join(sorted(elsewhere))}")
     near = known.near(text)
-    mend = f"did you mean {', '.join(near)}" if near else "give a part of the name, as in 'weft counters pause', or list with --source"
-    return InputError(text, "no counter is called so", mend)
+    hint = f"did you mean {', '.join(near)}" if near else "give a part of the name, as in 'weft counters pause', or list with --source"
+    return InputError(text, "no counter is called so", hint)
 
 
 def _explain(answers: Sequence[_Answer]) -> None:

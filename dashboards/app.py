@@ -123,7 +123,7 @@ def body(module: ModuleType, range_name: str, until_ns: int | None) -> None:
     try:
         board = Board(data_folder(), SystemClock())
     except StoreError as error:
-        st.info(f"Nothing to show yet: {error.problem}. To begin, {error.mend}.", icon=":material/hourglass_empty:")
+        st.info(f"Nothing to show yet: {error.problem}. To begin, {error.hint}.", icon=":material/hourglass_empty:")
         return
     try:
         module.render(parts.Visit(board, range_name, until_ns, st.context.theme.type == "dark"))

@@ -17,10 +17,10 @@ class ConfigError(WeftError):
 
     where: str
     problem: str
-    mend: str
+    hint: str
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.problem}; {self.mend}"
+        return f"{self.where}: {self.problem}; {self.hint}"
 
 
 @dataclass
@@ -29,10 +29,10 @@ class InputError(WeftError):
 
     path: str
     problem: str
-    mend: str
+    hint: str
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.problem}; {self.mend}"
+        return f"{self.path}: {self.problem}; {self.hint}"
 
 
 @dataclass
@@ -50,10 +50,10 @@ class BusError(WeftError):
     """The bus cannot be reached or refuses; the caller may try again."""
 
     problem: str
-    mend: str
+    hint: str
 
     def __str__(self) -> str:
-        return f"bus: {self.problem}; {self.mend}"
+        return f"bus: {self.problem}; {self.hint}"
 
 
 @dataclass
@@ -71,10 +71,10 @@ class StoreError(WeftError):
     """The store cannot be opened, written or read."""
 
     problem: str
-    mend: str
+    hint: str
 
     def __str__(self) -> str:
-        return f"store: {self.problem}; {self.mend}"
+        return f"store: {self.problem}; {self.hint}"
 
 
 @dataclass
@@ -82,7 +82,7 @@ class ServiceError(WeftError):
     """A service cannot start or has given up."""
 
     problem: str
-    mend: str
+    hint: str
 
     def __str__(self) -> str:
-        return f"{self.problem}; {self.mend}"
+        return f"{self.problem}; {self.hint}"

@@ -161,10 +161,10 @@ class _Reader:
         self._path = path
         self._lines = text.splitlines()
 
-    def fail(self, key: str, problem: str, mend: str) -> ConfigError:
+    def fail(self, key: str, problem: str, hint: str) -> ConfigError:
         pattern = re.compile(rf"\s*(\[+\s*)?[\"']?{re.escape(key)}[\"']?\s*[=\]]|.*[{{,]\s*{re.escape(key)}\s*=")
         line = next((number for number, line in enumerate(self._lines, 1) if pattern.match(line)), None)
-        return ConfigError(f"{self._path}:{line}" if line else self._path, problem, mend)
+        return ConfigError(f"{self._path}:{line}" if line else self._path, problem, hint)
 
     def rule(self, table: dict[str, Any]) -> Rule:
         known = ("name", "query", "condition", "window_s", "for_s", "keep_firing_for_s", "no_data", "severity", "dashboard")

@@ -29,8 +29,8 @@ def parse_secrets(text: str, where: str) -> tuple[bytes, ...]:
         except (binascii.Error, ValueError):
             secret = b""
         if not word.startswith(_PREFIX) or not SECRET_BYTES_MIN <= len(secret) <= SECRET_BYTES_MAX:
-            mend = f"write whsec_ and the base64 of {SECRET_BYTES_MIN} to {SECRET_BYTES_MAX} random bytes"
-            raise ConfigError(f"{where}:{number}", "is no webhook secret", mend)
+            hint = f"write whsec_ and the base64 of {SECRET_BYTES_MIN} to {SECRET_BYTES_MAX} random bytes"
+            raise ConfigError(f"{where}:{number}", "is no webhook secret", hint)
         secrets.append(secret)
     if not secrets:
         raise ConfigError(where, "holds no webhook secret", "write one a line, as whsec_ and base64")

@@ -220,15 +220,15 @@ def _read(path: str, where: str) -> str:
 
 def _parse(text: str, where: str) -> tuple[SplitResult, int]:
     """Return the URL and its port. Errors do not repeat the URL: it may be the secret."""
-    mend = "write it as in https://host:port/path, without user, password or fragment"
+    hint = "write it as in https://host:port/path, without user, password or fragment"
     try:
         url = urlsplit(text)
         port = url.port or (443 if url.scheme == "https" else 80)
     except ValueError:
         # The cause's text would quote the URL.
-        raise ConfigError(where, "the url cannot be read", mend) from None
+        raise ConfigError(where, "the url cannot be read", hint) from None
     if url.scheme not in ("http", "https") or not url.hostname or url.username is not None or url.fragment:
-        raise ConfigError(where, "the url is not one that a webhook can go to", mend)
+        raise ConfigError(where, "the url is not one that a webhook can go to", hint)
     if not text.isascii() or any(character <= " " or character == "\x7f" for character in text):
-        raise ConfigError(where, "the url holds a blank or a character that must be escaped", mend)
+        raise ConfigError(where, "the url holds a blank or a character that must be escaped", hint)
     return url, port

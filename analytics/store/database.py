@@ -388,12 +388,12 @@ class Reader:
         except duckdb.IOException as error:
             if "No files found" not in str(error) or str(self._folder.resolve()) in str(error):
                 raise StoreError(str(error).strip(), "see that the store's files are there and may be read") from None
-            mend = f"publish it anew where it is: weft analyze --seconds 3 --data {self._folder.resolve().parent}"
-            raise StoreError("its folder was moved or copied, and the views still name the files where they were", mend) from None
+            hint = f"publish it anew where it is: weft analyze --seconds 3 --data {self._folder.resolve().parent}"
+            raise StoreError("its folder was moved or copied, and the views still name the files where they were", hint) from None
         except duckdb.Error as error:
             unknown = isinstance(error, (duckdb.BinderException, duckdb.CatalogException))
-            mend = "see the views with: SHOW TABLES, their columns with: DESCRIBE and the name" if unknown else "correct the query"
-            raise StoreError(_in_one_line(error), mend) from None
+            hint = "see the views with: SHOW TABLES, their columns with: DESCRIBE and the name" if unknown else "correct the query"
+            raise StoreError(_in_one_line(error), hint) from None
 
     def statement_kinds(self, sql: str) -> list[str]:
         """Return the kind of each statement in ``sql`` as DuckDB's parser sees it, such as SELECT."""

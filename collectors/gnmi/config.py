@@ -13,7 +13,7 @@ from pathlib import Path as File
 from typing import TYPE_CHECKING, Any
 
 from ...pipeline.errors import ConfigError, ServiceError
-from ..base import Collector, later
+from ..base import Collector, lazy
 
 if TYPE_CHECKING:
     from gnmi_pb import gnmi_pb2
@@ -256,7 +256,7 @@ GNMI = Collector(
     doc="switches by gNMI: counters, queues, priority flow control, link states, neighbours; and recorded responses",
     families=("port", "queue", "reading", "event", "inventory", "gap"),
     config=GnmiConfig,
-    live=later("gnmi.receiver", "Gnmi"),
-    recorded=later("gnmi.recording", "GnmiRecording"),
-    recognises=later("gnmi.recording", "recognises"),
+    live=lazy("gnmi.receiver", "Gnmi"),
+    recorded=lazy("gnmi.recording", "GnmiRecording"),
+    recognises=lazy("gnmi.recording", "recognises"),
 )

@@ -22,7 +22,7 @@ JSON_BYTES_MAX = 128 * 1024 * 1024
 MESSAGE_BYTES_MAX = 64 * 1024 * 1024
 
 _LENGTH_BYTES_MAX = 5
-_MEND = "name the file of another collector's kind with --kind, or record it again"
+_HINT = "name the file of another collector's kind with --kind, or record it again"
 _NOTIFICATION, _TIMESTAMP = 0x0A, 0x08
 
 
@@ -59,7 +59,7 @@ class GnmiRecording:
         if problem is not None:
             raise problem
         if wrong:
-            raise InputError(str(self._path), f"{wrong} messages, the first is number {first}, are no SubscribeResponses", _MEND)
+            raise InputError(str(self._path), f"{wrong} messages, the first is number {first}, are no SubscribeResponses", _HINT)
 
     def _messages(self) -> Iterator[bytes]:
         try:
@@ -95,7 +95,7 @@ def _delimited(path: Path, file: BinaryIO) -> Iterator[bytes]:
             length |= (head[0] & 127) << shift if head else 0
             shift += 7
         if not head or head[0] >= 128 or length > MESSAGE_BYTES_MAX:
-            raise InputError(str(path), f"has no message's length at byte {file.tell()}", _MEND)
+            raise InputError(str(path), f"has no message's length at byte {file.tell()}", _HINT)
         raw = file.read(length)
         if len(raw) < length:
             raise InputError(
@@ -112,7 +112,7 @@ def _json(path: Path, file: BinaryIO) -> Iterator[bytes]:
     try:
         tree = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        raise InputError(str(path), f"is not JSON ({error})", _MEND) from None
+        raise InputError(str(path), f"is not JSON ({error})", _HINT) from None
     for number, one in enumerate(tree if isinstance(tree, list) else [tree], 1):
         try:
             if not isinstance(one, dict):
@@ -120,7 +120,7 @@ def _json(path: Path, file: BinaryIO) -> Iterator[bytes]:
             yield ParseDict(one, gnmi_pb2.SubscribeResponse(), ignore_unknown_fields=True).SerializeToString()
         except (ParseError, TypeError, ValueError, AttributeError) as error:
             problem = " ".join(str(error).split())[:200]
-            raise InputError(str(path), f"entry {number} is no SubscribeResponse ({problem})", _MEND) from None
+            raise InputError(str(path), f"entry {number} is no SubscribeResponse ({problem})", _HINT) from None
 
 
 def recognises(path: Path, head: bytes) -> bool:

@@ -19,7 +19,7 @@ class Trouble:
 
     reason: str
     problem: str
-    mend: str
+    hint: str
 
 
 # What grpc's details hold, in order of who comes first; `{...}` are fields of a Dial.
@@ -66,14 +66,14 @@ def explain(dial: Dial, code: str, details: str) -> Trouble:
         known = _CLOSED[dial.insecure]
     known = known or _BY_CODE.get(code) or Trouble("unavailable", details or code, "it is tried again")
     who = f"whom {dial.ca_file} names" if dial.ca_file else "anyone whom this system trusts"
-    return Trouble(known.reason, known.problem.replace("{who}", who).replace("{address}", dial.address), known.mend)
+    return Trouble(known.reason, known.problem.replace("{who}", who).replace("{address}", dial.address), known.hint)
 
 
 def own(error: Exception) -> Trouble:
     """Return what an error on this side means."""
-    problem, _, mend = str(error).partition("; ")
+    problem, _, hint = str(error).partition("; ")
     return Trouble(
-        "stream_ended" if isinstance(error, WeftError) else "system", problem or type(error).__name__, mend or "it is tried again"
+        "stream_ended" if isinstance(error, WeftError) else "system", problem or type(error).__name__, hint or "it is tried again"
     )
 
 
@@ -92,4 +92,4 @@ class Complaints:
             # What was said long ago is said again, so it need not be kept.
             self._said = {one: at for one, at in self._said.items() if now - at < SAY_EVERY_S * NS_PER_S}
             self._said[key] = now
-            _log.warning("gnmi: %s: %s; %s", target, trouble.problem, trouble.mend)
+            _log.warning("gnmi: %s: %s; %s", target, trouble.problem, trouble.hint)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from ...pipeline.clock import NS_PER_S
-from ..base import Collector, later
+from ..base import Collector, lazy
 from ..sampling.config import Paced
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ HFT = Collector(
     doc="SONiC high-frequency telemetry: IPFIX with SAI counters over UDP or TCP, or in a file",
     families=("burst_sample", "port", "queue", "reading", "gap"),
     config=HftConfig,
-    live=later("hft.receiver", "Hft"),
-    recorded=later("hft.recording", "HftRecording"),
-    recognises=later("hft.recording", "recognises"),
+    live=lazy("hft.receiver", "Hft"),
+    recorded=lazy("hft.recording", "HftRecording"),
+    recognises=lazy("hft.recording", "recognises"),
 )

@@ -33,7 +33,7 @@ LABELS_MAX = 32_767
 
 _TABLES = ("HIGH_FREQUENCY_TELEMETRY_SESSION_TABLE", "HIGH_FREQUENCY_TELEMETRY_SESSION")
 _GROUPS = {"PORT": PORT, "QUEUE": QUEUE, "BUFFER_POOL": POOL, "INGRESS_PRIORITY_GROUP": GROUP}
-_MEND = "dump the records again, or write them as the documentation of the collector hft shows"
+_HINT = "dump the records again, or write them as the documentation of the collector hft shows"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +61,14 @@ def read_names(path: Path) -> Names:
     try:
         tree = tomllib.loads(content.decode()) if path.suffix == ".toml" else json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise InputError(str(path), f"is no {'TOML' if path.suffix == '.toml' else 'JSON'}: {error}", _MEND) from None
+        raise InputError(str(path), f"is no {'TOML' if path.suffix == '.toml' else 'JSON'}: {error}", _HINT) from None
     return _names(path, _sessions(path, tree))
 
 
 def _sessions(path: Path, tree: Any) -> list[tuple[str, Mapping[str, Any]]]:
     """Return name and fields of each session that the file tells of."""
     if not isinstance(tree, Mapping):
-        raise InputError(str(path), "is no table of sessions", _MEND)
+        raise InputError(str(path), "is no table of sessions", _HINT)
     written = tree.get("session")
     if isinstance(written, list) and all(isinstance(one, Mapping) for one in written):
         return [(str(one.get("name", "")), one) for one in written]
@@ -79,7 +79,7 @@ def _sessions(path: Path, tree: Any) -> list[tuple[str, Mapping[str, Any]]]:
             fields = record.get("value", record)
             found.append((name, fields if isinstance(fields, Mapping) else {}))
     if not found:
-        raise InputError(str(path), "tells of no session", _MEND)
+        raise InputError(str(path), "tells of no session", _HINT)
     return found
 
 
@@ -94,10 +94,10 @@ def _names(path: Path, sessions: list[tuple[str, Mapping[str, Any]]]) -> Names:
             # Before labels were stored, they were the places in the list, from 1.
             ids = [str(place) for place in range(1, len(objects) + 1)]
         if len(objects) != len(ids):
-            raise InputError(str(path), f"session {session!r} has {len(objects)} names and {len(ids)} ids", _MEND)
+            raise InputError(str(path), f"session {session!r} has {len(objects)} names and {len(ids)} ids", _HINT)
         for name, number in zip(objects, ids, strict=True):
             if not (number.isdecimal() and 1 <= int(number[:8]) <= LABELS_MAX):
-                raise InputError(str(path), f"session {session!r}: id {number[:20]!r} is not from 1 to {LABELS_MAX}", _MEND)
+                raise InputError(str(path), f"session {session!r}: id {number[:20]!r} is not from 1 to {LABELS_MAX}", _HINT)
             names[kind, int(number)] = name
             names.setdefault((0, int(number)), name)
         if config := fields.get("session_config"):

@@ -28,7 +28,7 @@ SERIES_MAX = 500_000
 _PIECE_BYTES = 4 * 2**20
 # A capture is looked into so far to find out what it holds.
 _PEEK_BYTES = 64 * 1024
-_MEND = "record the messages again; what came before is used"
+_HINT = "record the messages again; what came before is used"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class HftRecording:
         yield from self._streams.end(None)
         yield from gaps(self._lost(0), newest)
         if fault is None and last.problem:
-            fault = InputError(str(self._path), f"the message at byte {last.at} {last.problem}", _MEND)
+            fault = InputError(str(self._path), f"the message at byte {last.at} {last.problem}", _HINT)
         if fault is not None:
             raise fault
 

@@ -62,8 +62,8 @@ class HostConfig:
 
     def __post_init__(self) -> None:
         if not INTERVAL_MS_MIN <= self.interval_ms <= INTERVAL_MS_MAX:
-            mend = f"choose from {INTERVAL_MS_MIN:g} to {INTERVAL_MS_MAX:g}"
-            raise ConfigError("collect.host.interval_ms", f"{self.interval_ms} is out of range", mend)
+            hint = f"choose from {INTERVAL_MS_MIN:g} to {INTERVAL_MS_MAX:g}"
+            raise ConfigError("collect.host.interval_ms", f"{self.interval_ms} is out of range", hint)
         if self.assumed_line_rate_bps <= 0 or any(rate <= 0 for rate in self.line_rate_bps.values()):
             raise ConfigError("collect.host.line_rate_bps", "a line rate is not positive", "give bits per second")
 
@@ -91,15 +91,15 @@ class Host:
         try:
             self._reader = open_reader()
         except OSError as error:
-            mend = "run on Linux with /proc mounted, or switch collect.host off"
-            raise ServiceError(f"interface counters cannot be read ({error.strerror})", mend) from None
+            hint = "run on Linux with /proc mounted, or switch collect.host off"
+            raise ServiceError(f"interface counters cannot be read ({error.strerror})", hint) from None
         known = set(self._reader.names().values())
         absent = next((name for name in self._config.interfaces if name not in known), None)
         if absent is not None:
             self._reader.close()
             near = get_close_matches(absent, known, n=1)
-            mend = f"did you mean {near[0]!r}" if near else f"choose from {', '.join(sorted(known))}"
-            raise ConfigError("collect.host.interfaces", f"there is no interface {absent!r}", mend)
+            hint = f"did you mean {near[0]!r}" if near else f"choose from {', '.join(sorted(known))}"
+            raise ConfigError("collect.host.interfaces", f"there is no interface {absent!r}", hint)
         self._ports, self._next_serial = {}, 0
         self._find_ports()
         self._prime(self._reader)

@@ -25,7 +25,7 @@ PRIORITIES = 8
 _ETHERNET, _ETHERTYPE, _HEADER_BYTES = 1, 0x88CC, 14
 _END, _CHASSIS, _PORT, _PORT_TEXT, _SYSTEM, _ORGANISATION = 0, 1, 2, 4, 5, 127
 _PFC = b"\x00\x80\xc2\x0b"
-_MEND = "capture whole frames, with a snap length of 1600"
+_HINT = "capture whole frames, with a snap length of 1600"
 # Subtypes of chassis and port that hold an address or a MAC; all others hold text.
 _MACS, _ADDRESSES = {_CHASSIS: 4, _PORT: 3}, {_CHASSIS: 5, _PORT: 4}
 
@@ -79,10 +79,10 @@ def _frame(topology: Topology, place: str, unit: bytes) -> None:
         elif kind != _ORGANISATION:
             parts.setdefault(kind, value)
     if kind != _END:
-        topology.fault(place, "is an LLDP frame that is cut short", _MEND)
+        topology.fault(place, "is an LLDP frame that is cut short", _HINT)
     device, port = _text(parts.get(_SYSTEM, b"")) or _identity(_CHASSIS, parts.get(_CHASSIS, b"")), _identity(_PORT, parts.get(_PORT, b""))
     if not device or not port:
-        topology.fault(place, "is an LLDP frame that names no device or no port", _MEND)
+        topology.fault(place, "is an LLDP frame that names no device or no port", _HINT)
         return
     alias = _text(parts.get(_PORT_TEXT, b""))
     topology.thing(place, "device", device, device)

@@ -41,7 +41,7 @@ CLOS_HEADER = ("ip", "dsw", "psw", "asw")
 _CLOS_TIERS = (("DSW", "core"), ("PSW", "spine"), ("ASW", "leaf"))
 
 _DIGITS = re.compile(r"\d{1,16}", re.ASCII)
-_MEND = "correct the entry; the others are used"
+_HINT = "correct the entry; the others are used"
 
 # A row: column to value; what a row does not say is null.
 Row = dict[str, Any]
@@ -60,11 +60,11 @@ class Topology:
     scope: str = ""
     rows_max: int = ROWS_MAX
 
-    def fault(self, place: str, problem: str, mend: str = _MEND) -> None:
+    def fault(self, place: str, problem: str, hint: str = _HINT) -> None:
         """Note that an entry cannot be used."""
         self.faulty += 1
         if len(self.faults) < FAULTS_MAX:
-            self.faults.append(InputError(str(self.path), _encodable(f"{place}: {problem}"), mend))
+            self.faults.append(InputError(str(self.path), _encodable(f"{place}: {problem}"), hint))
 
     def thing(self, place: str, kind: str, device: str, key: str, **columns: Any) -> None:
         """Add a row of the family ``inventory``, or a fault where a name in it is none."""

@@ -35,8 +35,8 @@ class _Builder:
         self._anchors: dict[str, tuple[Node, int] | None] = {}
         self.root: Node = ""
 
-    def fault(self, event: Any, problem: str, mend: str) -> InputError:
-        return InputError(str(self._path), f"line {event.start_mark.line + 1}: {problem}", mend)
+    def fault(self, event: Any, problem: str, hint: str) -> InputError:
+        return InputError(str(self._path), f"line {event.start_mark.line + 1}: {problem}", hint)
 
     def open(self, node: Node, event: Any) -> None:
         if len(self._stack) >= DEPTH_MAX:

@@ -45,7 +45,7 @@ _SUFFIXES = (".json", ".json.gz", ".txt.gz")
 _MILLISECONDS_MAX = 100
 _ARRAY = re.compile(r'"(\w+)"\s*:\s*\[([^\[\]"{}]*)(\]?)')
 _SCALAR = re.compile(r'"(\w+)"\s*:\s*("[^"\\]*"|-?\d[\d.eE+-]*)\s*[,}]')
-_MEND = "take the file from the dataset again"
+_HINT = "take the file from the dataset again"
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def read_json(path: Path, fallback: str, rate: int) -> tuple[list[Series], Input
         series += host.series
         faults += [host.fault] if host.fault else []
     if not series and not faults:
-        faults = [InputError(str(path), "holds no samples", _MEND)]
+        faults = [InputError(str(path), "holds no samples", _HINT)]
     series, twice = _without_overlap(path, series)
     faults += twice
     return series, _together(faults)
@@ -98,7 +98,7 @@ def _together(faults: list[InputError]) -> InputError | None:
     if len(faults) <= 1:
         return faults[0] if faults else None
     first = faults[0]
-    return InputError(first.path, f"{first.problem} (and {len(faults) - 1} more faults in this recording)", first.mend)
+    return InputError(first.path, f"{first.problem} (and {len(faults) - 1} more faults in this recording)", first.hint)
 
 
 def _without_overlap(path: Path, series: list[Series]) -> tuple[list[Series], list[InputError]]:
@@ -127,9 +127,9 @@ def _host(file: Path, fallback: str, rate: int) -> _Host:
         record = json.loads(text)
     except (ValueError, RecursionError) as error:
         record = _salvaged(text)
-        fault = fault or InputError(str(file), f"is not whole JSON ({str(error)[:80]})", _MEND)
+        fault = fault or InputError(str(file), f"is not whole JSON ({str(error)[:80]})", _HINT)
     if not isinstance(record, dict):
-        return _Host((), InputError(str(file), "is not a JSON object", _MEND))
+        return _Host((), InputError(str(file), "is not a JSON object", _HINT))
     interval_ns = _interval_ns(record.get("sampling_freq", 1))
     if interval_ns is None:
         said = str(record["sampling_freq"])[:40]
@@ -161,11 +161,11 @@ def _text(file: Path) -> tuple[str, InputError | None]:
                 text += unpacker.decompress(piece, JSON_BYTES_MAX)
                 piece = unpacker.unconsumed_tail
         if len(text) >= JSON_BYTES_MAX:
-            fault = InputError(str(file), f"unpacks to more than {JSON_BYTES_MAX} bytes", _MEND)
+            fault = InputError(str(file), f"unpacks to more than {JSON_BYTES_MAX} bytes", _HINT)
         elif not unpacker.eof:
-            fault = InputError(str(file), "is cut short", _MEND + "; what could be read is kept")
+            fault = InputError(str(file), "is cut short", _HINT + "; what could be read is kept")
     except zlib.error as error:
-        fault = InputError(str(file), f"is damaged ({error})", _MEND + "; what could be read is kept")
+        fault = InputError(str(file), f"is damaged ({error})", _HINT + "; what could be read is kept")
     return bytes(text[:JSON_BYTES_MAX]).decode("utf-8", "replace"), fault
 
 

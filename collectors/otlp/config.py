@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ...pipeline.errors import ConfigError
-from ..base import Collector, later
+from ..base import Collector, lazy
 from ..sampling.config import Paced
 
 SOURCE = "otlp"
@@ -38,5 +38,5 @@ OTLP = Collector(
     doc="OTLP metrics over gRPC: SAI counters of SONiC switches as samples, anything else as readings",
     families=("burst_sample", "port", "queue", "reading", "gap"),
     config=OtlpConfig,
-    live=later("otlp.receiver", "Otlp"),
+    live=lazy("otlp.receiver", "Otlp"),
 )

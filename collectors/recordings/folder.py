@@ -38,7 +38,7 @@ RECORDINGS_MAX = 2048
 # Of all files together, and of each at least.
 HELD_BYTES, HELD_BYTES_MIN = 256 * 2**20, 8 * 2**20
 
-_MEND = "write it as the documentation of replaying a folder shows"
+_HINT = "write it as the documentation of replaying a folder shows"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,21 +134,21 @@ def _index(folder: Path) -> tuple[list[Part], dict[str, str]]:
     except OSError as error:
         raise InputError(str(index), f"cannot be read ({error.strerror})", "check its permissions") from None
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
-        raise InputError(str(index), f"is not TOML: {error}", _MEND) from None
+        raise InputError(str(index), f"is not TOML: {error}", _HINT) from None
     if table.get("version") != 1:
-        raise InputError(str(index), f"has version {table.get('version')!r}, this Weft reads 1", _MEND)
+        raise InputError(str(index), f"has version {table.get('version')!r}, this Weft reads 1", _HINT)
     listed, names = table.get("recording"), table.get("devices", {})
     if not isinstance(listed, list) or not listed or len(listed) > RECORDINGS_MAX:
-        raise InputError(str(index), f"lists no recordings, or more than {RECORDINGS_MAX}", _MEND)
+        raise InputError(str(index), f"lists no recordings, or more than {RECORDINGS_MAX}", _HINT)
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
-        raise InputError(str(index), "devices is no table of names", _MEND)
+        raise InputError(str(index), "devices is no table of names", _HINT)
     return [_part(folder, index, entry) for entry in listed], names
 
 
 def _part(folder: Path, index: Path, entry: Any) -> Part:
     path, kind = (entry.get("path"), entry.get("kind")) if isinstance(entry, dict) else (None, None)
     if not isinstance(path, str) or not (kind is None or isinstance(kind, str)):
-        raise InputError(str(index), f"has an entry that names no file: {entry!r}"[:200], _MEND)
+        raise InputError(str(index), f"has an entry that names no file: {entry!r}"[:200], _HINT)
     rate = entry.get("line_rate_bps")
     if not (rate is None or (isinstance(rate, int) and 0 < rate < 2**63)):
         raise InputError(str(index), f"says of {path!r} the line rate {rate!r}"[:200], "write bits per second, or leave it out")

@@ -153,8 +153,8 @@ def _records(path: Path) -> Iterator[Batch]:
 def _record(path: Path, file: BinaryIO, head: bytes, at: int) -> tuple[Batch, int]:
     """Return the record that begins with ``head`` at byte ``at``, and its length."""
 
-    def fault(problem: str, mend: str = _TORN) -> InputError:
-        return InputError(str(path), f"record at byte {at} {problem}", mend)
+    def fault(problem: str, hint: str = _TORN) -> InputError:
+        return InputError(str(path), f"record at byte {at} {problem}", hint)
 
     if len(head) < _HEAD.size:
         raise fault("is cut short")

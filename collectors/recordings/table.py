@@ -81,8 +81,8 @@ def _from_csv(path: Path, options: Options) -> tuple[Table, pl.DataFrame, InputE
     types = {name: _type(table, name) for name in columns}
     lists = next((name for name, dtype in types.items() if isinstance(dtype, pl.List)), None)
     if lists is not None:
-        mend = "write one row per sample with a column 'value'" if table is BURST_SAMPLE else "use Parquet"
-        raise InputError(str(path), f"column {lists!r} is a list, which CSV does not hold", mend)
+        hint = "write one row per sample with a column 'value'" if table is BURST_SAMPLE else "use Parquet"
+        raise InputError(str(path), f"column {lists!r} is a list, which CSV does not hold", hint)
     needed = [name for name in ("ts", "device", LONG_VALUE, *_NEEDED.get(table.name, ())) if name in columns]
     frame, fault = text_table.read(path, content, types, needed)
     return table, _completed(table, frame, options), fault
@@ -150,12 +150,12 @@ def _family(path: Path, columns: Sequence[str], options: Options) -> Table:
     strangers = [name for name in columns if name not in _names(table)]
     if absent:
         near = get_close_matches(absent[0], strangers, n=1)
-        mend = f"rename the column {near[0]!r} to it" if near else "add it"
-        raise InputError(str(path), f"column {absent[0]!r} of {table.name} is missing", mend)
+        hint = f"rename the column {near[0]!r} to it" if near else "add it"
+        raise InputError(str(path), f"column {absent[0]!r} of {table.name} is missing", hint)
     if strangers:
         near = get_close_matches(strangers[0], _names(table), n=1)
-        mend = f"did you mean {near[0]!r}" if near else "remove it"
-        raise InputError(str(path), f"{table.name} has no column {strangers[0]!r}", mend)
+        hint = f"did you mean {near[0]!r}" if near else "remove it"
+        raise InputError(str(path), f"{table.name} has no column {strangers[0]!r}", hint)
     return table
 
 

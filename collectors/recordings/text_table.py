@@ -28,7 +28,7 @@ _RANGES = {
     pl.UInt64: (0, 2**64 - 1),
     pl.Int64: (-(2**63), 2**63 - 1),
 }
-_MEND = "mend or remove the line; the rows before it are kept"
+_HINT = "mend or remove the line; the rows before it are kept"
 
 
 def content_of(path: Path) -> bytes:
@@ -102,9 +102,9 @@ def _first_fault(path: Path, content: bytes, types: Types, needed: Sequence[str]
             start, line = line + 1, reader.line_num
             problem = _row_problem(row, names, types, needed) if row else None
             if problem:
-                return start, InputError(str(path), f"line {start}: {problem}", _MEND)
+                return start, InputError(str(path), f"line {start}: {problem}", _HINT)
     except csv.Error as error:
-        return line + 1, InputError(str(path), f"line {line + 1}: {error}", _MEND)
+        return line + 1, InputError(str(path), f"line {line + 1}: {error}", _HINT)
     return line, None
 
 

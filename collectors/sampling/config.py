@@ -37,9 +37,9 @@ class Paced(Sources):
         if not 1 <= self.counters_interval_ms <= 3_600_000:
             self.refuse("counters_interval_ms", "choose from 1 to 3600000")
 
-    def refuse(self, name: str, mend: str) -> None:
+    def refuse(self, name: str, hint: str) -> None:
         """Raise ``ConfigError``: the setting of this name is out of range."""
-        raise ConfigError(f"{self.SECTION}.{name}", f"{getattr(self, name)} is out of range", mend)
+        raise ConfigError(f"{self.SECTION}.{name}", f"{getattr(self, name)} is out of range", hint)
 
     @property
     def pace(self) -> "Pace":

@@ -284,8 +284,8 @@ class UdpListener:
             return ServiceError(
                 f"{self._name}: {self._address} is no address of this machine", f"write one of its own in {section}.address"
             )
-        mend = f"check {section}.address and {section}.port"
-        return ServiceError(f"{self._name}: cannot listen on {where} ({error.strerror})", mend)
+        hint = f"check {section}.address and {section}.port"
+        return ServiceError(f"{self._name}: cannot listen on {where} ({error.strerror})", hint)
 
     def _run(self) -> None:
         assert self._socket is not None

@@ -84,8 +84,8 @@ class TcpListener:
         except (OSError, OverflowError) as error:
             opened.close()
             problem = getattr(error, "strerror", None) or str(error)
-            mend = f"choose another address or port in [collect.{self._name}]"
-            raise ServiceError(f"{self._name}: TCP {self._address} port {self.port} cannot be had ({problem})", mend) from None
+            hint = f"choose another address or port in [collect.{self._name}]"
+            raise ServiceError(f"{self._name}: TCP {self._address} port {self.port} cannot be had ({problem})", hint) from None
         opened.setblocking(False)
         self._socket, self.port = opened, opened.getsockname()[1]
         self._stopping.clear()

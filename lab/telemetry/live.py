@@ -152,12 +152,12 @@ class LiveFabric:
         """Return what has come by now: readings that come late are held until then."""
         now_ns = self._clock.now_ns()
         came: dict[str, list[pl.DataFrame]] = {}
-        later: list[tuple[str, pl.DataFrame]] = []
+        lazy: list[tuple[str, pl.DataFrame]] = []
         for family, frame in self._held:
             here = frame["recv_ts"] <= now_ns
             came.setdefault(family, []).append(frame.filter(here))
-            later += [(family, rest)] if (rest := frame.filter(~here)).height else []
-        self._held = later
+            lazy += [(family, rest)] if (rest := frame.filter(~here)).height else []
+        self._held = lazy
         batches = [Batch(family, pl.concat(frames)) for family, frames in came.items()]
         if now_ns - self._told_ns >= INVENTORY_NS:
             # Said again from time to time, for whoever has come since.

@@ -42,8 +42,8 @@ def layout(scale: str) -> Topology:
     gpus = int(scale) if scale.isdigit() else 0
     if not 16 <= gpus <= GPUS_MAX or gpus % 16 or (gpus >= SIZED_GPUS and gpus % 64):
         names = ", ".join(LAYOUTS)
-        mend = f"give a multiple of 16 up to 176, of 64 up to {GPUS_MAX}, or one of {names}"
-        raise ConfigError("--scale", f"{scale!r} is neither a layout nor a number of GPUs that fills racks", mend)
+        hint = f"give a multiple of 16 up to 176, of 64 up to {GPUS_MAX}, or one of {names}"
+        raise ConfigError("--scale", f"{scale!r} is neither a layout nor a number of GPUs that fills racks", hint)
     return sized(gpus) if gpus >= SIZED_GPUS else _rail(gpus)
 
 

@@ -110,7 +110,7 @@ class KafkaWriter:
         # Once it begins anew nobody knows any more how its last transaction ended.
         if not self._bus.mender.ended(settings["transactional_id"]):
             raise kafka_errors.KafkaTimeoutError("the end of the last transaction is being written")
-        self._bus.mend(everything=True)
+        self._bus.hint(everything=True)
         client = KafkaProducer(**self._bus.client_settings, **settings)
         try:
             client.init_transactions()
@@ -188,8 +188,8 @@ class KafkaBus:
         try:
             self.admin = KafkaAdminClient(**self.client_settings)
         except (kafka_errors.KafkaError, OSError, ValueError) as error:
-            mend = "start it, or set bus.servers and the security settings"
-            raise BusError(f"no Kafka broker at {config.servers} ({error})", mend) from error
+            hint = "start it, or set bus.servers and the security settings"
+            raise BusError(f"no Kafka broker at {config.servers} ({error})", hint) from error
         self.mender = Mender(self.admin, self.clock)
         self.create_topics([MEMORY_TOPIC])
 
@@ -221,12 +221,12 @@ class KafkaBus:
         with suppress(*FAILURES):
             within(CLOSE_TIMEOUT_S, action)
 
-    def mend(self, *, everything: bool = False) -> None:
+    def hint(self, *, everything: bool = False) -> None:
         """End what the broker has forgotten to end in the topics of this bus, or in all of Weft's. Errors are Kafka's."""
         topics = {topic for topic in self.admin.list_topics() if topic.startswith(TOPIC_PREFIX)} if everything else set()
         for asked in (topics | self._topics, {OFFSETS_TOPIC}):
             try:
-                for sentence in self.mender.mend(asked):
+                for sentence in self.mender.hint(asked):
                     _log.warning("bus: %s", sentence)
             except kafka_errors.KafkaError as error:
                 if not hopeless(error):
@@ -241,7 +241,7 @@ class KafkaBus:
         if self.clock.monotonic_ns() >= self._mend_due_ns:
             self._mend_due_ns = self.clock.monotonic_ns() + int(MEND_PAUSE_S * NS_PER_S)
             with suppress(*FAILURES):
-                within(PROBE_TIMEOUT_S, self.mend)
+                within(PROBE_TIMEOUT_S, self.hint)
 
     def create_topics(self, topics: Sequence[str]) -> None:
         """Make the topics that do not exist yet. Raises ``BusError`` when one has another number of partitions."""

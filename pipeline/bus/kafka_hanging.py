@@ -44,7 +44,7 @@ class Mender:
         self._clock = clock
         self._unknown_ns: dict[Open, int] = {}
 
-    def mend(self, topics: Iterable[str]) -> Iterator[str]:
+    def hint(self, topics: Iterable[str]) -> Iterator[str]:
         """End what is forgotten in these topics, of which some may not exist; yield a sentence for each."""
         found = {topic["name"]: len(topic["partitions"]) for topic in self._admin.describe_topics(list(topics))}
         open_now = self._open({KafkaPlace(topic, number) for topic, count in found.items() for number in range(count)})

@@ -152,11 +152,11 @@ def test_an_end_that_nobody_knows(careless: Rig) -> None:
     bus.producer(careless.name("writer")).close()
     clock = ManualClock()
     mender = Mender(bus.admin, clock)  # type: ignore[attr-defined]
-    assert not list(mender.mend([topic]))
+    assert not list(mender.hint([topic]))
     clock.advance(UNKNOWN_S - 1)
-    assert not list(mender.mend([topic])) and _open_since(careless, place)
+    assert not list(mender.hint([topic])) and _open_since(careless, place)
     clock.advance(2)
-    assert [sentence.endswith("it is aborted now") for sentence in mender.mend([topic])] == [True]
+    assert [sentence.endswith("it is aborted now") for sentence in mender.hint([topic])] == [True]
     assert not _open_since(careless, place)
 
 
@@ -171,7 +171,7 @@ def test_a_transaction_under_way_is_left_alone(careless: Rig) -> None:
     clock = ManualClock()
     mender = Mender(careless.bus.admin, clock)  # type: ignore[attr-defined]
     for _ in range(3):
-        assert not list(mender.mend([topic]))
+        assert not list(mender.hint([topic]))
         clock.advance(2 * UNKNOWN_S)
     assert _open_since(careless, KafkaPlace(topic, PLACE))
     client.commit_transaction()
@@ -192,9 +192,9 @@ def test_another_programs_transactions_are_left_alone(careless: Rig) -> None:
         _hang(SimpleNamespace(_client=client), place, b"open")
         clock = ManualClock()
         mender = Mender(careless.bus.admin, clock)  # type: ignore[attr-defined]
-        assert not list(mender.mend([topic]))
+        assert not list(mender.hint([topic]))
         clock.advance(2 * UNKNOWN_S)
-        assert not list(mender.mend([topic])) and _open_since(careless, place)
+        assert not list(mender.hint([topic])) and _open_since(careless, place)
     finally:
         client._sender.force_close()
         client.close(timeout=5)

@@ -90,4 +90,4 @@ def fuzz_gnmi_recording(data: bytes) -> None:
             for batch in GnmiRecording(path, Options()).batches():
                 assert batch.frame.height <= len(data)
         except InputError as error:
-            assert error.mend
+            assert error.hint

@@ -97,7 +97,7 @@ def fuzz_hft_recording(data: bytes) -> None:
                     assert (batch.frame["interval_ns"] > 0).all()
                     assert (batch.frame["values"].list.len() > 0).all()
         except InputError as error:
-            assert error.mend
+            assert error.hint
         assert rows <= 10 * len(data) + 100
 
 
@@ -110,7 +110,7 @@ def fuzz_hft_names(data: bytes) -> None:
             try:
                 names = read_names(path)
             except InputError as error:
-                assert error.mend
+                assert error.hint
                 continue
             assert isinstance(names.of(1, 1), str)
             assert all(one[:2] == b"\0\x0a" for one in names.templates)

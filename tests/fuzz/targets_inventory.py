@@ -67,7 +67,7 @@ def _read(name: str, data: bytes) -> None:
                     assert batch.frame["rows"].sum() == batch.frame.height - 1
                     assert not batch.frame.select("kind", "device", "key").is_duplicated().any()
         except InputError as error:
-            assert error.mend
+            assert error.hint
             str(error).encode()
         assert rows <= 9 * len(data) + 1
 
@@ -102,6 +102,6 @@ def fuzz_yaml(data: bytes) -> None:
     try:
         tree = read_yaml(Path("input.yml"), data)
     except InputError as error:
-        assert error.mend
+        assert error.hint
         return
     assert isinstance(tree, dict | list | str)

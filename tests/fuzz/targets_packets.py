@@ -44,5 +44,5 @@ def fuzz_capture(data: bytes) -> None:
             for batch in PacketRecording(path, Options()).batches():
                 rows += batch.frame.height
         except InputError as error:
-            assert error.mend
+            assert error.hint
         assert rows <= len(data) // 16 + 1

@@ -91,7 +91,7 @@ def _result() -> None:
         return
     if isinstance(answer, StoreError):
         problem, _, place = answer.problem.partition("\n")
-        st.error(f"{plain(problem)}\n\n{answer.mend[:1].upper()}{answer.mend[1:]}.", icon=":material/error:")
+        st.error(f"{plain(problem)}\n\n{answer.hint[:1].upper()}{answer.hint[1:]}.", icon=":material/error:")
         if place.strip():
             st.code(place.strip("\n"), language=None)
         return

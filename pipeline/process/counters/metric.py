@@ -46,8 +46,8 @@ class CounterConfig:
     def __post_init__(self) -> None:
         for name, most in (("storm_detection_ms", 5000), ("storm_restoration_ms", 60_000)):
             if not STORM_MS_MIN <= getattr(self, name) <= most:
-                mend = f"choose from {STORM_MS_MIN} to {most}"
-                raise ConfigError(f"process.counters.{name}", f"{getattr(self, name)} is out of range", mend)
+                hint = f"choose from {STORM_MS_MIN} to {most}"
+                raise ConfigError(f"process.counters.{name}", f"{getattr(self, name)} is out of range", hint)
         if self.objects_max < 1:
             raise ConfigError("process.counters.objects_max", f"{self.objects_max} is out of range", "choose 1 or more")
 

@@ -132,17 +132,17 @@ def test_certificates_are_verified(tmp_path, script, caplog):
             "",
         ),
     ]
-    for serve, dial, mend in cases:
+    for serve, dial, hint in cases:
         server = Server(script, serve, CLOCK)
         server.start()
         caplog.clear()
         with caplog.at_level(logging.WARNING), Collecting(config(server.port, "openconfig", **dial)) as collecting:
-            if mend:
+            if hint:
                 collecting.until(lambda: collecting.rows("event", kind="target_down"))
-                assert mend in caplog.text
-            collecting.until(lambda mend=mend: mend or collecting.rows("port"))
+                assert hint in caplog.text
+            collecting.until(lambda hint=hint: hint or collecting.rows("port"))
         server.stop()
-        assert bool(collecting.rows("port")) == (not mend)
+        assert bool(collecting.rows("port")) == (not hint)
 
 
 def test_trouble_is_said_once(caplog):
@@ -177,15 +177,15 @@ def test_users_are_told(tmp_path, script, caplog):
     server = Server(script, ServerConfig(users={"weft": "right"}), CLOCK)
     server.start()
     secret = tmp_path / "password"
-    for password, mend in (("right\n", ""), ("wrong", "correct username and password_file")):
+    for password, hint in (("right\n", ""), ("wrong", "correct username and password_file")):
         secret.write_text(password)
         with (
             caplog.at_level(logging.WARNING),
             Collecting(config(server.port, "openconfig", username="weft", password_file=str(secret))) as collecting,
         ):
             collecting.until(lambda: collecting.rows("port") or collecting.rows("event", kind="target_down"))
-        assert bool(collecting.rows("port")) == (not mend)
-        assert mend in caplog.text
+        assert bool(collecting.rows("port")) == (not hint)
+        assert hint in caplog.text
         assert "wrong" not in caplog.text.replace("wrong user name", "")
     server.stop()
 

@@ -95,4 +95,4 @@ def test_json_that_is_none_is_an_error(tmp_path, text):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(InputError) as raised:
         list(GnmiRecording(tmp_path / "a.json", Options()).batches())
-    assert raised.value.mend
+    assert raised.value.hint
