@@ -215,7 +215,7 @@ def test_the_child_could_not_write_a_file_if_it_tried(folder, children):
 import sys
 from pathlib import Path
 from weft.analytics.console import ConsoleConfig, _limit
-from weft.analytics.store import Reader
+from weft.analytics.store.database import Reader
 _limit(ConsoleConfig())
 import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 folder = Path(sys.argv[1])

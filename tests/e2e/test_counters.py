@@ -56,7 +56,7 @@ def test_json_is_a_line_for_each_name(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 @pytest.mark.parametrize(
-    ("arguments", "mend"),
+    ("arguments", "hint"),
     [
         (("rx_pakets",), "did you mean rx_packets"),
         (("xyzzyqqq",), "weft counters pause"),
@@ -64,7 +64,7 @@ def test_json_is_a_line_for_each_name(capsys: pytest.CaptureFixture[str]) -> Non
         (("port_xmit_wait", "--source", "efa"), "these have: mlx5_sysfs"),
     ],
 )
-def test_what_is_not_found_has_a_mend(arguments: tuple[str, ...], hint: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_name_gets_a_hint(arguments: tuple[str, ...], hint: str, capsys: pytest.CaptureFixture[str]) -> None:
     """A name that nobody uses is one sentence with close matches, and exit code 1."""
     text = said(capsys, *arguments, code=1)
     assert text.startswith("weft: ") and hint in text and text.count("\n") == 1

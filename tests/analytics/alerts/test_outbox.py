@@ -484,7 +484,7 @@ from weft.analytics.alerts.outbox import Outbox
 from weft.analytics.alerts.rules import Condition, Rule
 from weft.analytics.notify import NotifyConfig, WebhookConfig, build_notifiers, endpoints_of
 from weft.analytics.notify.sender import Sender
-from weft.analytics.store import Store
+from weft.analytics.store.database import Store
 from weft.pipeline.clock import SystemClock
 
 folder, url, seconds = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])

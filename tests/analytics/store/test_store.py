@@ -24,7 +24,7 @@ Children = Callable[..., "subprocess.Popen[str]"]
 OPEN = """
 import sys
 from pathlib import Path
-from weft.analytics.store import Store
+from weft.analytics.store.database import Store
 from weft.pipeline.errors import StoreError
 store = Store(Path(sys.argv[1]))
 try:
@@ -40,7 +40,7 @@ WRITE_FOR_EVER = """
 import sys
 from pathlib import Path
 import polars as pl
-from weft.analytics.store import Store, StoreConfig
+from weft.analytics.store.database import Store, StoreConfig
 store = Store(Path(sys.argv[1]), StoreConfig(wal_bytes_max=200_000))
 store.start()
 store.execute("CREATE TABLE IF NOT EXISTS base.one (n BIGINT, text VARCHAR)")

@@ -147,7 +147,7 @@ KILLED = """
 import sys, polars as pl
 from pathlib import Path
 from weft.collectors.base import Batch
-from weft.collectors.recording import Recorder
+from weft.collectors.recordings.recording import Recorder
 from weft.pipeline.clock import SystemClock
 recorder = Recorder(Path(sys.argv[1]), SystemClock())
 for number in range(10**9):
