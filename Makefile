@@ -81,12 +81,10 @@ $(VENV)/.installed: requirements.lock pyproject.toml $(VENV)/.made
 	@$(PIP) install --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 
-# What Numba has compiled is kept beside the source, and is not made anew where only a kernel that it calls has changed.
+# Numba keeps compiled kernels beside the source, and does not compile one again where only a kernel that it calls has changed.
 $(VENV)/.compiled: $(KERNELS) $(VENV)/.installed
-	@echo 'compiling kernels (a minute or two, once)'
 	@find collectors lab pipeline -name '*.nb[ci]' -delete 2>/dev/null || true
-	@{ $(BIN)/python -m weft.pipeline.process.warm && $(BIN)/python -m weft.lab.warm; } & first=$$!; \
-		$(BIN)/python -m weft.lab.switch.warm && wait $$first
+	@$(BIN)/python -m weft.commands.compile
 	@touch $@
 
 $(VENV)/.developed: requirements-dev.lock $(VENV)/.compiled

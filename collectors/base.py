@@ -83,6 +83,8 @@ class Collector:
     live: Callable[[Any, Clock], Live] | None = None
     recorded: Callable[[Path, Options], Recorded] | None = None
     recognises: Callable[[Path, bytes], bool] | None = None
+    # Compiles the source's kernels by decoding a few built-in bytes; None where it has none.
+    warm: Callable[[], None] | None = None
 
 
 def lazy(module: str, name: str) -> Callable[..., Any]:

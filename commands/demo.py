@@ -13,6 +13,7 @@ from ..pipeline.clock import NS_PER_S, Clock, SystemClock
 from ..pipeline.component import Asked, listen
 from ..pipeline.errors import ServiceError, StoreError
 from ..pipeline.supervise import Child, Supervisor
+from .compile import PARTS, compile_first
 from .lab import fabric_options
 from .settings import claim_data_folder, load, passed_on
 
@@ -61,6 +62,7 @@ def demo(chosen: Namespace) -> int:
     port = chosen.port if chosen.port is not None else dash.port
     if not chosen.no_dashboard:
         dashboard.check_port(replace(dash, port=port))
+    compile_first(*PARTS)
     clock = SystemClock()
     asked = listen()
     deadline = clock.monotonic_ns() + int(chosen.seconds * NS_PER_S) if chosen.seconds is not None else None

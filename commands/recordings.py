@@ -11,6 +11,7 @@ from typing import Any
 from ..pipeline.clock import NS_PER_S, SystemClock
 from ..pipeline.errors import BusError, ServiceError, WeftError
 from ..pipeline.supervise import Child, Supervisor
+from .compile import COLLECTORS, PROCESS, compile_first
 from .settings import at_least_one, bus_of, claim_data_folder, load, passed_on
 
 # Exit code of a feed that met a bus away for too long: neither done nor wrong.
@@ -95,6 +96,7 @@ def replay(chosen: Namespace) -> int:
             raise ServiceError(str(earlier["problem"]), f"what was good before it is in {chosen.data} since an earlier replay")
         print(f"{chosen.path} has been replayed into {chosen.data} before; nothing to do (choose another --data to replay it again)")
         return 0
+    compile_first(PROCESS, COLLECTORS)
     began = clock.monotonic_ns()
     supervisor = Supervisor(_children(chosen), clock)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))

@@ -6,6 +6,7 @@ from argparse import ArgumentParser, Namespace
 from ..pipeline.clock import SystemClock
 from ..pipeline.component import run
 from ..pipeline.supervise import is_supervised
+from .compile import COLLECTORS, PROCESS, compile_first
 from .settings import bus_of, load
 
 
@@ -23,6 +24,7 @@ def collect(chosen: Namespace) -> int:
     from ..collectors.service import CollectService
     from ..pipeline.report import Report
 
+    compile_first(COLLECTORS)
     clock = SystemClock()
     settings = load(chosen, collect=_collect_config())
     bus = bus_of(chosen, settings)
@@ -61,6 +63,7 @@ def process(chosen: Namespace) -> int:
     from ..pipeline.process.service import ProcessConfig, ProcessService
     from ..pipeline.report import Report
 
+    compile_first(PROCESS)
     clock = SystemClock()
     settings = load(chosen, process=ProcessConfig)
     bus = bus_of(chosen, settings)

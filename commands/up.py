@@ -6,6 +6,7 @@ from dataclasses import replace
 from ..pipeline.clock import SystemClock
 from ..pipeline.component import listen
 from ..pipeline.supervise import Child, Supervisor
+from .compile import COLLECTORS, PROCESS, compile_first
 from .settings import at_least_one, claim_data_folder, everything, passed_on
 
 
@@ -25,6 +26,7 @@ def up(chosen: Namespace) -> int:
     if not chosen.no_dashboard:
         dashboard.check_port(dash)
     claim_data_folder(chosen)
+    compile_first(PROCESS, COLLECTORS)
     clock = SystemClock()
     supervisor = Supervisor(children(chosen, dash.port), clock)
     asked = listen()
