@@ -34,7 +34,7 @@ _MISSING, _OFF, _CLOCK, _INTERVAL, _RESET = range(len(MISSED))
 TOLD = ("readings", "priming_readings", "duplicate_readings", "late_readings")
 _READINGS, _PRIMING, _DUPLICATE, _LATE = range(len(TOLD))
 
-RUN_COLUMNS = 5  # series, first slot, interval, epoch, samples
+SEGMENT_COLUMNS = 5  # series, first slot, interval in ns, epoch in ns, samples
 
 # A reading so much older than the last one is no straggler: the device's clock was set back.
 _BACK_NS = 1_000_000_000
@@ -213,9 +213,19 @@ def _delta(value, last, bits, elapsed):
     return np.uint64(0), False
 
 
+class Samples(NamedTuple):
+    """Room for the samples of one call: segments (s, SEGMENT_COLUMNS) int64, their values (v,) uint64, one after another, and
+    what is missing by reason (5, 2) int64: samples, and the time in ns of the first.
+    """
+
+    segments: np.ndarray
+    values: np.ndarray
+    missed: np.ndarray
+
+
 @numba.njit(cache=True, nogil=True)
 def sample(readings, state):
-    """Return the runs of all sampled series: ``(runs, values, missed)``; to be called before ``count``, which moves the state on."""
+    """Return the segments of all sampled series; call it before ``count``, which moves the state on."""
     room = 0
     for k in range(len(readings.ids)):
         t = readings.ids[k]
@@ -223,20 +233,18 @@ def sample(readings, state):
         for j in range(state.first[t], state.first[t] + state.width[t]):
             chosen += state.sampled[j] != UNSAMPLED
         room += chosen * (readings.edges[k + 1] - readings.edges[k])
-    runs = np.empty((room, RUN_COLUMNS), np.int64)
-    values = np.empty(room, np.uint64)
-    missed = np.zeros((5, 2), np.int64)
-    missed[:, 1] = _INT_MAX
+    out = Samples(np.empty((room, SEGMENT_COLUMNS), np.int64), np.empty(room, np.uint64), np.zeros((5, 2), np.int64))
+    out.missed[:, 1] = _INT_MAX
     r = v = 0
     for k in range(len(readings.ids)):
         t = readings.ids[k]
         for c in range(state.width[t]):
             j = state.first[t] + c
             if state.sampled[j] == LEVELS:
-                r, v = _levels(readings, state, k, c, j, runs, r, values, v, missed)
+                r, v = _levels(readings, state, k, c, out, r, v)
             elif state.sampled[j] == DIFFERENCES:
-                r, v = _differences(readings, state, k, c, j, runs, r, values, v, missed)
-    return runs[:r], values[:v], missed
+                r, v = _differences(readings, state, k, c, out, r, v)
+    return Samples(out.segments[:r], out.values[:v], out.missed)
 
 
 @numba.njit(inline="always")
@@ -246,13 +254,14 @@ def _miss(missed, reason, number, ts):
 
 
 @numba.njit(inline="always")
-def _open(runs, r, series, slot, interval, epoch):
-    runs[r, 0], runs[r, 1], runs[r, 2], runs[r, 3], runs[r, 4] = series, slot, interval, epoch, 0
+def _open(segments, r, series, slot, interval, epoch):
+    segments[r, 0], segments[r, 1], segments[r, 2], segments[r, 3], segments[r, 4] = series, slot, interval, epoch, 0
 
 
 @numba.njit(cache=True, nogil=True)
-def _levels(readings, state, k, c, j, runs, r, values, v, missed):
-    """Each reading is the sample of its own slot."""
+def _levels(readings, state, k, c, out, r, v):
+    """Make each counter sample of column ``c`` of batch ``k`` the sample of its own slot; ``r`` segments, ``v`` values are filled."""
+    j, segments, missed = state.first[readings.ids[k]] + c, out.segments, out.missed
     begin, start, stride = readings.edges[k], readings.starts[k], readings.strides[k]
     at, slot = readings.before[k, 0], readings.before[k, 1]
     begun = False
@@ -263,19 +272,20 @@ def _levels(readings, state, k, c, j, runs, r, values, v, missed):
         if verdict == HOLE:
             _miss(missed, _MISSING, min(readings.slots[i] - slot - 1, _COUNT_MAX), at)
         if verdict != STEP or not begun:
-            _open(runs, r, j, readings.slots[i], grid, state.epoch[j])
+            _open(segments, r, j, readings.slots[i], grid, state.epoch[j])
             r += 1
             begun = True
-        values[v] = readings.values[start + (i - begin) * stride + c]
+        out.values[v] = readings.values[start + (i - begin) * stride + c]
         v += 1
-        runs[r - 1, 4] += 1
+        segments[r - 1, 4] += 1
         at, slot = readings.times[i], readings.slots[i]
     return r, v
 
 
 @numba.njit(cache=True, nogil=True)
-def _differences(readings, state, k, c, j, runs, r, values, v, missed):
-    """The difference of two readings one slot apart is the sample of the earlier one's slot."""
+def _differences(readings, state, k, c, out, r, v):
+    """Make the difference of two counter samples one slot apart the sample of the earlier slot; else as ``_levels``."""
+    j, segments, missed = state.first[readings.ids[k]] + c, out.segments, out.missed
     begin, start, stride = readings.edges[k], readings.starts[k], readings.strides[k]
     at, slot = readings.before[k, 0], readings.before[k, 1]
     last, known, epoch, bits = state.last[j], state.known[j], state.epoch[j], state.bits[j]
@@ -293,11 +303,11 @@ def _differences(readings, state, k, c, j, runs, r, values, v, missed):
                     _miss(missed, _RESET, min(max(here - slot, 1), _COUNT_MAX), at)
             elif verdict == STEP:
                 if not begun:
-                    _open(runs, r, j, slot, readings.grids[i], epoch)
+                    _open(segments, r, j, slot, readings.grids[i], epoch)
                     r += 1
-                values[v] = moved
+                out.values[v] = moved
                 v += 1
-                runs[r - 1, 4] += 1
+                segments[r - 1, 4] += 1
             elif verdict == HOLE:
                 _miss(missed, _MISSING, min(here - slot, _COUNT_MAX), at)
             elif verdict != FIRST:
