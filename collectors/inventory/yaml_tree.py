@@ -1,13 +1,12 @@
 """YAML as plain text, lists and tables, in time and memory linear in the file.
 
-A topology is read from whoever keeps it, so its YAML is not trusted. The parser's events are made into a tree here:
-every scalar stays the text that was written (no tag, no type and no object is ever made of it), and an alias is the very node that
-it names. What an alias or a merge key (``<<``) would unfold to is counted before anybody walks the tree; a file whose few
-lines stand for millions of nodes is refused.
+A topology file is not trusted. One pass over the parser's events bounds how deep it is nested and how many nodes its aliases and merge
+keys (``<<``) stand for; then the library builds the tree, in which every scalar stays the text that was written.
 """
 
+import re
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 import yaml
 
@@ -20,93 +19,63 @@ DEPTH_MAX = 64
 # A table, a list or a text.
 Node = dict | list | str
 
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_MERGE = "<<"
-# How YAML writes that there is nothing.
-_NOTHING = ("~", "null", "Null", "NULL")
+_NULL, _MERGE = "tag:yaml.org,2002:null", "tag:yaml.org,2002:merge"
 
 
-class _Builder:
-    """The tree so far: open tables and lists on a stack, each with the number of nodes that it unfolds to."""
+class _TextLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """Makes no object, number or date of any tag or word; a word for nothing is the empty text."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._stack: list[list[Any]] = []  # [node, pending key, size, anchor]
-        self._anchors: dict[str, tuple[Node, int] | None] = {}
-        self.root: Node = ""
-
-    def fault(self, event: Any, problem: str, hint: str) -> InputError:
-        return InputError(str(self._path), f"line {event.start_mark.line + 1}: {problem}", hint)
-
-    def open(self, node: Node, event: Any) -> None:
-        if len(self._stack) >= DEPTH_MAX:
-            raise self.fault(event, f"is nested deeper than {DEPTH_MAX}", "no topology is; take the file from its source again")
-        if event.anchor:
-            self._anchors[event.anchor] = None
-        self._stack.append([node, None, 1, event.anchor])
-
-    def close(self, event: Any) -> None:
-        node, _, size, anchor = self._stack.pop()
-        self.add(node, size, anchor, event)
-
-    def add(self, node: Node, size: int, anchor: str | None, event: Any) -> None:
-        """Put a finished node where it belongs."""
-        if anchor:
-            self._anchors[anchor] = (node, size)
-        if not self._stack:
-            self.root = node
-            return
-        top = self._stack[-1]
-        top[2] += size
-        if top[2] > NODES_MAX:
-            raise self.fault(event, f"unfolds to more than {NODES_MAX} nodes", "write out what it refers to, or cut it into several files")
-        if isinstance(top[0], list):
-            top[0].append(node)
-        elif top[1] is None:
-            if not isinstance(node, str):
-                raise self.fault(event, "a key is a table or a list", "give it a name")
-            top[1] = node
-        else:
-            self._put(top[0], top[1], node, event)
-            top[1] = None
-
-    def alias(self, event: Any) -> None:
-        known = self._anchors.get(event.anchor)
-        if known is None:
-            raise self.fault(event, f"*{event.anchor} names nothing that stands before it", f"define &{event.anchor} first")
-        self.add(*known, None, event)
-
-    def _put(self, table: dict, key: str, node: Node, event: Any) -> None:
-        if key == _MERGE:
-            for one in node if isinstance(node, list) else [node]:
-                if not isinstance(one, dict):
-                    raise self.fault(event, "<< merges what is no table", "name a table")
-                for name, value in one.items():
-                    table.setdefault(name, value)
-            return
-        table[key] = node
+    yaml_constructors: ClassVar = {_NULL: lambda _loader, _node: ""}
+    yaml_implicit_resolvers: ClassVar = {
+        **{first: [(_NULL, re.compile("^(?:~|[nN]ull|NULL)$"))] for first in "~nN"},
+        "<": [(_MERGE, re.compile("^<<$"))],
+    }
 
 
 def read_yaml(path: Path, content: bytes) -> Node:
     """Return the first document in ``content``; all scalars are text. Raises ``InputError`` with the line of what is wrong."""
-    builder = _Builder(path)
     try:
-        for event in yaml.parse(content, Loader=_LOADER):
-            if isinstance(event, yaml.ScalarEvent):
-                builder.add("" if event.implicit[0] and event.value in _NOTHING else event.value, 1, event.anchor, event)
-            elif isinstance(event, yaml.AliasEvent):
-                builder.alias(event)
-            elif isinstance(event, yaml.MappingStartEvent):
-                builder.open({}, event)
-            elif isinstance(event, yaml.SequenceStartEvent):
-                builder.open([], event)
-            elif isinstance(event, yaml.CollectionEndEvent):
-                builder.close(event)
-            elif isinstance(event, yaml.DocumentEndEvent):
-                break
+        _check(path, content)
+        return next(iter(yaml.load_all(content, Loader=_TextLoader)), "")
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or str(error).split("\n", maxsplit=1)[0]
         place = f"line {mark.line + 1}: " if mark is not None else ""
-        raise InputError(str(path), f"{place}is not YAML ({problem})", "correct that line") from None
-    return builder.root
+        wrong = "cannot be used" if isinstance(error, yaml.constructor.ConstructorError) else "is not YAML"
+        raise InputError(str(path), f"{place}{wrong} ({problem})", "correct that line") from None
+
+
+def _check(path: Path, content: bytes) -> None:
+    """Raise ``InputError`` where the first document is nested too deep, unfolds to too many nodes, or contains itself."""
+    sizes: dict[str, int] = {}
+    nested: list[tuple[str | None, int]] = [(None, 0)]  # of the document and each open node: its anchor, and its nodes so far
+    for event in yaml.parse(content, Loader=_TextLoader):
+        line = f"line {event.start_mark.line + 1}"
+        if isinstance(event, yaml.CollectionStartEvent):
+            nested.append((event.anchor, 0))
+            if len(nested) > DEPTH_MAX + 1:
+                raise InputError(
+                    str(path), f"{line}: is nested deeper than {DEPTH_MAX}", "no topology is; take the file from its source again"
+                )
+            continue
+        if isinstance(event, yaml.DocumentEndEvent):
+            return
+        if isinstance(event, yaml.CollectionEndEvent):
+            anchor, size = nested.pop()
+            size += 1
+        elif isinstance(event, yaml.AliasEvent):
+            if event.anchor not in sizes:
+                raise InputError(str(path), f"{line}: *{event.anchor} names nothing that stands before it", f"define &{event.anchor} first")
+            anchor, size = None, sizes[event.anchor]
+        elif isinstance(event, yaml.ScalarEvent):
+            anchor, size = event.anchor, 1
+        else:
+            continue
+        if anchor:
+            sizes[anchor] = size
+        outer, total = nested[-1]
+        if total + size > NODES_MAX:
+            raise InputError(
+                str(path), f"{line}: unfolds to more than {NODES_MAX} nodes", "write out what it refers to, or cut it into several files"
+            )
+        nested[-1] = outer, total + size
