@@ -80,6 +80,9 @@ class Collector:
     doc: str
     families: tuple[str, ...]
     config: type[Any]
+    # The dictionary's source whose registers its cumulative counters are, ``WIDE`` where it makes them 64 bits wide; None where it has
+    # none, or where its rows name their collector themselves. ``pipeline/dictionary.toml`` repeats it for the process service.
+    registers: str | None
     live: Callable[[Any, Clock], Live] | None = None
     recorded: Callable[[Path, Options], Recorded] | None = None
     recognises: Callable[[Path, bytes], bool] | None = None

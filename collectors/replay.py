@@ -57,10 +57,7 @@ def recogniser(path: Path, kind: str | None) -> Collector:
     names = ", ".join(collector.name for collector in readers())
     if not path.exists():
         raise InputError(str(path), "no such file or folder", "check the path")
-    if kind is not None:
-        for collector in readers():
-            if collector.name == kind:
-                return collector
+    if kind is not None and kind not in (collector.name for collector in readers()):
         raise InputError(str(path), f"no collector {kind!r} reads recordings", f"choose --kind from: {names}")
     try:
         head = b"" if path.is_dir() else path.open("rb").read(4096)
@@ -68,6 +65,8 @@ def recogniser(path: Path, kind: str | None) -> Collector:
         raise InputError(str(path), f"cannot be read ({error.strerror})", "check its permissions") from None
     if not head and not path.is_dir():
         raise InputError(str(path), "is empty", "copy or record it again")
+    if kind is not None:
+        return COLLECTORS[kind]
     try:
         for collector in readers():
             if collector.recognises is not None and collector.recognises(path, head):

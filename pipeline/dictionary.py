@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 Kind = Literal["counter", "gauge", "watermark", "state"]
 
@@ -29,6 +29,8 @@ _FILE = Path(__file__).with_name("dictionary.toml")
 _MATCHES_MAX = 200
 # Keys of a counter that are no sources.
 _OWN = frozenset(("unit", "kind", "doc"))
+# Counters of 64 bits, whatever the registers behind them.
+WIDE = "wide"
 _PRIORITIES = (0, 7)
 # The unit of a counter by the end of its name.
 _UNITS = {"bytes": "bytes", "packets": "packets", "frames": "frames", "ns": "ns", "us": "us", "bps": "bit/s", "w": "W"}
@@ -110,7 +112,6 @@ class Source:
     """Who gives the names: what it is, and the usual object and width of its aliases.
 
     All ones in a register mean unknown where ``all_ones_unknown``. ``also`` names sources whose names it uses too.
-    ``published`` says that a collector of this name publishes the registers as they come, neither widened nor summed.
     """
 
     name: str
@@ -119,14 +120,19 @@ class Source:
     width: int = 64
     all_ones_unknown: bool = False
     also: tuple[str, ...] = ()
-    published: bool = False
 
 
 class Dictionary:
-    """All counters and all their names. ``counters`` is keyed by ``family.name``."""
+    """All counters and all their names. ``counters`` is keyed by ``family.name``.
 
-    def __init__(self, sources: Mapping[str, Source], aliases: tuple[Alias, ...], counters: Mapping[str, Counter]) -> None:
+    ``collectors`` says by collector the source whose registers it passes on, ``WIDE`` where it publishes 64 bits.
+    """
+
+    def __init__(
+        self, sources: Mapping[str, Source], aliases: tuple[Alias, ...], counters: Mapping[str, Counter], collectors: Mapping[str, str]
+    ) -> None:
         self.sources = sources
+        self.collectors = collectors
         self.aliases = aliases
         self.counters = counters
         self._found: dict[tuple[str, str], Found] = {}
@@ -163,16 +169,16 @@ class Dictionary:
         named = [exact] if exact is not None else [one for one in self.counters.values() if one.name == counter]
         return [alias for one in named for alias in self._of.get(one, ())]
 
-    def width(self, source: str, family: str, column: str) -> Width:
-        """Return how a column wraps as this collector publishes it; 64 bits where nothing else is known.
+    def width(self, collector: str, family: str, column: str) -> Width:
+        """Return how a column wraps as a collector publishes it: as the narrowest register behind it that the collector passes on.
 
-        Collectors that widen or sum what they read (``host``, ``gnmi``, ``hft``, ``otlp``) publish 64 bits; of those that
-        hand registers on as they come, the width is that of the narrowest register behind the column.
+        Rows of a collector that nobody declared (a user's file) are taken for 64 bits. That is the safe side: a counter that goes
+        back is then a reset, which ``quality`` counts, and never becomes traffic that was not there.
         """
         counter = self.counters.get(f"{family}.{column}")
         kind = counter.kind if counter is not None else "counter"
-        known = self.sources.get(source)
-        if counter is None or known is None or not known.published:
+        source = self.collectors.get(collector, WIDE)
+        if counter is None or source == WIDE:
             return Width(64, kind, False)
         mine = [alias for alias in self._of.get(counter, ()) if alias.source == source]
         if not mine:
@@ -217,8 +223,8 @@ def dictionary() -> Dictionary:
         return read(tomllib.load(file))
 
 
-def read(data: Mapping[str, Mapping[str, dict]]) -> Dictionary:
-    """Make a dictionary of the parsed file: ``sources`` first, then a table of counters for each family.
+def read(data: Mapping[str, Mapping[str, Any]]) -> Dictionary:
+    """Make a dictionary of the parsed file: ``sources`` and ``collectors`` first, then a table of counters for each family.
 
     A counter has ``doc``, a ``kind`` where it is no counter, a ``unit`` where its name does not end in one, and under the
     name of each source its name there, or a list of names. Words after a name say what differs from the source's usual:
@@ -229,7 +235,7 @@ def read(data: Mapping[str, Mapping[str, dict]]) -> Dictionary:
     counters: dict[str, Counter] = {}
     aliases: list[Alias] = []
     for family, tables in data.items():
-        if family == "sources":
+        if family in ("sources", "collectors"):
             continue
         for name, table in tables.items():
             counter = Counter(name, family, table.get("unit", _unit(name)), table.get("kind", "counter"), table["doc"])
@@ -238,7 +244,8 @@ def read(data: Mapping[str, Mapping[str, dict]]) -> Dictionary:
                 if source not in _OWN:
                     lines = [spelled] if isinstance(spelled, str) else spelled
                     aliases += [_alias(sources[source], counter, line) for line in lines]
-    return Dictionary(sources, tuple(aliases), counters)
+    collectors = {name: WIDE if source == WIDE else sources[source].name for name, source in data.get("collectors", {}).items()}
+    return Dictionary(sources, tuple(aliases), counters, collectors)
 
 
 def _alias(source: Source, counter: Counter, line: str) -> Alias:

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path as File
 from typing import TYPE_CHECKING, Any
 
+from ...pipeline.dictionary import WIDE
 from ...pipeline.errors import ConfigError, ServiceError
 from ..base import Collector, lazy
 
@@ -256,6 +257,7 @@ GNMI = Collector(
     doc="switches by gNMI: counters, queues, priority flow control, link states, neighbours; and recorded responses",
     families=("port", "queue", "reading", "event", "inventory", "gap"),
     config=GnmiConfig,
+    registers=WIDE,
     live=lazy("gnmi.receiver", "Gnmi"),
     recorded=lazy("gnmi.recording", "GnmiRecording"),
     recognises=lazy("gnmi.recording", "recognises"),

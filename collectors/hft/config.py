@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from ...pipeline.clock import NS_PER_S
+from ...pipeline.dictionary import WIDE
 from ..base import Collector, lazy
 from ..sampling.config import Paced
 
@@ -55,6 +56,7 @@ HFT = Collector(
     doc="SONiC high-frequency telemetry: IPFIX with SAI counters over UDP or TCP, or in a file",
     families=("burst_sample", "port", "queue", "reading", "gap"),
     config=HftConfig,
+    registers=WIDE,
     live=lazy("hft.receiver", "Hft"),
     recorded=lazy("hft.recording", "HftRecording"),
     recognises=lazy("hft.recording", "recognises"),

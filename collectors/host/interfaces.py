@@ -21,6 +21,7 @@ import numpy as np
 import polars as pl
 
 from ...pipeline.clock import NS_PER_MS, NS_PER_S, Clock
+from ...pipeline.dictionary import WIDE
 from ...pipeline.errors import ConfigError, ServiceError
 from ...pipeline.tables.families import FAMILIES
 from ..base import Batch, Collector
@@ -275,5 +276,6 @@ HOST = Collector(
     doc="this machine's interfaces: bytes every millisecond, all counters every second",
     families=("burst_sample", "port", "gap", "event"),
     config=HostConfig,
+    registers=WIDE,
     live=_live,
 )

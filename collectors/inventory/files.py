@@ -319,6 +319,7 @@ INVENTORY = Collector(
     doc="devices, ports, links and their places, from SONiC and containerlab files, CSV, TOML, or the names themselves",
     families=("inventory", "reading", "gap"),
     config=InventoryConfig,
+    registers=None,
     live=Inventory,
     recorded=InventoryFile,
     recognises=recognises,

@@ -237,6 +237,7 @@ MILLISAMPLER = Collector(
     doc="Millisampler recordings of hosts at 1 ms: the dataset's gzip JSON, or tables made of it",
     families=("burst_sample",),
     config=MillisamplerConfig,
+    registers=None,
     recorded=_recorded,
     recognises=recognises,
 )

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ...pipeline.dictionary import WIDE
 from ...pipeline.errors import ConfigError
 from ..base import Collector, lazy
 from ..sampling.config import Paced
@@ -38,5 +39,6 @@ OTLP = Collector(
     doc="OTLP metrics over gRPC: SAI counters of SONiC switches as samples, anything else as readings",
     families=("burst_sample", "port", "queue", "reading", "gap"),
     config=OtlpConfig,
+    registers=WIDE,
     live=lazy("otlp.receiver", "Otlp"),
 )

@@ -343,6 +343,7 @@ PACKETS = Collector(
     doc="RoCEv2 packets of a capture file (pcap, pcapng) or of an interface",
     families=("packet", "gap"),
     config=PacketsConfig,
+    registers=None,
     live=PacketCapture,
     recorded=PacketRecording,
     recognises=_recognises,

@@ -199,6 +199,7 @@ RECORDING = Collector(
     doc="what weft record wrote, and Parquet or CSV files whose columns are a family's",
     families=tuple(FAMILIES),
     config=RecordingConfig,
+    registers=None,
     recorded=_recorded,
     recognises=recognises,
 )

@@ -244,6 +244,7 @@ SFLOW = Collector(
     doc="sFlow version 5 from switches and hosts, live or from a capture: counters, sampled RoCEv2 packets, delays, drops",
     families=("port", "queue", "reading", "packet", "latency", "event", "gap"),
     config=SflowConfig,
+    registers="sflow",
     live=SflowListener,
     recorded=SflowRecording,
     recognises=_recognises,

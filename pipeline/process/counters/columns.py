@@ -87,8 +87,8 @@ class Limits:
 
     def __init__(self, plan: Plan, sources: pl.Series) -> None:
         named = sources.unique(maintain_order=True)
-        # Only a source that the dictionary knows has widths of its own.
-        known = dictionary().sources
+        # Only a collector that the dictionary knows has widths of its own.
+        known = dictionary().collectors
         self._widths = [_widths(plan.family, source if source in known else "") for source in named.to_list()]
         self._place = sources.replace_strict(named, pl.int_range(len(named), eager=True)).to_numpy() if len(named) > 1 else None
         self._count = len(sources)
