@@ -19,16 +19,25 @@ AGAIN = 3
 
 WAIT_S_MAX = 600.0
 
-# What to look at first where a replay has stored something of this.
-_LOOKS = {
-    "bursts": "FROM bursts ORDER BY bytes DESC LIMIT 10",
-    "roce_packets": "FROM roce_1m ORDER BY packets DESC LIMIT 10",
-    "queue_readings": "FROM queues_1m ORDER BY pause_rx_ratio DESC LIMIT 10",
-    "port_readings": "FROM ports_1m ORDER BY bytes DESC LIMIT 10",
-    "samples": "FROM ports_1s ORDER BY utilization_max_ratio DESC LIMIT 10",
-    "latency_samples": "FROM latency_1m ORDER BY p99_ns DESC LIMIT 10",
-    "other_readings": "FROM readings_1m LIMIT 10",
-    "inventory_rows": "FROM devices LIMIT 10",
+# What the store may hold: how it is counted, and the query to begin with where there is some; the first such line is offered.
+_STORED = {
+    "bursts": ("count(*) FROM bursts", "FROM bursts ORDER BY bytes DESC LIMIT 10"),
+    "roce_packets": ("sum(packets) FROM state.roce_1h", "FROM roce_1m ORDER BY packets DESC LIMIT 10"),
+    "queue_readings": ("sum(readings) FROM state.queue_counters_1h", "FROM queues_1m ORDER BY pause_rx_ratio DESC LIMIT 10"),
+    "port_readings": ("sum(readings) FROM state.port_counters_1h", "FROM ports_1m ORDER BY bytes DESC LIMIT 10"),
+    "samples": ("sum(samples) FROM state.port_samples_1h", "FROM ports_1s ORDER BY utilization_max_ratio DESC LIMIT 10"),
+    "latency_samples": ("sum(samples) FROM state.latency_1h", "FROM latency_1m ORDER BY p99_ns DESC LIMIT 10"),
+    "adapter_readings": ("sum(readings) FROM state.nic_counters_1h", "FROM nics_1m ORDER BY ce_ratio DESC LIMIT 10"),
+    "nvlink_readings": ("sum(readings) FROM state.nvlink_counters_1h", "FROM nvlinks_1m LIMIT 10"),
+    "gpu_readings": ("sum(readings) FROM state.gpu_gauges_1h", "FROM gpus_1m LIMIT 10"),
+    "other_readings": ("sum(samples) FROM state.readings_1h", "FROM readings_1m LIMIT 10"),
+    "inventory_rows": ("count(*) FROM inventory", "FROM devices LIMIT 10"),
+    "events": ("count(*) FROM events", "FROM events ORDER BY ts DESC LIMIT 10"),
+    "gaps": ("count(*) FROM gaps", "FROM gaps ORDER BY ts DESC LIMIT 10"),
+    "admitted_missing": ("sum(missed) FROM gaps", None),
+    "late": ("sum(late) FROM state.quality_1h", None),
+    "duplicates": ("sum(duplicates) FROM state.quality_1h", None),
+    "implausible": ("sum(implausible) FROM state.quality_1h", None),
 }
 
 
@@ -187,21 +196,8 @@ def _summary(chosen: Namespace, note: dict, seconds: float, restarts: dict[str, 
     from ..analytics.store.database import Reader
 
     reader = Reader(chosen.data / "store")
-    counted = reader.frame(
-        """SELECT
-        (SELECT coalesce(sum(samples), 0) FROM state.port_samples_1h)::BIGINT AS samples,
-        (SELECT count(*) FROM bursts) AS bursts,
-        (SELECT coalesce(sum(readings), 0) FROM state.port_counters_1h)::BIGINT AS port_readings,
-        (SELECT coalesce(sum(readings), 0) FROM state.queue_counters_1h)::BIGINT AS queue_readings,
-        (SELECT coalesce(sum(packets), 0) FROM state.roce_1h)::BIGINT AS roce_packets,
-        (SELECT coalesce(sum(samples), 0) FROM state.latency_1h)::BIGINT AS latency_samples,
-        (SELECT coalesce(sum(samples), 0) FROM readings_1h)::BIGINT AS other_readings,
-        (SELECT coalesce(sum(late), 0) FROM quality_1h)::BIGINT AS late,
-        (SELECT coalesce(sum(duplicates), 0) FROM quality_1h)::BIGINT AS duplicates,
-        (SELECT coalesce(sum(implausible), 0) FROM quality_1h)::BIGINT AS implausible,
-        (SELECT coalesce(sum(missed), 0) FROM gaps)::BIGINT AS admitted_missing,
-        (SELECT count(*) FROM inventory)::BIGINT AS inventory_rows"""
-    ).row(0, named=True)
+    columns = ", ".join(f"coalesce((SELECT {count}), 0)::BIGINT AS {name}" for name, (count, _) in _STORED.items())
+    counted = reader.frame(f"SELECT {columns}").row(0, named=True)
     reader.close()
     result = {
         "recording": str(chosen.path),
@@ -215,7 +211,7 @@ def _summary(chosen: Namespace, note: dict, seconds: float, restarts: dict[str, 
         return
     figures = ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in counted.items() if value) or "nothing yet"
     print(f"replayed {chosen.path}: {result['rows']:,} rows in {seconds:.1f} s\nthe store now holds {figures}")
-    look = next((sql for name, sql in _LOOKS.items() if counted[name]), None)
+    look = next((look for name, (_, look) in _STORED.items() if look and counted[name]), None)
     if look is not None:
         print(f'look at it:  weft sql --data {chosen.data} "{look}"   or   weft dash --data {chosen.data}')
 
