@@ -21,8 +21,8 @@ from .alerts.evaluate import Evaluator
 from .alerts.outbox import Outbox
 from .alerts.rules import load_rules
 from .notify import NotifyConfig, build_notifiers, endpoints_of
-from .notify.base import Result
-from .notify.sender import Sender
+from .notify.base import Delivery, DeliveryResult
+from .notify.sender import NotificationSender
 from .store.archive import Archive, ArchiveConfig
 from .store.database import Store, StoreConfig
 from .store.lag import POSITIONS_KEY, RING_KEY, packed
@@ -80,7 +80,7 @@ class AnalyzeService:
         self._report = report
         endpoints = endpoints_of(config.notify)
         self._outbox = Outbox(store, endpoints, config.notify, clock)
-        self._sender = Sender(build_notifiers(endpoints, clock))
+        self._sender = NotificationSender(build_notifiers(endpoints, clock))
         rules = load_rules(config.alerts)
         self._coarse_rules, self._judged_tens = any(rule.coarse for rule in rules), 0
         self._unjudged, self._judged_ns = False, 0
@@ -96,7 +96,7 @@ class AnalyzeService:
         self._ring_told_ns = 0
         self._broken = False
         self._unstored: list[Message] = []
-        self._unsettled: list[Result] = []
+        self._unsettled: list[DeliveryResult] = []
 
     def start(self) -> None:
         """Open the store and read on where it says. Raises ``StoreError`` or ``BusError``."""
@@ -241,15 +241,24 @@ class AnalyzeService:
             except StoreError as error:
                 self._break(error, "alerts")
             self._report.update(self._evaluator.counters())
+        self._send()
+        self._report.update({**self._outbox.counters(), **self._sender.counters()})
+
+    def _send(self) -> None:
+        """Write down the results of deliveries, claim those that are due, and submit them once the claim is committed."""
         self._unsettled += self._sender.results()
-        if self._unsettled:
+        if not self._unsettled and not self._outbox.is_due():
+            return
+        deliveries: list[Delivery] = []
+        try:
             with self._store.transaction():
                 self._outbox.settle(self._unsettled)
-            self._unsettled = []
-        deliveries = self._outbox.due()
-        if deliveries:
-            self._sender.submit(deliveries)
-        self._report.update({**self._outbox.counters(), **self._sender.counters()})
+                deliveries = self._outbox.due()
+        except StoreError:
+            self._outbox.release(deliveries)
+            raise
+        self._unsettled = []
+        self._sender.submit(deliveries)
 
     def _upkeep(self) -> None:
         now = self._clock.monotonic_ns()

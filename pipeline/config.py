@@ -23,7 +23,19 @@ PREFIX = "WEFT_"
 # Not settings: where tests find a broker, their data and their downloads; and whose child a service is.
 _NOT_SETTINGS = ("WEFT_TEST_", "WEFT_SHARED_", "WEFT_CACHE", "WEFT_SUPERVISOR")
 
+# What ``dump`` and errors show in place of a secret.
+MASK = "********"
+
 T = TypeVar("T")
+
+
+def secret(default: str = "") -> Any:
+    """Return a field whose value is a secret: not in ``repr``, and masked in printed settings and errors."""
+    return dataclasses.field(default=default, repr=False, metadata={"secret": True})
+
+
+def _is_secret(schema: Any, name: str) -> bool:
+    return any(field.name == name and field.metadata.get("secret") for field in dataclasses.fields(schema))
 
 
 def load(schema: type[T], file: Path | None, environment: Mapping[str, str], others: tuple[str, ...] = ()) -> T:
@@ -55,16 +67,21 @@ def load(schema: type[T], file: Path | None, environment: Mapping[str, str], oth
 
 
 def dump(config: Any, prefix: str = "") -> list[str]:
-    """Return the effective configuration as TOML lines; secrets are named by file only, so nothing needs masking."""
+    """Return the effective configuration as TOML lines; the values of ``secret`` fields are masked."""
     lines, tables = [], []
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
+    for field, value in _shown(config):
         name = f"{prefix}{field.name}"
         if dataclasses.is_dataclass(value):
             tables += ["", f"[{name}]", *dump(value, f"{name}.")]
         elif value is not None:
             lines.append(f"{field.name} = {_toml(value)}")
     return lines + tables
+
+
+def _shown(config: Any) -> list[tuple[Any, Any]]:
+    """Return the fields of a dataclass with the values that may be printed."""
+    pairs = [(field, getattr(config, field.name)) for field in dataclasses.fields(config)]
+    return [(field, MASK if value and field.metadata.get("secret") else value) for field, value in pairs]
 
 
 def _toml(value: Any) -> str:
@@ -75,11 +92,7 @@ def _toml(value: Any) -> str:
     if isinstance(value, dict):
         return "{ " + ", ".join(f"{_quoted(key)} = {_toml(item)}" for key, item in value.items()) + " }"
     if dataclasses.is_dataclass(value):
-        items = (
-            f"{field.name} = {_toml(getattr(value, field.name))}"
-            for field in dataclasses.fields(value)
-            if getattr(value, field.name) is not None
-        )
+        items = (f"{field.name} = {_toml(item)}" for field, item in _shown(value) if item is not None)
         return "{ " + ", ".join(items) + " }"
     return str(value) if isinstance(value, int | float) else _quoted(str(value))
 
@@ -123,14 +136,14 @@ def _build(schema: type[T], tree: Mapping[str, Any], path: tuple[str, ...], wher
         here = (*path, key)
         if key not in names:
             raise ConfigError(where(here), f"unknown key {'.'.join(here)!r}", _did_you_mean(key, names))
-        values[key] = _convert(hints[key], value, here, where)
+        values[key] = _convert(hints[key], value, here, where, masked=_is_secret(schema, key))
     try:
         return schema(**values)
     except ValueError as error:
         raise ConfigError(where(path), str(error), "correct the value") from None
 
 
-def _convert(hint: Any, value: Any, path: tuple[str, ...], where: Any) -> Any:
+def _convert(hint: Any, value: Any, path: tuple[str, ...], where: Any, *, masked: bool = False) -> Any:
     origin: Any = typing.get_origin(hint)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         if not isinstance(value, dict):
@@ -139,7 +152,7 @@ def _convert(hint: Any, value: Any, path: tuple[str, ...], where: Any) -> Any:
     if origin in (types.UnionType, typing.Union):
         for option in typing.get_args(hint):
             if option is not type(None):
-                return _convert(option, value, path, where)
+                return _convert(option, value, path, where, masked=masked)
     if origin is tuple and isinstance(value, list):
         inner = typing.get_args(hint)
         if inner[-1] is Ellipsis:
@@ -156,8 +169,17 @@ def _convert(hint: Any, value: Any, path: tuple[str, ...], where: Any) -> Any:
         return value
     kind = getattr(hint, "__name__", str(hint))
     raise ConfigError(
-        where(path), f"{'.'.join(path)!r} is {value!r}", f"write {'a list' if origin is tuple else f'a value of type {kind}'}"
+        where(path),
+        f"{'.'.join(path)!r} is {MASK if masked else _described(value)}",
+        f"write {'a list' if origin is tuple else f'a value of type {kind}'}",
     )
+
+
+def _described(value: Any) -> str:
+    """Return a wrong value as an error shows it; of a table only that it is one, since it may hold secrets."""
+    if isinstance(value, dict):
+        return "a table"
+    return "a list of tables" if isinstance(value, list) and any(isinstance(item, dict) for item in value) else repr(value)
 
 
 def _override(config: Any, path: tuple[str, ...], text: str, name: str) -> Any:
@@ -171,7 +193,7 @@ def _override(config: Any, path: tuple[str, ...], text: str, name: str) -> Any:
             raise ConfigError(name, f"{first!r} has no parts", "see 'weft check --dump'")
         return dataclasses.replace(config, **{first: _override(inner, path[1:], text, name)})
     hint = typing.get_type_hints(type(config))[first]
-    value = _convert(hint, _parsed(hint, text), path, lambda _path: name)
+    value = _convert(hint, _parsed(hint, text), path, lambda _path: name, masked=_is_secret(config, first))
     try:
         return dataclasses.replace(config, **{first: value})
     except ValueError as error:

@@ -5,8 +5,8 @@ Order of calls for the service that owns the store's connection, each time windo
 1. commit the windows' rows (their own transaction);
 2. ``Evaluator.evaluate(closed_to_ns)``: queries first, outside any transaction, because DuckDB aborts a whole
    transaction when one query in it fails; then one transaction for the alerts, the position and the outbox;
-3. ``Outbox.due()`` in a transaction, and only after its commit ``Sender.submit`` with what it returned;
-4. ``Outbox.settle(Sender.results())`` in a transaction.
+3. ``Outbox.due()`` in a transaction, and only after its commit ``NotificationSender.submit`` with what it returned;
+4. ``Outbox.settle(NotificationSender.results())`` in a transaction.
 
 A kill between any two steps loses nothing: the position of the evaluation is committed with its effect, and a
 delivery that was handed out without an answer is repeated under the same ``webhook-id``.

@@ -23,7 +23,7 @@ from typing import Any
 
 from ...pipeline.clock import NS_PER_S, Clock
 from ..notify import Endpoint, NotifyConfig
-from ..notify.base import Delivery, Group, Notice, Outcome, Result
+from ..notify.base import Delivery, DeliveryResult, Group, Notice, Outcome
 from . import Database
 
 RETRY_START_S = 1.0
@@ -71,7 +71,7 @@ class _Row:
 
 
 @dataclass(slots=True)
-class _Group:
+class _FiringGroup:
     """Alerts that fire now, by fingerprint, of one group."""
 
     key: str
@@ -113,7 +113,7 @@ class Outbox:
                 continue
             if any(flight[:2] == (name, key) for flight in self._in_flight.values()):
                 continue
-            group = groups.get(key) or _Group(key, {}, {})
+            group = groups.get(key) or _FiringGroup(key, {}, {})
             wanted = self._wanted(self._endpoints[name], row, group, now_ns)
             if wanted is None:
                 if row is not None and row.state == "pending":
@@ -128,34 +128,43 @@ class Outbox:
             self._write(next_id, self._endpoints[name], row, group, wanted, now_ns)
             next_id += 1
 
+    def is_due(self) -> bool:
+        """Return whether ``due`` would claim anything, without a transaction."""
+        return bool(self._claimable())
+
     def due(self) -> list[Delivery]:
-        """Return what is to be sent now. Hand it to the sender only after the transaction is committed."""
-        now_ns = self._clock.now_ns()
+        """Claim the deliveries that are due. Call inside a transaction; submit after the commit."""
+        rows = self._claimable()
+        if rows:
+            marks = ", ".join("?" * len(rows))
+            ids = [row["id"] for row in rows]
+            self._database.execute(f"UPDATE state.outbox SET attempts = attempts + 1, risky = true WHERE id IN ({marks})", ids)
+        self._in_flight |= {row["id"]: (row["endpoint"], row["group_key"], row["risky"]) for row in rows}
+        return [Delivery(row["id"], row["endpoint"], row["webhook_id"], row["payload"]) for row in rows]
+
+    def _claimable(self) -> list[dict[str, Any]]:
+        """Return the rows that may be sent now: one per endpoint and group, as many as the sender has room for."""
+        if not self._endpoints:
+            return []
         rows: list[dict[str, Any]] = self._database.query(
             "SELECT id, endpoint, group_key, webhook_id, payload, risky FROM state.outbox WHERE state = 'pending' AND next_attempt_ns <= ? "
             "ORDER BY next_attempt_ns, id",
-            (now_ns,),
+            (self._clock.now_ns(),),
         )
         busy = {flight[:2] for flight in self._in_flight.values()}
         load = dict.fromkeys(self._endpoints, 0)
         for name, _ in busy:
             load[name] += 1
-        deliveries: list[Delivery] = []
-        flights: dict[int, tuple[str, str, bool]] = {}
+        free = []
         for row in rows:
             name = row["endpoint"]
             if name not in self._endpoints or name in self._disabled or (name, row["group_key"]) in busy or load[name] >= IN_FLIGHT_MAX:
                 continue
             load[name] += 1
-            flights[row["id"]] = (name, row["group_key"], row["risky"])
-            deliveries.append(Delivery(row["id"], name, row["webhook_id"], row["payload"]))
-        if deliveries:
-            marks = ", ".join("?" * len(deliveries))
-            self._database.execute(f"UPDATE state.outbox SET attempts = attempts + 1, risky = true WHERE id IN ({marks})", list(flights))
-        self._in_flight |= flights
-        return deliveries
+            free.append(row)
+        return free
 
-    def settle(self, results: Sequence[Result]) -> None:
+    def settle(self, results: Sequence[DeliveryResult]) -> None:
         """Write down how deliveries went, and what follows from it."""
         now_ns = self._clock.now_ns()
         for result in results:
@@ -179,9 +188,10 @@ class Outbox:
             self.reconcile()
             self._purge(now_ns)
 
-    def forget_in_flight(self) -> None:
-        """Undo the hand-out of ``due`` when its transaction was rolled back or the sender was stopped."""
-        self._in_flight.clear()
+    def release(self, deliveries: Sequence[Delivery]) -> None:
+        """Give up the claims that ``due`` made in a transaction that was rolled back, so that it returns them again."""
+        for delivery in deliveries:
+            self._in_flight.pop(delivery.id, None)
 
     def replay(self, delivery_id: int | None = None) -> None:
         """Send dead rows again: the one of that id, or all that are still the newest of their group."""
@@ -199,14 +209,14 @@ class Outbox:
         gauges = {"in_flight": len(self._in_flight), "endpoints_disabled": len(self._disabled)}
         return counters | {f"weft_analytics_outbox_{name}": float(value) for name, value in gauges.items()}
 
-    def _firing_groups(self) -> dict[str, _Group]:
+    def _firing_groups(self) -> dict[str, _FiringGroup]:
         sql = "SELECT * FROM state.alerts WHERE fired_at IS NOT NULL AND state <> 'resolved' ORDER BY starts_at, fingerprint"
-        groups: dict[str, _Group] = {}
+        groups: dict[str, _FiringGroup] = {}
         for row in self._database.query(sql):
             notice = _notice(row)
             labels = {name: notice.labels[name] for name in self._config.group_by if name in notice.labels}
             key = group_key(labels)
-            groups.setdefault(key, _Group(key, labels, {})).firing[notice.fingerprint] = notice
+            groups.setdefault(key, _FiringGroup(key, labels, {})).firing[notice.fingerprint] = notice
         return groups
 
     def _newest_rows(self) -> dict[tuple[str, str], _Row]:
@@ -236,7 +246,7 @@ class Outbox:
         assert isinstance(highest, int)
         return highest + 1
 
-    def _wanted(self, endpoint: Endpoint, row: _Row | None, group: _Group, now_ns: int) -> tuple[list[str], list[str]] | None:
+    def _wanted(self, endpoint: Endpoint, row: _Row | None, group: _FiringGroup, now_ns: int) -> tuple[list[str], list[str]] | None:
         """Return the (firing, resolved) that the endpoint has to be told now, ``None`` for nothing."""
         sure, maybe = row.known() if row else (set(), set())
         firing = sorted(group.firing)
@@ -265,7 +275,7 @@ class Outbox:
         )
 
     def _write(
-        self, row_id: int, endpoint: Endpoint, row: _Row | None, group: _Group, wanted: tuple[list[str], list[str]], now_ns: int
+        self, row_id: int, endpoint: Endpoint, row: _Row | None, group: _FiringGroup, wanted: tuple[list[str], list[str]], now_ns: int
     ) -> None:
         firing, resolved = wanted
         sure, maybe = row.known() if row else (set(), set())
@@ -299,7 +309,7 @@ class Outbox:
         self._counts["collapsed"] += 1
         self._database.execute("DELETE FROM state.outbox WHERE id = ?", (row.id,))
 
-    def _retry(self, result: Result, now_ns: int) -> None:
+    def _retry(self, result: DeliveryResult, now_ns: int) -> None:
         rows: list[dict[str, Any]] = self._database.query("SELECT attempts, created_ns FROM state.outbox WHERE id = ?", (result.id,))
         if not rows:
             return

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from ...pipeline.errors import StoreError
 from . import Database
 from .rules import Rule
-from .state import Run
+from .state import WindowRange
 
 # Runs that one evaluation of one rule reads; more are dropped (the latest ones) and counted.
-RUNS_MAX = 100_000
+RANGES_MAX = 100_000
 
 _FRACTIONAL = ("FLOAT", "DOUBLE", "DECIMAL")
 Span = tuple[int, int]
@@ -38,14 +38,14 @@ def bound(rule: Rule, span: Span) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Columns:
+class RuleColumns:
     """What a rule's query returns: the label columns, and how its time reads as nanoseconds."""
 
     labels: tuple[str, ...]
     ts: str | None
 
 
-def columns_of(rule: Rule, database: Database) -> Columns:
+def columns_of(rule: Rule, database: Database) -> RuleColumns:
     """Ask the database what the rule's query returns. Raises ``StoreError`` when that is no alert rule's result."""
     types = {
         str(row["column_name"]): str(row["column_type"]) for row in database.query(f"DESCRIBE SELECT * FROM ({bound(rule, (0, 1))}\n)")
@@ -61,11 +61,11 @@ def columns_of(rule: Rule, database: Database) -> Columns:
             raise StoreError(problem, "leave it out or cast it to VARCHAR")
     ts = types.get("ts")
     if ts is None:
-        return Columns(labels, None)
-    return Columns(labels, "epoch_ns(ts)" if ts.startswith("TIMESTAMP") else "CAST(ts AS BIGINT)")
+        return RuleColumns(labels, None)
+    return RuleColumns(labels, "epoch_ns(ts)" if ts.startswith("TIMESTAMP") else "CAST(ts AS BIGINT)")
 
 
-def _islands(rule: Rule, columns: Columns, span: Span, *, keys: tuple[str, ...], where: str, value: str) -> str:
+def _islands(rule: Rule, columns: RuleColumns, span: Span, *, keys: tuple[str, ...], where: str, value: str) -> str:
     window = rule.window_ns
     ts = f"({columns.ts})" if columns.ts else f"CAST({span[1] - window} AS BIGINT)"
     names = "".join(f"{_identifier(key)}, " for key in keys)
@@ -76,10 +76,10 @@ def _islands(rule: Rule, columns: Columns, span: Span, *, keys: tuple[str, ...],
     weft_islands AS (
         SELECT *, weft_ts - {window} * row_number() OVER ({partition}ORDER BY weft_ts) AS weft_island FROM weft_windows)
     SELECT {names}min(weft_ts) AS weft_from, max(weft_ts) + {window} AS weft_to, arg_max(weft_value, weft_ts) AS weft_value
-    FROM weft_islands GROUP BY {names}weft_island ORDER BY weft_from, {names}weft_to LIMIT {RUNS_MAX + 1}"""
+    FROM weft_islands GROUP BY {names}weft_island ORDER BY weft_from, {names}weft_to LIMIT {RANGES_MAX + 1}"""
 
 
-def breach_sql(rule: Rule, columns: Columns, span: Span) -> str:
+def breach_sql(rule: Rule, columns: RuleColumns, span: Span) -> str:
     """Return the query for the runs of breaching windows; of several rows of a label set in a window the worst counts."""
     number = "CAST(value AS DOUBLE)"
     worst = "min" if rule.condition.op.startswith("<") else "max"
@@ -88,12 +88,12 @@ def breach_sql(rule: Rule, columns: Columns, span: Span) -> str:
     return _islands(rule, columns, span, keys=columns.labels, where=where, value=f"{worst}({number})")
 
 
-def presence_sql(rule: Rule, columns: Columns, span: Span) -> str:
+def presence_sql(rule: Rule, columns: RuleColumns, span: Span) -> str:
     """Return the query for the runs of windows that have rows: per label set for ``alert``, else per device."""
     return _islands(rule, columns, span, keys=presence_keys(rule, columns), where="true", value="max(0.0)")
 
 
-def presence_keys(rule: Rule, columns: Columns) -> tuple[str, ...]:
+def presence_keys(rule: Rule, columns: RuleColumns) -> tuple[str, ...]:
     if rule.no_data == "alert":
         return columns.labels
     return ("device",) if "device" in columns.labels else ()
@@ -104,11 +104,11 @@ def labels_of(row: dict[str, object], names: tuple[str, ...]) -> dict[str, str]:
     return {name: str(row[name]) for name in names if row[name] not in (None, "")}
 
 
-def run_of(row: dict[str, object], kind: str) -> Run:
+def range_of(row: dict[str, object], kind: str) -> WindowRange:
     value = row["weft_value"]
     start, end = row["weft_from"], row["weft_to"]
     assert isinstance(start, int) and isinstance(end, int)
-    return Run("breach" if kind == "breach" else "clear", start, end, float(value) if isinstance(value, int | float) else None)
+    return WindowRange("breach" if kind == "breach" else "clear", start, end, float(value) if isinstance(value, int | float) else None)
 
 
 def evidence_sql(rule: Rule, names: tuple[str, ...], labels: dict[str, str], span: Span) -> str:

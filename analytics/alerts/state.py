@@ -24,7 +24,7 @@ FORGET_NS = 24 * 3600 * NS_PER_S
 Phase = Literal["ok", "pending", "firing", "resolved"]
 
 
-class Run(NamedTuple):
+class WindowRange(NamedTuple):
     """Neighbouring windows of one kind: [start_ns, end_ns); the value is the last window's."""
 
     kind: Literal["breach", "clear", "absent"]
@@ -71,7 +71,7 @@ class Track:
         self.fired: list[Alert] = []
         self.resolved: list[Alert] = []
 
-    def feed(self, runs: Iterable[Run]) -> None:
+    def feed(self, runs: Iterable[WindowRange]) -> None:
         """Take the next runs; ``alert``, ``fired`` and ``resolved`` tell what came of it."""
         for run in runs:
             if run.kind == "breach":
@@ -88,7 +88,7 @@ class Track:
     def _fresh(self) -> Alert:
         return Alert(self._fingerprint, self._rule.name, self._labels)
 
-    def _breach(self, run: Run) -> None:
+    def _breach(self, run: WindowRange) -> None:
         alert = self.alert or self._fresh()
         if alert.phase == "ok":
             alert = self._fresh()
@@ -104,7 +104,7 @@ class Track:
             self.fired.append(alert)
         self.alert = alert
 
-    def _clear(self, run: Run) -> None:
+    def _clear(self, run: WindowRange) -> None:
         alert = self.alert
         if alert is None or alert.phase == "ok":
             self.alert = self._idle()
@@ -118,7 +118,7 @@ class Track:
             self._resolve(alert, run.end_ns - (alert.clear_ns - self._rule.keep_ns))
             self.alert = self._idle()
 
-    def _held(self, run: Run) -> None:
+    def _held(self, run: WindowRange) -> None:
         alert = self.alert
         if alert is None:
             return
@@ -126,12 +126,12 @@ class Track:
         if alert.absent_ns >= FORGET_NS:
             self._forget(alert, run.end_ns - (alert.absent_ns - FORGET_NS))
 
-    def _missed(self, run: Run) -> None:
+    def _missed(self, run: WindowRange) -> None:
         if self.alert is None:
             return
         absent_ns = self.alert.absent_ns
         end_ns = min(run.end_ns, run.start_ns + FORGET_NS - absent_ns)
-        self._breach(Run("breach", run.start_ns, end_ns))
+        self._breach(WindowRange("breach", run.start_ns, end_ns))
         self.alert.absent_ns = absent_ns + end_ns - run.start_ns
         if self.alert.absent_ns >= FORGET_NS:
             self._forget(self.alert, end_ns)
@@ -153,7 +153,7 @@ class Track:
         self.alert = None
 
 
-def timeline(span: tuple[int, int], breaches: Sequence[Run], present: Sequence[tuple[int, int]] | None) -> Iterator[Run]:
+def timeline(span: tuple[int, int], breaches: Sequence[WindowRange], present: Sequence[tuple[int, int]] | None) -> Iterator[WindowRange]:
     """Yield the runs that fill ``span`` without a gap.
 
     ``breaches`` and ``present`` are sorted and disjoint; ``present`` is where there are data, ``None`` = everywhere.
@@ -166,10 +166,10 @@ def timeline(span: tuple[int, int], breaches: Sequence[Run], present: Sequence[t
     yield from _quiet(cursor, end, present)
 
 
-def _quiet(start: int, end: int, present: Sequence[tuple[int, int]] | None) -> Iterator[Run]:
+def _quiet(start: int, end: int, present: Sequence[tuple[int, int]] | None) -> Iterator[WindowRange]:
     if present is None:
         if start < end:
-            yield Run("clear", start, end)
+            yield WindowRange("clear", start, end)
         return
     index = max(0, bisect_right(present, (start, start)) - 1)
     while start < end:
@@ -177,7 +177,7 @@ def _quiet(start: int, end: int, present: Sequence[tuple[int, int]] | None) -> I
             index += 1
         low, high = present[index] if index < len(present) else (end, end)
         if start < low:
-            yield Run("absent", start, min(low, end))
+            yield WindowRange("absent", start, min(low, end))
         if max(start, low) < min(high, end):
-            yield Run("clear", max(start, low), min(high, end))
+            yield WindowRange("clear", max(start, low), min(high, end))
         start = max(start, min(high, end))

@@ -54,7 +54,7 @@ class Outcome(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class DeliveryResult:
     """The outcome of one delivery.
 
     ``certain`` is false when the receiver may have had it all the same (no answer in time). ``error`` is short
@@ -76,7 +76,7 @@ class Notifier(Protocol):
         """Read addresses and secrets. Raises ``ConfigError`` when they cannot be used."""
         ...
 
-    def deliver(self, delivery: Delivery) -> Result:
+    def deliver(self, delivery: Delivery) -> DeliveryResult:
         """Make one attempt within the endpoint's time limit. Raises nothing that a receiver can cause."""
         ...
 
@@ -85,12 +85,12 @@ class Notifier(Protocol):
 class Kind:
     """One line of ``NOTIFIERS``.
 
-    ``config`` is a frozen dataclass: the section ``[[notify.<name>]]`` of ``weft.toml``, with at least ``name``,
+    ``config`` is a frozen dataclass: the section ``[[analyze.notify.<name>]]`` of ``weft.toml``, with at least ``name``,
     ``send_resolved``, ``timeout_s`` and ``max_alerts``. ``render(group, receiver, max_alerts, external_url)``
-    returns the payload; ``build`` an inert notifier.
+    returns the payload; ``build(config, clock, section)`` returns a notifier whose errors name ``section``.
     """
 
     doc: str
     config: type[Any]
     render: Callable[[Group, str, int, str], str]
-    build: Callable[[Any, Clock], Notifier]
+    build: Callable[[Any, Clock, str], Notifier]

@@ -10,7 +10,7 @@ import queue
 import threading
 from collections.abc import Mapping, Sequence
 
-from .base import Delivery, Notifier, Outcome, Result
+from .base import Delivery, DeliveryResult, Notifier, Outcome
 
 # Deliveries that wait for one endpoint's thread; the outbox hands out no more than this (outbox.IN_FLIGHT_MAX).
 QUEUE_MAX = 32
@@ -19,14 +19,14 @@ _STOP_S = 5.0
 _log = logging.getLogger(__name__)
 
 
-class Sender:
+class NotificationSender:
     """Delivers through ``notifiers``, by endpoint name."""
 
     def __init__(self, notifiers: Mapping[str, Notifier]) -> None:
         self._notifiers = dict(notifiers)
         self._queues: dict[str, queue.Queue[Delivery | None]] = {name: queue.Queue(QUEUE_MAX) for name in notifiers}
         # Each waiting or running delivery gives one result: a put never waits.
-        self._results: queue.Queue[Result] = queue.Queue((QUEUE_MAX + 2) * max(1, len(self._notifiers)))
+        self._results: queue.Queue[DeliveryResult] = queue.Queue((QUEUE_MAX + 2) * max(1, len(self._notifiers)))
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []
         self._counts = dict.fromkeys(Outcome, 0)
@@ -49,9 +49,9 @@ class Sender:
                     raise queue.Full
                 waiting.put_nowait(delivery)
             except queue.Full:
-                self._answer(Result(delivery.id, delivery.endpoint, Outcome.RETRY, error="no room in the sender"))
+                self._answer(DeliveryResult(delivery.id, delivery.endpoint, Outcome.RETRY, error="no room in the sender"))
 
-    def results(self) -> list[Result]:
+    def results(self) -> list[DeliveryResult]:
         """Return what has been answered since the last call; never waits."""
         found = []
         while True:
@@ -88,10 +88,10 @@ class Sender:
             except Exception as error:
                 # Only the error's kind: its text may quote an address.
                 _log.error("notifier %s failed with %s", name, type(error).__name__)
-                result = Result(delivery.id, name, Outcome.RETRY, certain=False, error=f"defect: {type(error).__name__}")
+                result = DeliveryResult(delivery.id, name, Outcome.RETRY, certain=False, error=f"defect: {type(error).__name__}")
             self._answer(result)
 
-    def _answer(self, result: Result) -> None:
+    def _answer(self, result: DeliveryResult) -> None:
         try:
             self._results.put_nowait(result)
         except queue.Full:

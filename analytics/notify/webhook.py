@@ -10,14 +10,15 @@ import http.client
 import socket
 import ssl
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
 from ...pipeline.clock import NS_PER_S, Clock
+from ...pipeline.config import secret
 from ...pipeline.errors import ConfigError
-from . import guard
-from .base import Delivery, Outcome, Result
+from . import guard, payload
+from .base import Delivery, DeliveryResult, Kind, Outcome
 from .signature import parse_secrets, sign
 
 RESPONSE_BYTES_MAX = 64 * 1024
@@ -26,21 +27,27 @@ ADDRESSES_MAX = 4
 SECRET_FILE_BYTES_MAX = 16 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class WebhookConfig:
-    """One receiver. Give ``url``, or ``url_file`` where the URL itself is a secret."""
+@dataclass(frozen=True)
+class HttpConfig:
+    """What receivers with a URL have in common. Give ``url``, or ``url_file`` to keep the URL out of the configuration."""
 
     name: str = "webhook"
-    url: str = field(default="", repr=False)
+    url: str = secret()
     url_file: str = ""
-    # File of secrets to sign with, one a line (whsec_...); empty = unsigned.
-    secret_file: str = ""
     send_resolved: bool = True
     timeout_s: float = 10.0
-    # Alerts in one payload; further ones are counted in it. 0 = all.
+    # Alerts in one payload; the payload counts the others. 0 = no limit.
     max_alerts: int = 50
     # Networks that the receiver's address must be in; empty = any that guard.py permits.
     allow: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class WebhookConfig(HttpConfig):
+    """A webhook."""
+
+    # File of secrets to sign with, one a line (whsec_...); empty = unsigned.
+    secret_file: str = ""
 
 
 class _Pinned(http.client.HTTPConnection):
@@ -89,35 +96,33 @@ class _Deadline:
                 socket.socket.shutdown(self.connection.sock, socket.SHUT_RDWR)
 
 
-class Webhook:
+class HttpNotifier:
     """Delivers to one URL."""
 
-    def __init__(self, config: WebhookConfig, clock: Clock) -> None:
+    def __init__(self, config: HttpConfig, clock: Clock, section: str) -> None:
         self._config = config
         self._clock = clock
+        self._section = section
         self._url: SplitResult | None = None
         self._port = 0
-        self._secrets: tuple[bytes, ...] = ()
         self._allow: tuple[guard.Network, ...] = ()
         self._context: ssl.SSLContext | None = None
 
     def __repr__(self) -> str:
-        return f"Webhook({self._config.name!r})"
+        return f"{type(self).__name__}({self._config.name!r})"
 
     def start(self) -> None:
-        where = f"[[analyze.notify.webhook]] {self._config.name}"
+        where = self._section
         if bool(self._config.url) == bool(self._config.url_file):
             raise ConfigError(where, "needs exactly one of url and url_file", "write one of them")
         if not 0 < self._config.timeout_s <= 60:
             raise ConfigError(f"{where} timeout_s", "is no time limit for a webhook", "use more than 0 and at most 60 seconds")
-        text = self._config.url or _read(self._config.url_file, f"{where} url_file").strip()
+        text = self._config.url or read_secret(self._config.url_file, f"{where} url_file").strip()
         self._url, self._port = _parse(text, where)
         self._allow = guard.parse_networks(self._config.allow, where)
-        if self._config.secret_file:
-            self._secrets = parse_secrets(_read(self._config.secret_file, f"{where} secret_file"), self._config.secret_file)
         self._context = ssl.create_default_context() if self._url.scheme == "https" else None
 
-    def deliver(self, delivery: Delivery) -> Result:
+    def deliver(self, delivery: Delivery) -> DeliveryResult:
         if self._url is None:
             return self._failed(delivery, "not started")
         host = self._url.hostname or ""
@@ -149,10 +154,11 @@ class Webhook:
                     return "no connection in time"
         return "no connection"
 
-    def _exchange(self, deadline: _Deadline, connection: _Pinned, delivery: Delivery) -> Result:
+    def _exchange(self, deadline: _Deadline, connection: _Pinned, delivery: Delivery) -> DeliveryResult:
         body = delivery.payload.encode()
         try:
-            connection.request("POST", self._target(), body, self._headers(delivery, body))
+            headers = {"Content-Type": "application/json", "User-Agent": "weft", "Connection": "close"}
+            connection.request("POST", self._target(), body, headers | self.headers(delivery, body))
             response = connection.getresponse()
             # The status line is the answer; the body is only taken off the wire, and may break as it likes.
             with contextlib.suppress(OSError, http.client.HTTPException):
@@ -162,9 +168,9 @@ class Webhook:
             return self._failed(delivery, "no answer in time" if late else "the connection broke", certain=False)
         return self._judge(delivery, response.status, response.getheader("Retry-After"))
 
-    def _judge(self, delivery: Delivery, status: int, retry_after: str | None) -> Result:
+    def _judge(self, delivery: Delivery, status: int, retry_after: str | None) -> DeliveryResult:
         if 200 <= status < 300:
-            return Result(delivery.id, delivery.endpoint, Outcome.DELIVERED)
+            return DeliveryResult(delivery.id, delivery.endpoint, Outcome.DELIVERED)
         error = f"HTTP {status}"
         if status == 410:
             return self._failed(delivery, f"{error}: the endpoint is gone", outcome=Outcome.GONE)
@@ -176,8 +182,8 @@ class Webhook:
 
     def _failed(
         self, delivery: Delivery, error: str, *, outcome: Outcome = Outcome.RETRY, certain: bool = True, retry_after_s: float | None = None
-    ) -> Result:
-        return Result(delivery.id, delivery.endpoint, outcome, certain, retry_after_s, error)
+    ) -> DeliveryResult:
+        return DeliveryResult(delivery.id, delivery.endpoint, outcome, certain, retry_after_s, error)
 
     def _seconds(self, retry_after: str | None) -> float | None:
         """Return the wait that ``Retry-After`` asks for, as seconds or as a date, bounded; ``None`` if it makes no sense."""
@@ -196,21 +202,37 @@ class Webhook:
         assert self._url is not None
         return (self._url.path or "/") + (f"?{self._url.query}" if self._url.query else "")
 
-    def _headers(self, delivery: Delivery, body: bytes) -> dict[str, str]:
+    def headers(self, delivery: Delivery, body: bytes) -> dict[str, str]:
+        """Return the headers of this kind of receiver."""
+        return {}
+
+
+class Webhook(HttpNotifier):
+    """Delivers Alertmanager's payload, signed where the configuration names a file of secrets."""
+
+    def __init__(self, config: WebhookConfig, clock: Clock, section: str) -> None:
+        super().__init__(config, clock, section)
+        self._secret_file = config.secret_file
+        self._secrets: tuple[bytes, ...] = ()
+
+    def start(self) -> None:
+        super().start()
+        if self._secret_file:
+            self._secrets = parse_secrets(read_secret(self._secret_file, f"{self._section} secret_file"), self._secret_file)
+
+    def headers(self, delivery: Delivery, body: bytes) -> dict[str, str]:
         timestamp_s = self._clock.now_ns() // NS_PER_S
-        headers = {
-            "Content-Type": "application/json",
-            "User-Agent": "weft",
-            "Connection": "close",
-            "webhook-id": delivery.webhook_id,
-            "webhook-timestamp": str(timestamp_s),
-        }
+        headers = {"webhook-id": delivery.webhook_id, "webhook-timestamp": str(timestamp_s)}
         if self._secrets:
             headers["webhook-signature"] = sign(self._secrets, delivery.webhook_id, timestamp_s, body)
         return headers
 
 
-def _read(path: str, where: str) -> str:
+WEBHOOK = Kind("Alertmanager's version 4 JSON by HTTP POST, signed if configured", WebhookConfig, payload.render, Webhook)
+
+
+def read_secret(path: str, where: str) -> str:
+    """Return the text of a file that holds a secret. Raises ``ConfigError`` without repeating what it holds."""
     try:
         with Path(path).open("rb") as file:
             return file.read(SECRET_FILE_BYTES_MAX).decode()

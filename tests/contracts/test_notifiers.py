@@ -5,23 +5,35 @@ import contextlib
 import http.server
 import json
 import logging
+import re
 import threading
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 
 import pytest
 
-from weft.analytics.notify import NOTIFIERS, NotifyConfig, endpoints_of
-from weft.analytics.notify.base import Delivery, Group, Notice, Outcome, Result
-from weft.analytics.notify.sender import Sender
+from weft.analytics.notify import NOTIFIERS, NotifyConfig, build_notifiers, endpoints_of
+from weft.analytics.notify.base import Delivery, DeliveryResult, Group, Notice, Outcome
+from weft.analytics.notify.sender import NotificationSender
+from weft.analytics.service import AnalyzeConfig
 from weft.pipeline.clock import ManualClock
+from weft.pipeline.config import dump, load
 from weft.pipeline.errors import ConfigError, WeftError
 
 TOKEN = "T0KEN-that-nobody-may-see"
 KEY = base64.b64encode(b"K3Y-that-nobody-may-see-32-bytes").decode()
 DELIVERY = Delivery(1, "ops", "msg_1", "{}")
-GROUP = Group("{}:{}", {"device": "a"}, tuple(Notice(f"{n:016x}", {"device": "a"}, {"value": "1"}, n, None, "alerts") for n in range(5)))
+GROUP = Group(
+    "{}:{}", {"device": "a"}, tuple(Notice(n, {"alertname": n}, {"summary": n}, 0, None, "bursts") for n in ("aa", "bb", "cc", "dd", "ee"))
+)
 
 pytestmark = pytest.mark.parametrize("name", NOTIFIERS)
+
+
+@dataclass(frozen=True)
+class Whole:
+    """The sections of a configuration file that hold notifiers."""
+
+    analyze: AnalyzeConfig = field(default_factory=AnalyzeConfig)
 
 
 @contextlib.contextmanager
@@ -53,13 +65,20 @@ def receiver(status, headers=()):
 
 
 def configured(name, url, tmp_path, **options):
-    """Return a config of that kind whose address and key must not be seen."""
+    """Return a config of that kind, with a key where the kind signs; neither address nor key may appear anywhere."""
     (tmp_path / "key").write_text(f"whsec_{KEY}\n")
-    return replace(NOTIFIERS[name].config(), name="ops", url=url, secret_file=str(tmp_path / "key"), timeout_s=5.0, **options)
+    kind = NOTIFIERS[name].config
+    key = {"secret_file": str(tmp_path / "key")} if "secret_file" in {field.name for field in fields(kind)} else {}
+    return replace(kind(), name="ops", url=url, timeout_s=5.0, **key, **options)
+
+
+def built(name, config):
+    (endpoint,) = endpoints_of(NotifyConfig(**{name: (config,)}))
+    return build_notifiers((endpoint,), ManualClock())["ops"]
 
 
 def made(name, config):
-    notifier = NOTIFIERS[name].build(config, ManualClock())
+    notifier = built(name, config)
     notifier.start()
     return notifier
 
@@ -77,7 +96,7 @@ def test_no_secret_leaves_by_config_notifier_result_or_log(name, status, tmp_pat
         config = configured(name, url, tmp_path)
         notifier = made(name, config)
         result = notifier.deliver(DELIVERY)
-    assert isinstance(result, Result) and len(got) == 1
+    assert isinstance(result, DeliveryResult) and len(got) == 1
     clean(config, notifier, result, caplog.text, vars(notifier).get("_config"))
 
 
@@ -100,6 +119,7 @@ def test_an_address_that_cannot_be_used_is_told_without_repeating_it(name, url, 
     """A wrong address is an error of the configuration, at the start, that does not show the address."""
     with pytest.raises(ConfigError) as caught:
         made(name, configured(name, url, tmp_path))
+    assert f"[[analyze.notify.{name}]] ops" in str(caught.value)
     error: BaseException | None = caught.value
     while error is not None:
         clean(error)
@@ -109,13 +129,9 @@ def test_an_address_that_cannot_be_used_is_told_without_repeating_it(name, url, 
 def test_a_missing_file_and_a_doubtful_limit_are_told(name, tmp_path):
     """Files that are not there and limits that make no sense are errors of the configuration."""
     good = configured(name, "http://127.0.0.1:1/", tmp_path)
-    for wrong in (
-        {"secret_file": str(tmp_path / "none")},
-        {"url": "", "url_file": str(tmp_path / "none")},
-        {"timeout_s": 0.0},
-        {"url": ""},
-    ):
-        with pytest.raises(WeftError):
+    key = [{"secret_file": str(tmp_path / "none")}] if hasattr(good, "secret_file") else []
+    for wrong in (*key, {"url": "", "url_file": str(tmp_path / "none")}, {"timeout_s": 0.0}, {"url": ""}):
+        with pytest.raises(WeftError, match=rf"\[\[analyze\.notify\.{name}\]\] ops"):
             made(name, replace(good, **wrong))
     with pytest.raises(ConfigError):
         made(name, replace(good, allow=("10.0.0.0/33",)))
@@ -133,7 +149,7 @@ def test_an_address_can_come_from_a_file(name, tmp_path):
 def test_being_made_does_nothing(name, tmp_path):
     """A notifier reads, resolves and connects to nothing until it is started, and sends nothing before."""
     before = threading.active_count()
-    notifier = NOTIFIERS[name].build(configured(name, "http://127.0.0.1:1/", tmp_path, allow=()), ManualClock())
+    notifier = built(name, configured(name, "http://127.0.0.1:1/", tmp_path, allow=()))
     assert notifier.deliver(DELIVERY).outcome is Outcome.RETRY
     assert threading.active_count() == before
 
@@ -146,9 +162,30 @@ def test_the_table_of_outcomes_holds(name, status, outcome, tmp_path):
 
 
 def test_the_payload_is_bounded_and_counts_what_it_leaves_out(name):
-    """A group larger than the limit is cut, and says so."""
-    message = json.loads(NOTIFIERS[name].render(GROUP, "ops", 2, "http://weft"))
-    assert (len(message["alerts"]), message["truncatedAlerts"]) == (2, 3)
+    """A group larger than the limit shows its first alerts and the number of the others."""
+    shown, whole = (NOTIFIERS[name].render(GROUP, "ops", limit, "http://weft") for limit in (2, 5))
+    assert json.loads(shown) and [n for n in ("aa", "bb", "cc", "dd", "ee") if n in shown] == ["aa", "bb"]
+    assert re.search(r"\b3\b", shown) and not re.search(r"\b3\b", whole)
+
+
+@pytest.mark.parametrize("address", [f"https://host/{TOKEN}", f"https://host/?key={TOKEN}", f"https://user:{TOKEN}@host/", f"{TOKEN}"])
+def test_printed_settings_and_errors_of_the_configuration_mask_the_address(name, address, tmp_path):
+    """No printed configuration and no error about its values shows an address, wherever the secret is in it."""
+    section = f"analyze.notify.{name}"
+    file = tmp_path / "weft.toml"
+    file.write_text(f'[[{section}]]\nname = "ops"\nurl = "{address}"\n')
+    printed = "\n".join(dump(load(Whole, file, {})))
+    clean(printed)
+    assert 'name = "ops", url = "********"' in printed
+    for wrong in (
+        f'[{section}]\nurl = "{address}"\n',
+        f'[[{section}]]\nurl = ["{address}"]\n',
+        f'{section} = [{{url = {{ a = "{address}" }} }}]\n',
+    ):
+        file.write_text(wrong)
+        with pytest.raises(ConfigError) as caught:
+            load(Whole, file, {})
+        clean(caught.value)
 
 
 def test_the_config_is_frozen_and_has_what_the_outbox_reads(name):
@@ -169,7 +206,7 @@ def test_a_defect_in_a_notifier_is_contained(name, caplog):
         def deliver(self, delivery):
             raise RuntimeError(TOKEN)
 
-    sender = Sender({"ops": Broken()})
+    sender = NotificationSender({"ops": Broken()})
     sender.start()
     try:
         sender.submit([DELIVERY])

@@ -12,7 +12,7 @@ from weft.analytics.alerts import ddl, views
 from weft.analytics.alerts.config import AlertsConfig
 from weft.analytics.alerts.evaluate import Evaluator
 from weft.analytics.alerts.rules import Condition, Rule
-from weft.analytics.alerts.state import FORGET_NS, Run, Track, timeline
+from weft.analytics.alerts.state import FORGET_NS, Track, WindowRange, timeline
 from weft.pipeline.errors import StoreError
 
 S = 1_000_000_000
@@ -90,7 +90,7 @@ def walked(kinds, cuts, rule):
     edges = sorted({0, len(kinds), *(cut % (len(kinds) + 1) for cut in cuts)})
     for low, high in pairwise(edges):
         at = [(index * S, (index + 1) * S) for index in range(low, high)]
-        breaches = [Run("breach", a, b, 1.0) for (a, b), kind in zip(at, kinds[low:high], strict=True) if kind == "breach"]
+        breaches = [WindowRange("breach", a, b, 1.0) for (a, b), kind in zip(at, kinds[low:high], strict=True) if kind == "breach"]
         present = [span for span, kind in zip(at, kinds[low:high], strict=True) if kind != "absent"]
         track.feed(timeline((low * S, high * S), breaches, None if rule.no_data == "ok" else present))
     done = [(a.starts_at, a.fired_at, a.ends_at) for a in track.resolved]
@@ -117,7 +117,7 @@ def test_an_alert_that_never_fired_never_resolves(kinds, for_s, keep_s, policy):
     """Every resolved alert has fired before, at or after its start and before its end."""
     track = Track(replace(RULE, for_s=for_s, keep_firing_for_s=keep_s, no_data=policy), "f", {}, None)
     for second, kind in enumerate(kinds):
-        track.feed([Run("clear" if kind == "absent" and policy == "ok" else kind, second * S, (second + 1) * S, 1.0)])
+        track.feed([WindowRange("clear" if kind == "absent" and policy == "ok" else kind, second * S, (second + 1) * S, 1.0)])
         assert all(alert in track.fired for alert in track.resolved)
         assert all(a.starts_at < a.fired_at <= a.ends_at for a in track.resolved)
         assert len(track.fired) - len(track.resolved) in (0, 1)
@@ -125,10 +125,10 @@ def test_an_alert_that_never_fired_never_resolves(kinds, for_s, keep_s, policy):
 
 def test_a_device_that_is_gone_for_a_day_is_forgotten():
     """Without data an alert is held or fires, but ends after a day: what was taken away does not fire for ever."""
-    breach = Run("breach", 0, 5 * S, 1.0)
+    breach = WindowRange("breach", 0, 5 * S, 1.0)
     for policy in ("keep", "alert"):
         track = Track(replace(RULE, no_data=policy), "f", {}, None)
-        track.feed([breach, Run("absent", 5 * S, 5 * S + 10 * FORGET_NS)])
+        track.feed([breach, WindowRange("absent", 5 * S, 5 * S + 10 * FORGET_NS)])
         assert [alert.ends_at for alert in track.resolved] == [5 * S + FORGET_NS]
         assert track.alert is None
 

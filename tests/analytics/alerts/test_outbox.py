@@ -13,15 +13,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from weft.analytics.alerts import book, ddl
+from weft.analytics.alerts import ddl
+from weft.analytics.alerts.alert_table import AlertRow, AlertTable
 from weft.analytics.alerts.evaluate import Evaluator
 from weft.analytics.alerts.fingerprint import fingerprint
 from weft.analytics.alerts.outbox import GIVE_UP_S, IN_FLIGHT_MAX, RETRY_CAP_S, Outbox, group_key
 from weft.analytics.alerts.rules import Condition, Rule
 from weft.analytics.alerts.state import Alert
-from weft.analytics.notify import NotifyConfig, WebhookConfig, build_notifiers, endpoints_of
-from weft.analytics.notify.base import Outcome, Result
-from weft.analytics.notify.sender import Sender
+from weft.analytics.notify import NotifyConfig, build_notifiers, endpoints_of
+from weft.analytics.notify.base import DeliveryResult, Outcome
+from weft.analytics.notify.sender import NotificationSender
+from weft.analytics.notify.webhook import WebhookConfig
 from weft.pipeline.clock import ManualClock, SystemClock
 from weft.pipeline.errors import ConfigError
 
@@ -58,7 +60,7 @@ class Desk:
         for name in names:
             labels = self.labels(name)
             alert = Alert(fingerprint(labels), "hot", labels, "firing", 0.5, at, at + S, None, at)
-            book.replace(self.database, [], [book.Entry(alert, {"summary": name}, "bursts", "SELECT 1", at)])
+            AlertTable(self.database).replace([], [AlertRow(alert, {"summary": name}, "bursts", "SELECT 1", at)])
         self.reconcile()
 
     def end(self, *names, at=9 * S):
@@ -77,7 +79,7 @@ class Desk:
 
     def settle(self, deliveries, outcome=Outcome.DELIVERED, **options):
         with self.database.transaction():
-            self.outbox.settle([Result(delivery.id, delivery.endpoint, outcome, **options) for delivery in deliveries])
+            self.outbox.settle([DeliveryResult(delivery.id, delivery.endpoint, outcome, **options) for delivery in deliveries])
 
     def rows(self, what="endpoint, state, attempts"):
         return [tuple(row.values()) for row in self.database.query(f"SELECT {what} FROM state.outbox ORDER BY id")]
@@ -352,16 +354,21 @@ def test_a_long_group_is_cut_and_the_new_come_first(scratch):
 def test_a_failed_transaction_can_be_undone(desk):
     """When handing out is rolled back, the same deliveries come again."""
     desk.fire("a/1")
+    desk.settle(desk.due(), Outcome.RETRY)
+    desk.fire("b/1")
+    desk.clock.advance(400)
+    assert desk.outbox.is_due()
     with pytest.raises(RuntimeError), desk.database.transaction():
-        assert len(desk.outbox.due()) == 1
+        claimed = desk.outbox.due()
         raise RuntimeError
-    desk.outbox.forget_in_flight()
-    assert len(desk.due()) == 1
+    desk.outbox.release(claimed)
+    assert len(claimed) == 2 and sorted(desk.due(), key=lambda one: one.id) == sorted(claimed, key=lambda one: one.id)
+    assert not desk.outbox.is_due()
 
 
 def test_two_receivers_of_one_name_are_refused():
     """Endpoints are known by name, so names are unique."""
-    with pytest.raises(ConfigError, match="a name of its own"):
+    with pytest.raises(ConfigError, match="give each receiver its own name"):
         endpoints_of(notify("ops", "ops"))
 
 
@@ -437,7 +444,7 @@ def test_from_a_row_to_a_webhook_and_its_end(scratch, receivers):
         database.execute(statement)
     endpoints = endpoints_of(config)
     outbox = Outbox(database, endpoints, config, clock)
-    sender = Sender(build_notifiers(endpoints, clock))
+    sender = NotificationSender(build_notifiers(endpoints, clock))
     query = "SELECT ts, device, x AS value FROM t WHERE ts >= $from AND ts < $to"
     rule = Rule("hot", query, Condition(">", 0.2), dashboard="bursts?device={device}", annotations={"summary": "{device}: {value:.0%}"})
     evaluator = Evaluator([rule], database, outbox)
@@ -482,8 +489,9 @@ from weft.analytics.alerts import ddl
 from weft.analytics.alerts.evaluate import Evaluator
 from weft.analytics.alerts.outbox import Outbox
 from weft.analytics.alerts.rules import Condition, Rule
-from weft.analytics.notify import NotifyConfig, WebhookConfig, build_notifiers, endpoints_of
-from weft.analytics.notify.sender import Sender
+from weft.analytics.notify import NotifyConfig, build_notifiers, endpoints_of
+from weft.analytics.notify.sender import NotificationSender
+from weft.analytics.notify.webhook import WebhookConfig
 from weft.analytics.store.database import Store
 from weft.pipeline.clock import SystemClock
 
@@ -496,7 +504,7 @@ store.execute("CREATE OR REPLACE VIEW t AS SELECT make_timestamp_ns(s * 10000000
               f"(s * (d + 3) // 7) % 2 AS x FROM range({seconds}) a(s), range(3) b(d)")
 config = NotifyConfig(webhook=(WebhookConfig(name="ops", url=url),) if url else ())
 endpoints = endpoints_of(config)
-outbox, sender = Outbox(store, endpoints, config, clock), Sender(build_notifiers(endpoints, clock))
+outbox, sender = Outbox(store, endpoints, config, clock), NotificationSender(build_notifiers(endpoints, clock))
 query = "SELECT ts, device, x AS value FROM t WHERE ts >= $from AND ts < $to"
 rule = Rule("hot", query, Condition(">", 0.5), for_s=2, annotations={"summary": "{device} {value}"})
 evaluator = Evaluator([rule], store, outbox)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from weft.analytics.notify import guard
 from weft.analytics.notify.base import Delivery, Group, Notice, Outcome
 from weft.analytics.notify.payload import render, rfc3339
-from weft.analytics.notify.sender import Sender
+from weft.analytics.notify.sender import NotificationSender
 from weft.analytics.notify.signature import parse_secrets, sign
 from weft.analytics.notify.webhook import Webhook, WebhookConfig
 from weft.pipeline.clock import ManualClock, SystemClock
@@ -75,7 +75,11 @@ DELIVERY = Delivery(7, "ops", "msg_0123456789abcdef", '{"version":"4","größe":
 
 
 def webhook(url, clock=None, **options):
-    notifier = Webhook(WebhookConfig(name="ops", url=url, timeout_s=options.pop("timeout_s", 5.0), **options), clock or SystemClock())
+    notifier = Webhook(
+        WebhookConfig(name="ops", url=url, timeout_s=options.pop("timeout_s", 5.0), **options),
+        clock or SystemClock(),
+        "[[analyze.notify.webhook]] ops",
+    )
     notifier.start()
     return notifier
 
@@ -384,7 +388,7 @@ def test_a_slow_endpoint_delays_no_other(receivers):
     """Each endpoint has its own thread: one that hangs does not hold up the rest, and an overfull one says so."""
     slow, quick = receivers(), receivers()
     slow.answers = [silence]
-    sender = Sender({"slow": webhook(slow.base, timeout_s=2.0), "quick": webhook(quick.base)})
+    sender = NotificationSender({"slow": webhook(slow.base, timeout_s=2.0), "quick": webhook(quick.base)})
     sender.start()
     try:
         sender.submit([Delivery(1, "slow", "msg_1", "{}"), Delivery(2, "quick", "msg_2", "{}"), Delivery(3, "unknown", "msg_3", "{}")])
