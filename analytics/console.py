@@ -31,7 +31,7 @@ import polars as pl
 
 from ..pipeline.clock import NS_PER_S, Clock, SystemClock
 from ..pipeline.errors import StoreError
-from .store.database import Reader
+from .store.reader import Reader
 
 # A child that has not answered so long after the time limit does not heed the interrupt and is killed.
 KILL_AFTER_S = 2.0

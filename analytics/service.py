@@ -24,11 +24,11 @@ from .notify import NotifyConfig, build_notifiers, endpoints_of
 from .notify.base import Delivery, DeliveryResult
 from .notify.sender import NotificationSender
 from .store.archive import Archive, ArchiveConfig
-from .store.database import Store, StoreConfig
-from .store.lag import POSITIONS_KEY, RING_KEY, packed
+from .store.lag import POSITIONS_KEY, RAW_SAMPLES_KEY, packed
 from .store.publish import PublishConfig, Publisher
-from .store.samples import Ring, RingConfig
+from .store.samples import RawSamples, RawSamplesConfig
 from .store.sink import Sink
+from .store.writer import Store, StoreConfig
 
 # What arrives within this time, or this much, is stored together: a transaction costs more than its rows, and a judgement of one
 # window as much as of twenty.
@@ -64,7 +64,7 @@ class AnalyzeConfig:
 
     store: StoreConfig = field(default_factory=StoreConfig)
     publish: PublishConfig = field(default_factory=PublishConfig)
-    ring: RingConfig = field(default_factory=RingConfig)
+    ring: RawSamplesConfig = field(default_factory=RawSamplesConfig)
     archive: ArchiveConfig = field(default_factory=ArchiveConfig)
     alerts: AlertsConfig = field(default_factory=AlertsConfig)
     notify: NotifyConfig = field(default_factory=NotifyConfig)
@@ -88,7 +88,7 @@ class AnalyzeService:
         extra = tuple(f"CREATE OR REPLACE VIEW main.{name} AS {sql}" for name, sql in alerts.views().items())
         self._archive = Archive(store, config.archive, clock, report)
         self._sink = Sink(store, self._archive, bus, report)
-        self._ring = Ring(store, bus, config.ring, clock, report)
+        self._ring = RawSamples(store, bus, config.ring, clock, report)
         self._publisher = Publisher(store, config.publish, clock, report, extra)
         self._closed: dict[str, tuple[int, int]] = {}
         self._archive_ns = self._fold_ns = 0
@@ -288,7 +288,7 @@ class AnalyzeService:
         now = self._clock.monotonic_ns()
         if now - self._ring_told_ns >= TELL_RING_EVERY_S * NS_PER_S:
             self._ring_told_ns = now
-            self._remember(RING_KEY, self._ring.positions())
+            self._remember(RAW_SAMPLES_KEY, self._ring.positions())
 
     def _remember(self, key: str, positions: Mapping[TopicPartition, int]) -> None:
         done = packed(positions)

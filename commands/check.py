@@ -124,7 +124,7 @@ def _bus(settings, data: Path) -> Finding:
 
 
 def _store(data: Path) -> Finding:
-    from ..analytics.store.database import Reader
+    from ..analytics.store.reader import Reader
 
     try:
         reader = Reader(data / "store")

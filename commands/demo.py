@@ -7,7 +7,7 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ..analytics.store.peek import Ask, peek
+from ..analytics.store.light_reader import RowQuery, light_reader
 from ..lab.score import findings
 from ..pipeline.clock import NS_PER_S, Clock, SystemClock
 from ..pipeline.component import Asked, listen
@@ -190,9 +190,9 @@ class Watch:
 
     def _look(self) -> tuple[list[findings.Fired], int]:
         try:
-            with peek(self.data / "store") as ask:
-                ((windows,),) = ask("SELECT count(*) FROM state.port_samples_1s")
-                return findings.alerts_of(ask, rule_names()), windows
+            with light_reader(self.data / "store") as query:
+                ((windows,),) = query("SELECT count(*) FROM state.port_samples_1s")
+                return findings.alerts_of(query, rule_names()), windows
         except StoreError:
             return [], 0
 
@@ -210,10 +210,10 @@ def rule_names() -> list[str]:
 def summary(chosen: Namespace) -> None:
     """Print what went wrong, what the store says about it, and the alerts."""
     try:
-        with peek(chosen.data / "store") as ask:
-            alerts = findings.alerts_of(ask, rule_names())
+        with light_reader(chosen.data / "store") as query:
+            alerts = findings.alerts_of(query, rule_names())
             for fault in findings.injected(chosen.data):
-                print("\n".join(_about(ask, fault, alerts)))
+                print("\n".join(_about(query, fault, alerts)))
     except StoreError:
         print("Nothing was stored: the demo ended too early.")
         return
@@ -222,10 +222,10 @@ def summary(chosen: Namespace) -> None:
     print(f"  kept       {chosen.data}: weft dash --data {chosen.data}; the truth is in {chosen.data / 'lab' / 'truth'}")
 
 
-def _about(ask: Ask, fault: findings.Injected, alerts: list[findings.Fired]) -> list[str]:
+def _about(query: RowQuery, fault: findings.Injected, alerts: list[findings.Fired]) -> list[str]:
     at = f" at {fault.place}" if fault.place else ""
     lines = [f"fault        {fault.kind}{at}"]
-    found = findings.find(ask, fault)
+    found = findings.find(query, fault)
     if found is None:
         lines.append("  store says nothing of it")
     else:

@@ -18,7 +18,7 @@ def options(parser: ArgumentParser) -> None:
 
 def sql(chosen: Namespace) -> int:
     """Run one query, or those that are typed."""
-    from ..analytics.store.database import Reader
+    from ..analytics.store.reader import Reader
 
     folder = chosen.data / "store"
     if chosen.query is not None:
@@ -50,7 +50,7 @@ def _frame(reader, query: str) -> pl.DataFrame:
 def _prompt(folder, form: str) -> int:
     import contextlib
 
-    from ..analytics.store.database import Reader
+    from ..analytics.store.reader import Reader
 
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  # input() gets history and line editing by this import alone

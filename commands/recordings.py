@@ -161,7 +161,7 @@ def _feed(chosen: Namespace, settings: Any, clock: SystemClock, speed: float | N
 
 def _until_stored(supervisor: Supervisor, bus: Any, job: Any, clock: SystemClock) -> None:
     """Wait until the recording is fed, computed and stored, keeping the services alive."""
-    from ..analytics.store.lag import ring_lag, stored_lag
+    from ..analytics.store.lag import raw_samples_lag, stored_lag
     from ..pipeline.process.service import GROUP, ProcessService
     from ..pipeline.report import lag
 
@@ -171,7 +171,7 @@ def _until_stored(supervisor: Supervisor, bus: Any, job: Any, clock: SystemClock
         if not supervisor.finished("feed") or job.done() is None:
             idle_since = clock.monotonic_ns()
             continue
-        left = (lag(bus, GROUP, list(ProcessService.topics)), stored_lag(bus), ring_lag(bus))
+        left = (lag(bus, GROUP, list(ProcessService.topics)), stored_lag(bus), raw_samples_lag(bus))
         if not any(left):
             return
         if left != last:
@@ -193,7 +193,7 @@ def _speed(text: str) -> float | None:
 
 
 def _summary(chosen: Namespace, note: dict, seconds: float, restarts: dict[str, int]) -> None:
-    from ..analytics.store.database import Reader
+    from ..analytics.store.reader import Reader
 
     reader = Reader(chosen.data / "store")
     columns = ", ".join(f"coalesce((SELECT {count}), 0)::BIGINT AS {name}" for name, (count, _) in _STORED.items())

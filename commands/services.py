@@ -83,7 +83,7 @@ def analyze_options(parser: ArgumentParser) -> None:
 def analyze(chosen: Namespace) -> int:
     """Run the one writer of the store."""
     from ..analytics.service import AnalyzeConfig, AnalyzeService
-    from ..analytics.store.database import Store
+    from ..analytics.store.writer import Store
     from ..pipeline.report import Report
 
     clock = SystemClock()

@@ -63,7 +63,7 @@ def claim_data_folder(chosen: Namespace) -> None:
         ServiceError: it cannot be made.
         StoreError: another process writes the store in it.
     """
-    from ..analytics.store.peek import is_locked
+    from ..analytics.store.light_reader import is_locked
 
     try:
         chosen.data.mkdir(parents=True, exist_ok=True)

@@ -9,8 +9,9 @@ from pathlib import Path
 import polars as pl
 import streamlit as st
 
-from ..analytics.store.database import Reader
+from ..analytics.store.reader import Reader
 from ..pipeline.clock import Clock
+from .sql import Span
 
 ANSWERS_MAX = 500
 ANSWERS_BYTES_MAX = "128mb"
@@ -35,6 +36,14 @@ class Board:
         """Return the only row of a query, or nothing."""
         rows = self.frame(sql).rows(named=True)
         return rows[0] if rows else {}
+
+    def raw_sample_files(self, span: Span) -> list[str]:
+        """Return the files that may hold raw samples of the span. Raises ``StoreError``."""
+        return self._reader.raw_sample_files(span.from_ns, span.to_ns)
+
+    def raw_sample_bounds(self) -> tuple[int, int] | None:
+        """Return from when to when there are raw samples."""
+        return self._reader.raw_sample_bounds()
 
     def close(self) -> None:
         """Close the snapshot. Idempotent."""

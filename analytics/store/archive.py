@@ -18,8 +18,10 @@ from ...pipeline.report import Report
 from ...pipeline.tables.families import FAMILIES
 from ...pipeline.tables.field import RESOLUTIONS_NS
 from ..views.inventory import SUPERSEDED
-from .database import Store, base_tables, literal
+from .ddl import base_tables, literal
+from .files import SEGMENTS
 from .publish import GRACE_S, refresh
+from .writer import Store
 
 HOUR_NS = 3600 * NS_PER_S
 
@@ -51,7 +53,7 @@ class Archive:
     def start(self) -> None:
         """Remove files that no manifest row knows."""
         known = {str(row["path"]) for row in self._store.query("SELECT path FROM base.segments")}
-        for path in (self._store.folder / "segments").rglob("*"):
+        for path in (self._store.folder / SEGMENTS).rglob("*"):
             if path.is_file() and str(path.relative_to(self._store.folder)) not in known:
                 path.unlink(missing_ok=True)
 
@@ -93,7 +95,7 @@ class Archive:
         self._inventory_rows = self._store.query("SELECT count(*) AS rows FROM base.inventory")[0]["rows"]
 
     def _move(self, name: str, ts: str, low: int, border: int) -> None:
-        path = f"segments/{name}/{low:020d}-{border:020d}-{self._clock.now_ns():020d}.parquet"
+        path = f"{SEGMENTS}/{name}/{low:020d}-{border:020d}-{self._clock.now_ns():020d}.parquet"
         target = self._place(path)
         where = f"{ts} < make_timestamp_ns({border})"
         with self._store.transaction():
@@ -116,7 +118,7 @@ class Archive:
         """
         ts = _time_of(name)
         low, high = (int(frame[ts].cast(pl.Int64).min()), int(frame[ts].cast(pl.Int64).max()))  # type: ignore[arg-type]
-        path = f"segments/{name}/{low:020d}-{high:020d}-{self._clock.now_ns():020d}.parquet"
+        path = f"{SEGMENTS}/{name}/{low:020d}-{high:020d}-{self._clock.now_ns():020d}.parquet"
         target = self._place(path)
         try:
             frame.sort(ts, "group_id" if "group_id" in frame.columns else "device").write_parquet(

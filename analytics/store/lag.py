@@ -8,7 +8,7 @@ from ...pipeline.tables.families import FAMILIES
 from ...pipeline.tables.states import STATES
 
 POSITIONS_KEY = "analyze/positions"
-RING_KEY = "analyze/ring"
+RAW_SAMPLES_KEY = "analyze/ring"
 
 # What the store takes in: every state table, and the families that are kept as they come.
 KEPT_FAMILIES = ("gap", "event", "inventory", "self_metric")
@@ -28,9 +28,9 @@ def stored_lag(bus: Bus) -> int:
     return _behind(bus, POSITIONS_KEY, [topic for topic in TOPICS if topic != _ENDLESS])
 
 
-def ring_lag(bus: Bus) -> int:
+def raw_samples_lag(bus: Bus) -> int:
     """Return how many offsets of raw runs the ring has not read yet."""
-    return _behind(bus, RING_KEY, [FAMILIES["burst_sample"].topic])
+    return _behind(bus, RAW_SAMPLES_KEY, [FAMILIES["burst_sample"].topic])
 
 
 def _behind(bus: Bus, key: str, topics: list[str]) -> int:

@@ -13,9 +13,12 @@ from pathlib import Path
 from ...pipeline.clock import NS_PER_S, Clock
 from ...pipeline.errors import StoreError
 from ...pipeline.report import Report
+from ...pipeline.tables.families import FAMILIES
 from .. import views
 from . import macros
-from .database import FAMILIES, Store, base_tables, columns, literal
+from .ddl import base_tables, columns, literal
+from .files import CURRENT, SAMPLES, SNAPSHOTS
+from .writer import Store
 
 KEEP = 3
 
@@ -48,9 +51,9 @@ class Publisher:
 
     def start(self) -> None:
         """Find the newest number in use, and publish what is stored already."""
-        numbers = [int(path.stem) for path in (self._store.folder / "snapshots").glob("*.duckdb") if path.stem.isdigit()]
+        numbers = [int(path.stem) for path in (self._store.folder / SNAPSHOTS).glob("*.duckdb") if path.stem.isdigit()]
         self._number = max(numbers, default=0)
-        for torn in (self._store.folder / "snapshots").glob("*.part*"):
+        for torn in (self._store.folder / SNAPSHOTS).glob("*.part*"):
             torn.unlink(missing_ok=True)
         self.publish()
 
@@ -90,7 +93,7 @@ class Publisher:
 
     def _copy(self) -> Path:
         self._number += 1
-        target = self._store.folder / "snapshots" / f"{self._number:010d}.duckdb"
+        target = self._store.folder / SNAPSHOTS / f"{self._number:010d}.duckdb"
         part = target.with_suffix(".part")
         try:
             self._store.copy(part)
@@ -102,14 +105,14 @@ class Publisher:
         return target
 
     def _swap(self, target: Path) -> None:
-        link = self._store.folder / "current.duckdb"
+        link = self._store.folder / CURRENT
         fresh = self._store.folder / "current.part"
         fresh.unlink(missing_ok=True)
-        fresh.symlink_to(Path("snapshots") / target.name)
+        fresh.symlink_to(Path(SNAPSHOTS) / target.name)
         os.replace(fresh, link)
 
     def _prune(self) -> None:
-        old = sorted((self._store.folder / "snapshots").glob("*.duckdb"))[:-KEEP]
+        old = sorted((self._store.folder / SNAPSHOTS).glob("*.duckdb"))[:-KEEP]
         for path in old:
             if self._clock.now_ns() - path.stat().st_mtime_ns > GRACE_S * NS_PER_S or len(old) > 10 * KEEP:
                 path.unlink(missing_ok=True)
@@ -124,7 +127,7 @@ def catalog(store: Store, extra: tuple[str, ...] = ()) -> list[str]:
     for name in base_tables():
         statements.append(_whole(name, listed.get(name, [])))
     # What a pattern would read as a sign in the folder's own name is put in brackets.
-    ring = literal(re.sub(r"([*?[])", r"[\1]", str((store.folder / "samples").resolve())) + "/*.parquet")
+    ring = literal(re.sub(r"([*?[])", r"[\1]", str((store.folder / SAMPLES).resolve())) + "/*.parquet")
     fields = [definition.split(maxsplit=1) for definition in columns(FAMILIES["burst_sample"]).split(", ")]
     seed = "SELECT " + ", ".join(f'NULL::{kind} AS "{name}"' for name, kind in fields) + " WHERE false"
     rows = store.query("SELECT count(*) AS files FROM base.ring")

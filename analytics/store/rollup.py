@@ -15,8 +15,8 @@ import polars as pl
 from ...pipeline import histogram
 from ...pipeline.tables.field import RESOLUTIONS_NS, Table
 from ...pipeline.tables.states import merge
-from .database import Store
-from .database import stored as as_stored
+from .ddl import stored as as_stored
+from .writer import Store
 
 COARSER = tuple(name for name in RESOLUTIONS_NS if name != "1s")
 
@@ -30,11 +30,11 @@ PORTION_ROWS = 1_000
 _GROWN = 2
 
 
-class Held:
+class PendingRows:
     """Rows that are stored at one resolution and wait to be folded into the next."""
 
     def __init__(self) -> None:
-        self._tables: dict[str, dict[str, _Waiting]] = {resolution: {} for resolution in COARSER}
+        self._tables: dict[str, dict[str, _Pending]] = {resolution: {} for resolution in COARSER}
 
     def waits(self, resolution: str) -> bool:
         """Whether anything waits for ``resolution`` itself."""
@@ -48,7 +48,7 @@ class Held:
     def add(self, table: Table, frame: pl.DataFrame, resolution: str = COARSER[0]) -> None:
         """Hold finer rows for ``resolution`` and what is coarser."""
         if frame.height:
-            self._tables[resolution].setdefault(table.name, _Waiting(table, resolution)).add(frame)
+            self._tables[resolution].setdefault(table.name, _Pending(table, resolution)).add(frame)
 
     def fold(self, store: Store, resolution: str) -> None:
         """Fold what waits for ``resolution`` into the store, inside the caller's transaction; ``folded`` when that is committed."""
@@ -63,7 +63,7 @@ class Held:
             self.add(waiting.table, waiting.whole(), coarser[0])
 
 
-class _Waiting:
+class _Pending:
     """Rows of one table on the way to one resolution, merged to it."""
 
     def __init__(self, table: Table, resolution: str) -> None:

@@ -16,8 +16,10 @@ from ...pipeline.codec import decode
 from ...pipeline.errors import CodecError, StoreError
 from ...pipeline.report import Report
 from ...pipeline.tables.families import FAMILIES
-from .database import Store, stored
+from .ddl import stored
+from .files import SAMPLES
 from .sink import Positions, of_topic
+from .writer import Store
 
 TABLE = FAMILIES["burst_sample"]
 
@@ -34,7 +36,7 @@ GROUP_ROWS = 512
 
 
 @dataclass(frozen=True, slots=True)
-class RingConfig:
+class RawSamplesConfig:
     """The ring holds the last ``age_s`` or ``bytes_max``, whichever is less; files are written every ``every_s``."""
 
     age_s: float = 900.0
@@ -42,10 +44,10 @@ class RingConfig:
     every_s: float = 2.0
 
 
-class Ring:
+class RawSamples:
     """Writes and trims the ring of one store."""
 
-    def __init__(self, store: Store, bus: Bus, config: RingConfig, clock: Clock, report: Report) -> None:
+    def __init__(self, store: Store, bus: Bus, config: RawSamplesConfig, clock: Clock, report: Report) -> None:
         self._store = store
         self._bus = bus
         self._config = config
@@ -61,7 +63,7 @@ class Ring:
     def start(self) -> None:
         """Begin to read where the store says; remove files that no transaction knows. Raises ``BusError``."""
         known = {str(row["path"]) for row in self._store.query("SELECT path FROM base.ring")}
-        for path in (self._store.folder / "samples").iterdir():
+        for path in (self._store.folder / SAMPLES).iterdir():
             if path.name not in known:
                 path.unlink(missing_ok=True)
         self._consumer = self._bus.consumer((TABLE.topic,))
@@ -107,11 +109,11 @@ class Ring:
         now = self._clock.now_ns()
         path = f"{now:020d}.parquet"
         if rows is not None:
-            self._write(rows, self._store.folder / "samples" / path)
+            self._write(rows, self._store.folder / SAMPLES / path)
         with self._store.transaction():
             if rows is not None:
                 bounds = rows.select(pl.col("ts").min().alias("low"), pl.col("ts").max().alias("high")).row(0)
-                size = (self._store.folder / "samples" / path).stat().st_size
+                size = (self._store.folder / SAMPLES / path).stat().st_size
                 self._store.execute(
                     "INSERT INTO base.ring VALUES (?, make_timestamp_ns(?), make_timestamp_ns(?), make_timestamp_ns(?), ?)",
                     [path, bounds[0], bounds[1], now, size],
@@ -119,7 +121,7 @@ class Ring:
             self._positions.save(self._offsets)
             gone = self._trim(now)
         for name in gone:
-            (self._store.folder / "samples" / name).unlink(missing_ok=True)
+            (self._store.folder / SAMPLES / name).unlink(missing_ok=True)
         self._held, self._offsets, self._since_ns = [], {}, 0
         self._held_bytes = self._held_unpacked = 0
 

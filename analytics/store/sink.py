@@ -16,10 +16,11 @@ from ...pipeline.tables.families import FAMILIES
 from ...pipeline.tables.field import Table
 from ...pipeline.tables.states import STATES
 from .archive import BULK_ROWS, Archive
-from .database import Store, stored
+from .ddl import stored
 from .lag import TOPICS
-from .rollup import COARSER, Held
+from .rollup import COARSER, PendingRows
 from .rows import ROWS, as_text
+from .writer import Store
 
 # Unpacked, rows take several times this.
 POLL_BYTES_MAX = 2 * 1024 * 1024
@@ -86,7 +87,7 @@ class Sink:
         self._bus = bus
         self._report = report
         self._positions = Positions(store)
-        self._held = Held()
+        self._pending = PendingRows()
         self._unfolded: dict[str, dict[TopicPartition, int]] = {resolution: {} for resolution in COARSER}
 
     def start(self) -> None:
@@ -135,13 +136,13 @@ class Sink:
             self._positions.save({at: offset for at, offset in offsets.items() if offset != self._stored.get(at)}, unfolded)
         self._stored, self._unfolded = offsets, unfolded
         for (name, resolution), parts in waiting.items():
-            self._held.add(STATES[name], pl.concat(parts), resolution)
+            self._pending.add(STATES[name], pl.concat(parts), resolution)
         return {name: frame for name, frame in rows.items() if name in STATES}
 
     @property
     def full(self) -> bool:
         """Whether so much waits for ``fold`` that it is time."""
-        return self._held.full
+        return self._pending.full
 
     def fold(self) -> None:
         """Fold into the coarser tables what waits. Raises ``StoreError``, and then what is not folded still waits."""
@@ -150,12 +151,12 @@ class Sink:
 
     def fold_into(self, resolution: str) -> None:
         """Fold what waits for one resolution, in a transaction of its own; it waits for the next one then."""
-        if not self._held.waits(resolution):
+        if not self._pending.waits(resolution):
             return
         with self._store.transaction():
-            self._held.fold(self._store, resolution)
+            self._pending.fold(self._store, resolution)
             self._positions.folded(resolution)
-        self._held.folded(resolution)
+        self._pending.folded(resolution)
         self._unfolded[resolution] = {}
         self._store.checkpoint()
         self._store.rest()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from ...analytics.store.peek import Ask, peek
+from ...analytics.store.light_reader import RowQuery, light_reader
 
 _LINKED = "JOIN links l ON l.device = t.device AND l.port = t.port"
 _FAR_END = f"{_LINKED} JOIN ports_1s r ON r.ts = t.ts AND r.device = l.peer_device AND r.port = l.peer_port AND r.direction = 'rx'"
@@ -123,51 +123,51 @@ def injected(data: Path) -> list[Injected]:
     files = [str(path) for path in sorted((data / "lab" / "truth" / "faults").glob("*.parquet"))]
     if not files:
         return []
-    with peek() as ask:
-        return [Injected(*row) for row in ask("SELECT kind, place, begin_ts FROM read_parquet(?) ORDER BY begin_ts", [files])]
+    with light_reader() as query:
+        return [Injected(*row) for row in query("SELECT kind, place, begin_ts FROM read_parquet(?) ORDER BY begin_ts", [files])]
 
 
-def find(ask: Ask, fault: Injected) -> Finding | None:
+def find(query: RowQuery, fault: Injected) -> Finding | None:
     """Return who shows most of what this fault shows, from its begin on; None where nobody shows any."""
     symptom = SYMPTOMS.get(fault.kind)
     if symptom is None:
         return None
     begin_s = fault.begin_ns // 1_000_000_000
-    ((last_s,),) = ask("SELECT epoch(max(ts)) + 1 FROM ports_1s")
+    ((last_s,),) = query("SELECT epoch(max(ts)) + 1 FROM ports_1s")
     if last_s is None or last_s <= begin_s:
         return None
     filled = symptom.query.replace("$from", _instant(begin_s)).replace("$to", _instant(last_s))
-    ranked = ask(
+    ranked = query(
         f"SELECT device, port, value FROM ({filled}) WHERE value > 0 AND NOT isnan(value) ORDER BY value DESC, device, port LIMIT 1"
     )
     if not ranked:
         return None
     ((device, port, value),) = ranked
-    return Finding(device, port or "", symptom.says.format(float(value)), _same(ask, fault, device, port or ""))
+    return Finding(device, port or "", symptom.says.format(float(value)), _same(query, fault, device, port or ""))
 
 
 def _instant(second: float) -> str:
     return f"make_timestamp_ns({second:.0f}000000000)"
 
 
-def _same(ask: Ask, fault: Injected, device: str, port: str) -> bool | None:
+def _same(query: RowQuery, fault: Injected, device: str, port: str) -> bool | None:
     """Return whether a place that was found is the one of a fault: itself, the other end of its link, a host of the job that it brought."""
     place = fault.place
     if fault.kind == "noisy_neighbour":
         sql = "SELECT 1 FROM inventory WHERE kind = 'job' AND device = ? AND starts_with(job, 'neighbour-')"
-        return bool(ask(sql, [device]))
-    if not place or ("/" not in place and not _is_device(ask, place)):
+        return bool(query(sql, [device]))
+    if not place or ("/" not in place and not _is_device(query, place)):
         return None
     if "/" not in place:
         return device in place.split(",")
     if not port:
         return device == place.partition("/")[0]
     sql = "SELECT peer_device || '/' || peer_port FROM links WHERE device = ? AND port = ?"
-    return place in {f"{device}/{port}", *(other for (other,) in ask(sql, [device, port]))}
+    return place in {f"{device}/{port}", *(other for (other,) in query(sql, [device, port]))}
 
 
-def _is_device(ask: Ask, place: str) -> bool:
-    return bool(ask("SELECT 1 FROM devices WHERE device IN (SELECT unnest(string_split(?, ',')))", [place]))
+def _is_device(query: RowQuery, place: str) -> bool:
+    return bool(query("SELECT 1 FROM devices WHERE device IN (SELECT unnest(string_split(?, ',')))", [place]))
 
 
 def watching(kind: str) -> tuple[str, ...]:
@@ -175,9 +175,9 @@ def watching(kind: str) -> tuple[str, ...]:
     return SYMPTOMS[kind].rules if kind in SYMPTOMS else ()
 
 
-def alerts_of(ask: Ask, rules: Sequence[str]) -> list[Fired]:
+def alerts_of(query: RowQuery, rules: Sequence[str]) -> list[Fired]:
     """Return what has fired of some rules, the first one first."""
     names = ", ".join(f"'{name}'" for name in rules)
-    rows = ask(f"""SELECT rule, summary, epoch_ns(fired_at) FROM alerts
+    rows = query(f"""SELECT rule, summary, epoch_ns(fired_at) FROM alerts
         WHERE fired_at IS NOT NULL AND rule IN ({names}) ORDER BY fired_at, rule, device, port""")
     return [Fired(*row) for row in rows]

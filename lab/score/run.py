@@ -17,7 +17,7 @@ from ...pipeline.errors import StoreError
 from .score import Alert, Place, Run
 
 if TYPE_CHECKING:
-    from ...analytics.store.database import Store
+    from ...analytics.store.writer import Store
     from ...pipeline.bus import Bus
     from ..fabric.fabric import Fabric
     from ..fabric.faults import Fault
@@ -58,7 +58,7 @@ class Result:
 
 def execute(case: Case, rules: Path, folder: Path) -> Result:
     """Run a case in an empty folder. Raises ``InputError`` where its scale or fault is none, ``ConfigError`` where a rule is wrong."""
-    from ...analytics.store.database import Store, StoreConfig
+    from ...analytics.store.writer import Store, StoreConfig
     from ...pipeline.bus import BusConfig, open_bus
     from ..fabric.fabric import Fabric
     from ..telemetry.scenario import scenario

@@ -9,8 +9,9 @@ import psutil
 import pytest
 
 from weft.analytics.console import ConsoleConfig, answer, verify
-from weft.analytics.store.database import Reader, Store
 from weft.analytics.store.publish import PublishConfig, Publisher
+from weft.analytics.store.reader import Reader
+from weft.analytics.store.writer import Store
 from weft.pipeline.clock import SystemClock
 from weft.pipeline.errors import StoreError
 from weft.pipeline.report import Report
@@ -215,7 +216,7 @@ def test_the_child_could_not_write_a_file_if_it_tried(folder, children):
 import sys
 from pathlib import Path
 from weft.analytics.console import ConsoleConfig, _limit
-from weft.analytics.store.database import Reader
+from weft.analytics.store.reader import Reader
 _limit(ConsoleConfig())
 import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 folder = Path(sys.argv[1])

@@ -6,9 +6,10 @@ import polars as pl
 import pytest
 
 from weft.analytics.service import AnalyzeConfig, AnalyzeService
-from weft.analytics.store.database import Reader, Store
-from weft.analytics.store.lag import ring_lag
-from weft.analytics.store.samples import Ring
+from weft.analytics.store.lag import raw_samples_lag
+from weft.analytics.store.reader import Reader
+from weft.analytics.store.samples import RawSamples
+from weft.analytics.store.writer import Store
 from weft.pipeline.bus import BusConfig, open_bus
 from weft.pipeline.clock import NS_PER_S, SystemClock
 from weft.pipeline.codec import encode, headers
@@ -21,7 +22,7 @@ T0 = 1_700_000_000 * NS_PER_S
 PATIENCE_S = 20.0
 
 
-def _away(_ring: Ring, _patience_s: float) -> None:
+def _away(_ring: RawSamples, _patience_s: float) -> None:
     raise BusError("the broker is away", "start it")
 
 
@@ -34,14 +35,14 @@ def test_what_is_in_hand_is_stored_though_the_bus_is_away(tmp_path: Path, monkey
     with producer.transaction() as transaction:
         for number in range(5):
             transaction.publish(TABLE.topic, f"d{number}", encode(frame, TABLE), headers(TABLE))
-    assert ring_lag(bus) > 0
+    assert raw_samples_lag(bus) > 0
     service = AnalyzeService(AnalyzeConfig(), Store(tmp_path / "store"), bus, clock, Report("analyze", "test", clock))
     service.start()
     until = clock.monotonic_ns() + int(PATIENCE_S * NS_PER_S)
-    while ring_lag(bus) and clock.monotonic_ns() < until:
+    while raw_samples_lag(bus) and clock.monotonic_ns() < until:
         service.step()
-    assert ring_lag(bus) == 0
-    monkeypatch.setattr(Ring, "drain", _away)
+    assert raw_samples_lag(bus) == 0
+    monkeypatch.setattr(RawSamples, "drain", _away)
     service.stop()
     reader = Reader(tmp_path / "store")
     assert reader.frame("SELECT count(*)::INTEGER AS runs FROM samples").item() == 5

@@ -18,8 +18,9 @@ from shared_data import SHARED
 from store_rig import fold_all
 
 from weft.analytics import alerts
-from weft.analytics.store.database import Store, stored
+from weft.analytics.store.ddl import stored
 from weft.analytics.store.publish import PublishConfig, Publisher
+from weft.analytics.store.writer import Store
 from weft.lab.fabric.fabric import Fabric, FabricConfig
 from weft.lab.fabric.faults import Fault
 from weft.lab.fabric.topology import rail_fabric

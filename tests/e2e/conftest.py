@@ -16,7 +16,7 @@ import psutil
 import pytest
 from shared_data import SHARED
 
-from weft.analytics.store.database import Reader
+from weft.analytics.store.reader import Reader
 
 # No wait of these tests is longer; what works takes much less.
 LIMIT_S = 150.0

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from weft.analytics.store.database import Reader
+from weft.analytics.store.reader import Reader
 from weft.pipeline.errors import StoreError
 
 # How long the broker is away: beyond the time-outs of a transaction (15 s) and of a member of a group (10 s).

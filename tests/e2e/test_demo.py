@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from weft.analytics.alerts.rules import load_folder
-from weft.analytics.store.database import Reader
+from weft.analytics.store.reader import Reader
 from weft.commands import demo
 from weft.commands.lab import FAULT_NAMES
 from weft.lab.fabric.faults import FAULTS

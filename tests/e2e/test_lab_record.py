@@ -6,7 +6,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from weft.analytics.store.database import Reader
+from weft.analytics.store.reader import Reader
 
 TABLES = (
     *("port_samples_1s", "port_counters_1s", "queue_counters_1s", "latency_1s", "roce_1s", "groups_1s", "port_samples_1m"),

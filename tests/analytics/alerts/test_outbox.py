@@ -492,7 +492,7 @@ from weft.analytics.alerts.rules import Condition, Rule
 from weft.analytics.notify import NotifyConfig, build_notifiers, endpoints_of
 from weft.analytics.notify.sender import NotificationSender
 from weft.analytics.notify.webhook import WebhookConfig
-from weft.analytics.store.database import Store
+from weft.analytics.store.writer import Store
 from weft.pipeline.clock import SystemClock
 
 folder, url, seconds = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])

@@ -8,8 +8,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from weft.analytics.store.database import Reader, Store, base_tables
+from weft.analytics.store.ddl import base_tables
 from weft.analytics.store.publish import GRACE_S, KEEP, PublishConfig, Publisher
+from weft.analytics.store.reader import Reader
+from weft.analytics.store.writer import Store
 from weft.pipeline.clock import NS_PER_S, ManualClock
 from weft.pipeline.report import Report
 

@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from store_rig import fold_all
 
 from weft.analytics.store.archive import BULK_ROWS, Archive, ArchiveConfig
-from weft.analytics.store.database import QUANTILES, Store, stored
+from weft.analytics.store.ddl import QUANTILES, stored
 from weft.analytics.store.lag import TOPICS
 from weft.analytics.store.rollup import COARSER
 from weft.analytics.store.sink import Positions, Sink
+from weft.analytics.store.writer import Store
 from weft.pipeline.bus import BusConfig, TopicPartition
 from weft.pipeline.bus.embedded import EmbeddedBus
 from weft.pipeline.clock import ManualClock

@@ -6,10 +6,11 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from weft.analytics.store.database import Reader, Store
 from weft.analytics.store.publish import PublishConfig, Publisher
-from weft.analytics.store.samples import Ring, RingConfig
+from weft.analytics.store.reader import Reader
+from weft.analytics.store.samples import RawSamples, RawSamplesConfig
 from weft.analytics.store.sink import Positions
+from weft.analytics.store.writer import Store
 from weft.pipeline.bus import BusConfig, open_bus
 from weft.pipeline.bus.embedded import EmbeddedBus
 from weft.pipeline.clock import ManualClock, SystemClock
@@ -26,7 +27,7 @@ TABLE = FAMILIES["burst_sample"]
 class Rig:
     """A bus, a store and the ring between them."""
 
-    def __init__(self, folder: Path, config: RingConfig | None = None) -> None:
+    def __init__(self, folder: Path, config: RawSamplesConfig | None = None) -> None:
         self.folder = folder / "store"
         self.clock = ManualClock()
         self.bus = EmbeddedBus(BusConfig(partitions=2), folder / "bus", self.clock)
@@ -34,12 +35,12 @@ class Rig:
         self.store.start()
         self.report = Report("analyze", "test", self.clock)
         self.producer = self.bus.producer("test")
-        self.rings: list[Ring] = []
-        self.config = config or RingConfig()
+        self.rings: list[RawSamples] = []
+        self.config = config or RawSamplesConfig()
         self.ring = self.fresh()
 
-    def fresh(self) -> Ring:
-        ring = Ring(self.store, self.bus, self.config, self.clock, self.report)
+    def fresh(self) -> RawSamples:
+        ring = RawSamples(self.store, self.bus, self.config, self.clock, self.report)
         ring.start()
         self.rings.append(ring)
         return ring
@@ -126,7 +127,7 @@ def test_files_that_no_transaction_knows_are_removed(rig: Rig) -> None:
 
 def test_the_ring_forgets_by_age(tmp_path: Path) -> None:
     """A file written longer ago than ``age_s`` goes with the next one that is written."""
-    rig = Rig(tmp_path, RingConfig(age_s=10, every_s=0))
+    rig = Rig(tmp_path, RawSamplesConfig(age_s=10, every_s=0))
     for second in range(4):
         rig.publish(second)
         rig.ring.step()
@@ -138,18 +139,18 @@ def test_the_ring_forgets_by_age(tmp_path: Path) -> None:
 
 def test_the_ring_forgets_by_size(tmp_path: Path) -> None:
     """The oldest files go when all of them are larger than ``bytes_max`` together."""
-    rig = Rig(tmp_path, RingConfig(every_s=0))
+    rig = Rig(tmp_path, RawSamplesConfig(every_s=0))
     for second in range(3):
         rig.publish(second)
         rig.ring.step()
         rig.clock.advance(1)
     size = sum((rig.folder / "samples" / name).stat().st_size for name in rig.files())
-    rig.config = RingConfig(bytes_max=size, every_s=0)
+    rig.config = RawSamplesConfig(bytes_max=size, every_s=0)
     ring = rig.fresh()
     rig.publish(3)
     ring.step()
     assert [s for s, _ in rig.seen()] == [1, 2, 3]
-    rig.config = RingConfig(bytes_max=size // 2, every_s=0)
+    rig.config = RawSamplesConfig(bytes_max=size // 2, every_s=0)
     rig.clock.advance(1)
     rig.publish(4)
     rig.fresh().step()
@@ -159,7 +160,7 @@ def test_the_ring_forgets_by_size(tmp_path: Path) -> None:
 
 def test_an_empty_ring_can_be_read(tmp_path: Path) -> None:
     """With no room for anything the view is there and has no rows, before and after."""
-    rig = Rig(tmp_path, RingConfig(bytes_max=0, every_s=0))
+    rig = Rig(tmp_path, RawSamplesConfig(bytes_max=0, every_s=0))
     assert rig.seen() == []
     rig.publish(0)
     rig.ring.step()
@@ -228,7 +229,7 @@ def test_all_that_is_on_the_bus_is_drained(kind: str, request: pytest.FixtureReq
     with producer.transaction() as transaction:
         for number in range(50):
             transaction.publish(TABLE.topic, f"d{number}", encode(frame, TABLE), headers(TABLE))
-    ring = Ring(store, bus, RingConfig(), clock, Report("analyze", "test", clock))
+    ring = RawSamples(store, bus, RawSamplesConfig(), clock, Report("analyze", "test", clock))
     ring.start()
     ring.drain(30.0)
     ring.flush()

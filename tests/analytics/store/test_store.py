@@ -11,9 +11,11 @@ import polars as pl
 import pytest
 
 from weft.analytics.store.archive import Archive, ArchiveConfig
-from weft.analytics.store.database import GROUP_ROWS, STORAGE_VERSION, TABLES_VERSION, Reader, Store, base_tables, stored
-from weft.analytics.store.peek import is_locked, peek
+from weft.analytics.store.ddl import base_tables, stored
+from weft.analytics.store.light_reader import is_locked, light_reader
 from weft.analytics.store.publish import PublishConfig, Publisher
+from weft.analytics.store.reader import Reader
+from weft.analytics.store.writer import GROUP_ROWS, STORAGE_VERSION, TABLES_VERSION, Store
 from weft.pipeline.clock import ManualClock, SystemClock
 from weft.pipeline.errors import StoreError
 from weft.pipeline.report import Report
@@ -24,7 +26,7 @@ Children = Callable[..., "subprocess.Popen[str]"]
 OPEN = """
 import sys
 from pathlib import Path
-from weft.analytics.store.database import Store
+from weft.analytics.store.writer import Store
 from weft.pipeline.errors import StoreError
 store = Store(Path(sys.argv[1]))
 try:
@@ -40,7 +42,7 @@ WRITE_FOR_EVER = """
 import sys
 from pathlib import Path
 import polars as pl
-from weft.analytics.store.database import Store, StoreConfig
+from weft.analytics.store.writer import Store, StoreConfig
 store = Store(Path(sys.argv[1]), StoreConfig(wal_bytes_max=200_000))
 store.start()
 store.execute("CREATE TABLE IF NOT EXISTS base.one (n BIGINT, text VARCHAR)")
@@ -153,18 +155,18 @@ def test_what_rests_is_in_the_file(stores: Callable[[Path], Store], tmp_path: Pa
 
 def test_a_look_by_plain_rows(stores: Callable[[Path], Store], tmp_path: Path) -> None:
     """What is published can be asked without frames and not be changed; without a store or with a wrong query there is one clear error."""
-    with pytest.raises(StoreError, match="published"), peek(tmp_path / "nowhere"):
+    with pytest.raises(StoreError, match="published"), light_reader(tmp_path / "nowhere"):
         pass
     store = stores(tmp_path)
     publisher(store).start()
-    with peek(store.folder) as ask:
-        assert ask("SELECT count(*), ? FROM ports_1s", ["x"]) == [(0, "x")]
+    with light_reader(store.folder) as query:
+        assert query("SELECT count(*), ? FROM ports_1s", ["x"]) == [(0, "x")]
         with pytest.raises(duckdb.Error):
-            ask("CREATE TABLE mine (n BIGINT)")
-    with pytest.raises(StoreError, match="ports_9s"), peek(store.folder) as ask:
-        ask("FROM ports_9s")
-    with peek() as ask:
-        assert ask("SELECT 1") == [(1,)]
+            query("CREATE TABLE mine (n BIGINT)")
+    with pytest.raises(StoreError, match="ports_9s"), light_reader(store.folder) as query:
+        query("FROM ports_9s")
+    with light_reader() as query:
+        assert query("SELECT 1") == [(1,)]
 
 
 def test_a_store_that_was_moved_says_how_to_publish_it_anew(stores: Callable[[Path], Store], tmp_path: Path) -> None:

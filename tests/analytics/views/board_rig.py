@@ -6,8 +6,9 @@ from typing import Any
 import polars as pl
 from store_rig import fold_all
 
-from weft.analytics.store.database import Store, stored
+from weft.analytics.store.ddl import stored
 from weft.analytics.store.publish import catalog
+from weft.analytics.store.writer import Store
 from weft.pipeline.tables.families import FAMILIES
 from weft.pipeline.tables.states import STATES
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from weft.analytics.store.database import stored
+from weft.analytics.store.ddl import stored
 from weft.pipeline.process import METRICS, MetricConfig
 from weft.pipeline.process.base import Closing
 from weft.pipeline.tables.families import FAMILIES

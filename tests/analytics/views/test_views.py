@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from weft.analytics.store.database import stored
+from weft.analytics.store.ddl import stored
 from weft.analytics.views import HURST_SCALES, UNIT_BYTES, VIEWS
 from weft.pipeline import histogram
 from weft.pipeline.process.base import Closing

@@ -11,8 +11,10 @@ import pytest
 from shared_data import SHARED
 
 from weft.analytics.store.archive import Archive, ArchiveConfig
-from weft.analytics.store.database import Reader, Store, stored
+from weft.analytics.store.ddl import stored
 from weft.analytics.store.publish import PublishConfig, Publisher, catalog
+from weft.analytics.store.reader import Reader
+from weft.analytics.store.writer import Store
 from weft.pipeline.clock import NS_PER_S, ManualClock
 from weft.pipeline.report import Report
 from weft.pipeline.tables.families import FAMILIES

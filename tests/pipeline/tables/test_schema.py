@@ -6,7 +6,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from weft.analytics.store.database import duckdb_type
+from weft.analytics.store.ddl import duckdb_type
 from weft.pipeline.tables.families import FAMILIES
 from weft.pipeline.tables.field import Table
 from weft.pipeline.tables.states import STATES
