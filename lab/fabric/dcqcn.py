@@ -39,9 +39,9 @@ class Control(NamedTuple):
 
 
 @numba.njit(cache=True)
-def _deaf_bytes(flows, f, control, now_ns, step_ns):
+def _deaf_bytes(flows, f, control, tick):
     """Return what a receiver discards in this step while it waits for what it missed, and the number of new gaps."""
-    came, lost = flows.delivered[f], flows.hurt[f]
+    came, lost, now_ns, step_ns = flows.delivered[f], flows.hurt[f], tick.now_ns, tick.ns
     if step_ns > 2 * control.round_trip_ns and lost > 0:
         # Many round trips in a step: runs of good packets and of a round trip's discarded ones alternate. Losses among the latter make
         # no new gap, hence 1 / (1 + x) of all losses do, x packets being discarded for each good one.
@@ -58,7 +58,7 @@ def _deaf_bytes(flows, f, control, now_ns, step_ns):
 
 
 @numba.njit(cache=True)
-def receive(flows, adapters, order, control, now_ns, step_ns, seed, step):
+def receive(flows, adapters, order, control, tick):
     """Take in what was delivered: in order, or discarded behind a gap."""
     for k in range(order.count[0]):
         f = order.flows[k]
@@ -66,14 +66,14 @@ def receive(flows, adapters, order, control, now_ns, step_ns, seed, step):
         flows.received[f] += came
         flows.flight[f] -= came
         discarded = np.int64(0)
-        if lost > 0 or flows.deaf_ns[f] > now_ns:
+        if lost > 0 or flows.deaf_ns[f] > tick.now_ns:
             unsent = flows.total[f] - flows.good[f] - came - flows.flight[f] - lost
             # The last packet is among the lost with their share of what was under way; then nothing tells the receiver of a gap.
-            if lost > 0 and unsent <= 0 and flows.flight[f] == 0 and unit(seed, TIMEOUT_DRAW + f, step) * (came + lost) < lost:
+            if lost > 0 and unsent <= 0 and flows.flight[f] == 0 and unit(tick.seed, TIMEOUT_DRAW + f, tick.number) * (came + lost) < lost:
                 adapters.ack_timeout[flows.source[f]] += 1
-                flows.stall_ns[f] = now_ns + step_ns + control.ack_timeout_ns
+                flows.stall_ns[f] = tick.now_ns + tick.ns + control.ack_timeout_ns
             else:
-                discarded, gaps = _deaf_bytes(flows, f, control, now_ns, step_ns)
+                discarded, gaps = _deaf_bytes(flows, f, control, tick)
                 adapters.out_of_sequence[flows.target[f]] += gaps
                 adapters.sequence_error[flows.source[f]] += gaps
             flows.resent[f] += lost + discarded
@@ -102,8 +102,9 @@ def _raise(flows, f, control, line):
 
 
 @numba.njit(cache=True)
-def react(flows, ports, adapters, order, control, step_ns, seed, step):
+def react(flows, ports, adapters, order, control, tick):
     """Let the marks of this step act on the rates of the next."""
+    step_ns = tick.ns
     spans = max(1, step_ns // control.notify_ns)
     span_ns = step_ns // spans
     for k in range(order.count[0]):
@@ -126,7 +127,7 @@ def react(flows, ports, adapters, order, control, step_ns, seed, step):
         none = power(flows.clear[f], -(-packets // spans)) if chance > 0 else 1.0
         for j in range(spans):
             flows.quiet_ns[f] -= span_ns
-            if chance > 0 and flows.quiet_ns[f] <= 0 and unit(seed, f, step * spans + j) >= none:
+            if chance > 0 and flows.quiet_ns[f] <= 0 and unit(tick.seed, f, tick.number * spans + j) >= none:
                 flows.quiet_ns[f] = control.notify_ns
                 adapters.cnp_sent[flows.target[f]] += 1
                 adapters.cnp_handled[flows.source[f]] += 1

@@ -14,7 +14,7 @@ from .queues import Buffers, back, forward, rebuild, settle
 from .rng import draw
 from .routing import Net
 from .schedule import Log, Programs, begin, drop_way, find_way, finish
-from .state import PACKET_BYTES, Order
+from .state import PACKET_BYTES, Order, Tick
 
 PACKET_DRAW = 7 << 40
 PACKETS_MAX = 1 << 18
@@ -40,15 +40,34 @@ class World(NamedTuple):
     sampled: np.ndarray  # rows in it, rows that found no place
 
 
+class Pacing(NamedTuple):
+    """What does not change while a fabric runs."""
+
+    step_ns: int
+    window_bytes: int  # what a rank of a ring may be ahead
+    nvlink_rate: float  # bytes/s
+    packet_rate: int  # one packet in so many is sampled, 0: none
+    sample_steps: int  # steps of a sample interval
+    seed: int
+
+
+class PortBytes(NamedTuple):
+    """Cumulative bytes sent, bytes of them that came to the far end, and bytes queued at the end of sample intervals: (samples, ports)."""
+
+    sent: np.ndarray
+    received: np.ndarray
+    depth: np.ndarray
+
+
 @numba.njit(cache=True)
-def _sample_packets(world, rate, now_ns, step_ns, seed):
+def _sample_packets(world, rate, tick):
     """Note every ``rate``-th packet that a flow delivers, at its even share of the step."""
     flows, order = world.flows, world.order
     for k in range(order.count[0]):
         f = order.flows[k]
         if flows.delivered[f] == 0:
             continue
-        offset = np.int64(draw(seed, PACKET_DRAW, f) % np.uint64(rate))
+        offset = np.int64(draw(tick.seed, PACKET_DRAW, f) % np.uint64(rate))
         first = (flows.received[f] - flows.delivered[f]) // PACKET_BYTES
         last = flows.received[f] // PACKET_BYTES
         number = first + (offset - first) % rate
@@ -56,7 +75,7 @@ def _sample_packets(world, rate, now_ns, step_ns, seed):
             if world.sampled[0] < PACKETS_MAX:
                 row = world.packets[world.sampled[0]]
                 row[0], row[2] = f, number
-                row[1] = now_ns + step_ns * (number - first + 1) // (last - first + 1)
+                row[1] = tick.now_ns + tick.ns * (number - first + 1) // (last - first + 1)
                 row[3] = np.int64((1.0 - flows.clear[f]) * 1099511627776.0)
                 world.sampled[0] += 1
             else:
@@ -65,38 +84,33 @@ def _sample_packets(world, rate, now_ns, step_ns, seed):
 
 
 @numba.njit(cache=True)
-def run(world, first, last, step_ns, window, nvlink_rate, packet_rate, sample_steps, sent, received, depth, seed):
+def run(world, first, last, pacing, series):
     """Run steps ``first`` to ``last``; stop early where the log might overflow. Return the step to go on with.
 
-    ``sent``, ``received`` and ``depth`` (samples, ports) take, at the end of each sample interval in turn, what the ports have sent, what
-    of it has come to the far end, and what waits at them.
+    ``series`` (``PortBytes``) takes a row at the end of each sample interval.
     """
     flows, ports, order, log = world.flows, world.ports, world.order, world.log
     row = 0
     room = log.flow.shape[0] - flows.shape[0]
     for step in range(first, last):
-        now_ns = step * step_ns
+        tick = Tick(step, step * pacing.step_ns, pacing.step_ns, pacing.seed)
         if log.count[0] > room:
             return step
-        changed = begin(
-            world.members, world.programs, world.groups, flows, ports, world.net, world.seeds, world.alias, now_ns, step_ns, seed
-        )
-        if changed:
+        if begin(world, tick):
             rebuild(flows, ports, world.net, order)
-        forward(flows, ports, order, now_ns, step_ns, window, seed, step)
-        back(flows, ports, order, world.net, world.buffers, step_ns)
-        settle(flows, ports, order, world.net, world.buffers, step_ns)
-        receive(flows, world.adapters, order, world.control, now_ns, step_ns, seed, step)
-        react(flows, ports, world.adapters, order, world.control, step_ns, seed, step)
-        if packet_rate > 0:
-            _sample_packets(world, packet_rate, now_ns, step_ns, seed)
-        ended = finish(world.members, world.programs, world.groups, flows, ports, order, log, now_ns, step_ns, nvlink_rate, seed)
-        if ended:
+        forward(flows, ports, order, tick, pacing.window_bytes)
+        back(flows, ports, order, world.net, world.buffers, tick.ns)
+        settle(flows, ports, order, world.net, world.buffers, tick.ns)
+        receive(flows, world.adapters, order, world.control, tick)
+        react(flows, ports, world.adapters, order, world.control, tick)
+        if pacing.packet_rate > 0:
+            _sample_packets(world, pacing.packet_rate, tick)
+        if finish(world, tick, pacing.nvlink_rate):
             rebuild(flows, ports, world.net, order)
-        if (step + 1) % sample_steps == 0:
+        if (step + 1) % pacing.sample_steps == 0:
             for p in range(ports.shape[0]):
-                sent[row, p], depth[row, p] = ports.sent[p], ports.depth[p]
-                received[row, p] = ports.sent[p] - ports.vanished[p] - ports.broken[p]
+                series.sent[row, p], series.depth[row, p] = ports.sent[p], ports.depth[p]
+                series.received[row, p] = ports.sent[p] - ports.vanished[p] - ports.broken[p]
             row += 1
     return last
 
@@ -130,5 +144,5 @@ def reroute(world, everything):
             flows.queued[f, h] = 0
             flows.arrived[f, h] = 0
         job = world.members.job[flows.member[f]]
-        find_way(flows, ports, world.net, world.seeds, world.alias, f, world.programs.jobs.adaptive[job])
+        find_way(world, f, world.programs.jobs.adaptive[job])
     rebuild(flows, ports, world.net, world.order)

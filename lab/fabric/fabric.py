@@ -15,7 +15,7 @@ import numpy as np
 from ...pipeline.clock import NS_PER_MS, NS_PER_S
 from . import fec
 from .dcqcn import Control
-from .engine import PACKETS_MAX, World, reroute, run
+from .engine import PACKETS_MAX, Pacing, PortBytes, World, reroute, run
 from .faults import FAULTS, Fault, Plan, Tuning
 from .queues import Buffers
 from .rng import units
@@ -141,7 +141,14 @@ class Fabric:
         self._last = np.zeros((2, topology.ports), np.int64)
         self.probe_pairs, self._probe_paths = self._make_probes()
         self._step = self._due_ns = 0
-        self._window = max(config.ring_window_bytes, int(2 * float(topology.speed_bps.max()) / 8 * config.step_ns / NS_PER_S))
+        self._pacing = Pacing(
+            config.step_ns,
+            max(config.ring_window_bytes, int(2 * float(topology.speed_bps.max()) / 8 * config.step_ns / NS_PER_S)),
+            config.nvlink_bps / 8,
+            config.packet_sampling,
+            config.sample_ns // config.step_ns,
+            seed,
+        )
 
     @property
     def now_ns(self) -> int:
@@ -158,19 +165,19 @@ class Fabric:
         samples = max(0, last - self._step) * config.step_ns // config.sample_ns
         if 3 * 8 * samples * self.topology.ports > SERIES_BYTES_MAX:
             raise ValueError(f"{samples} samples of {self.topology.ports} ports at once are too many: advance in shorter pieces")
-        sent, received, depth = (np.zeros((samples, self.topology.ports), np.int64) for _ in range(3))
+        series = PortBytes(*(np.zeros((samples, self.topology.ports), np.int64) for _ in range(3)))
         parts = _Parts()
         while self._step < last:
             if self.now_ns == self._due_ns:
                 self._turn(parts)
             done = (self.now_ns - first_ns) // config.sample_ns
-            self._run(min(last, self._due_ns // config.step_ns), (sent[done:], received[done:], depth[done:]), parts)
+            self._run(min(last, self._due_ns // config.step_ns), PortBytes(*(column[done:] for column in series)), parts)
             if self.now_ns % config.counter_ns == 0:
                 parts.readings.append(self._read())
-        series = [np.diff(column, axis=0, prepend=last[None]) for column, last in zip((sent, received), self._last, strict=True)]
+        moved = [np.diff(column, axis=0, prepend=last[None]) for column, last in zip(series, self._last, strict=False)]
         if samples:
-            self._last = np.stack([sent[-1], received[-1]])
-        return parts.step(first_ns, self.now_ns, (*series, depth), self._latency(depth))
+            self._last = np.stack([series.sent[-1], series.received[-1]])
+        return parts.step(first_ns, self.now_ns, PortBytes(moved[0], moved[1], series.depth), self._latency(series.depth))
 
     def _turn(self, parts: "_Parts") -> None:
         """Let faults come, go and grow, note when to look again, and lead flows around what changed."""
@@ -185,27 +192,13 @@ class Fabric:
         # A fault acts from the first step that begins at its time or after it.
         self._due_ns = min(counters, -(-self._plan.next_edge(now_ns) // step_ns) * step_ns)
 
-    def _run(self, until: int, series: tuple[np.ndarray, ...], parts: "_Parts") -> None:
+    def _run(self, until: int, series: PortBytes, parts: "_Parts") -> None:
         """Run to step ``until``, however often the log has to be emptied on the way."""
-        config, world = self.config, self.world
-        per_sample = config.sample_ns // config.step_ns
-        nvlink = config.nvlink_bps / 8
-        began = self._step
+        per_sample, began = self._pacing.sample_steps, self._step
         while self._step < until:
             row = self._step // per_sample - began // per_sample
-            self._step = run(
-                world,
-                self._step,
-                until,
-                config.step_ns,
-                self._window,
-                nvlink,
-                config.packet_sampling,
-                per_sample,
-                *(column[row:] for column in series),
-                self.seed,
-            )
-            parts.take(world)
+            self._step = run(self.world, self._step, until, self._pacing, PortBytes(*(column[row:] for column in series)))
+            parts.take(self.world)
 
     def _read(self) -> Reading:
         """Return all counters, and clear what is a maximum since the last reading."""
@@ -333,7 +326,7 @@ class Fabric:
         pairs = lots[lots[:, 0] // topology.rails != lots[:, 1] // topology.rails]
         paths = np.full((len(pairs), HOPS_MAX), -1, np.int32)
         for path, (source, target) in zip(paths, pairs, strict=True):
-            route(world.net, world.ports.up, world.seeds, source, target, 50_000, False, world.ports.load, path)
+            route(world.net, world.ports, world.seeds, source, target, 50_000, False, path)
         return pairs, paths
 
 
@@ -372,15 +365,12 @@ class _Parts:
         log.count[:] = 0
         world.sampled[:] = 0
 
-    def step(self, first_ns: int, until_ns: int, series: tuple[np.ndarray, ...], latency_ns: np.ndarray) -> Step:
+    def step(self, first_ns: int, until_ns: int, series: PortBytes, latency_ns: np.ndarray) -> Step:
         """Return it as a ``Step``."""
-        sent, received, depth = series
         return Step(
             first_ns,
             until_ns,
-            sent,
-            received,
-            depth,
+            *series,
             tuple(self.readings),
             np.concatenate([np.zeros((0, FLOW_LOG), np.int64), *self.flows]),
             np.concatenate([np.zeros((0, ITERATION_LOG), np.int64), *self.iterations]),

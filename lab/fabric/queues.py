@@ -83,12 +83,11 @@ def rebuild(flows, ports, net, order):
 
 
 @numba.njit(cache=True)
-def _wish(flows, f, now_ns, step_ns, window):
+def _wish(flows, f, tick, window):
     """Return the bytes that a flow would send in this step: pace, what is left, and what the flow ahead of it in a ring has brought."""
     if not flows.active[f] or flows.hops[f] == 0:
         return np.int64(0)
-    began = max(flows.begin_ns[f], flows.stall_ns[f], now_ns)
-    span = now_ns + step_ns - began
+    span = tick.now_ns + tick.ns - max(flows.begin_ns[f], flows.stall_ns[f], tick.now_ns)
     if span <= 0:
         return np.int64(0)
     wish = min(flows.total[f] - flows.good[f] - flows.flight[f], np.int64(flows.rate[f] * span / NS_PER_S))
@@ -112,16 +111,16 @@ def _open_step(ports, order, step_ns):
 
 
 @numba.njit(cache=True)
-def _lose(flows, ports, f, p, out, seed, step):
+def _lose(flows, ports, f, p, out, tick):
     """Take what vanishes on the link from the flow that a draw falls upon; return what is left of ``out``."""
     total = min(ports.step_demand[p], ports.step_cap[p])
     if ports.step_lose[p] < 0:
         # Packets are lost in the mean as often as they should, whatever is sent in a step.
-        packets = np.int64(total / PACKET_BYTES * ports.loss[p] + unit(seed, LOSS_DRAW + p, step))
+        packets = np.int64(total / PACKET_BYTES * ports.loss[p] + unit(tick.seed, LOSS_DRAW + p, tick.number))
         ports.step_lose[p] = packets * PACKET_BYTES
         if packets == 0:
             return out
-    where = np.int64(draw(seed, p, step) % np.uint64(total))
+    where = np.int64(draw(tick.seed, p, tick.number) % np.uint64(total))
     if ports.step_sent[p] <= where:
         return out
     lost = min(ports.step_lose[p], out)
@@ -136,12 +135,12 @@ def _lose(flows, ports, f, p, out, seed, step):
 
 
 @numba.njit(cache=True)
-def forward(flows, ports, order, now_ns, step_ns, window, seed, step):
+def forward(flows, ports, order, tick, window):
     """Move bytes from the hosts to the hosts, stage by stage."""
-    _open_step(ports, order, step_ns)
+    _open_step(ports, order, tick.ns)
     for k in range(order.count[0]):
         f = order.flows[k]
-        flows.moved[f, 0] = _wish(flows, f, now_ns, step_ns, window)
+        flows.moved[f, 0] = _wish(flows, f, tick, window)
         flows.before[f] = flows.delivered[f]
         flows.delivered[f] = 0
         flows.hurt[f] = 0
@@ -169,7 +168,7 @@ def forward(flows, ports, order, now_ns, step_ns, window, seed, step):
             else:
                 flows.queued[f, h] -= out
             if ports.step_lose[p] != 0:
-                out = _lose(flows, ports, f, p, out, seed, step)
+                out = _lose(flows, ports, f, p, out, tick)
             if h == flows.hops[f] - 1:
                 flows.delivered[f] += out
             else:

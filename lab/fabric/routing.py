@@ -64,20 +64,20 @@ def _usable(net, up, port, goal):
 
 
 @numba.njit(cache=True)
-def _choose(net, up, ports, goal, key, seed, adaptive, load):
-    """Return one of the usable ports, -1 if there is none."""
+def _choose(net, ports, choices, goal, key, seed, adaptive):
+    """Return one of the usable ``choices`` (n,) of ports, -1 if there is none."""
     usable = 0
     least = np.int64(-1)
-    for port in ports:
-        if _usable(net, up, port, goal):
+    for port in choices:
+        if _usable(net, ports.up, port, goal):
             usable += 1
-            if least < 0 or load[port] < load[least]:
+            if least < 0 or ports.load[port] < ports.load[least]:
                 least = port
     if usable == 0 or adaptive:
         return least
     pick = np.int64(draw(seed, key, 0) % np.uint64(usable))
-    for port in ports:
-        if _usable(net, up, port, goal):
+    for port in choices:
+        if _usable(net, ports.up, port, goal):
             if pick == 0:
                 return np.int64(port)
             pick -= 1
@@ -85,13 +85,14 @@ def _choose(net, up, ports, goal, key, seed, adaptive, load):
 
 
 @numba.njit(cache=True)
-def route(net, up, seeds, source, target, entropy, adaptive, load, path):
-    """Write the ports from adapter ``source`` to adapter ``target`` into ``path`` (HOPS_MAX,); return their number, 0 for no way.
+def route(net, ports, seeds, source, target, entropy, adaptive, path):
+    """Write the ports from adapter ``source`` to adapter ``target`` into ``path`` (HOPS_MAX,) int32; return their number, 0 for no way.
 
-    ``entropy`` is the UDP source port; ``load`` (ports,) is the number of active flows per port, which adaptive routing looks at.
+    ``ports`` are rows of ``state.PORT``, of which ``up`` and, for adaptive routing, ``load`` count; ``seeds`` (devices,) int64 are those
+    of the hashes, ``entropy`` the UDP source port.
     """
     path[:] = -1
-    if not (up[2 * source] and up[2 * target + 1]):
+    if not (ports.up[2 * source] and ports.up[2 * target + 1]):
         return 0
     key = np.int64(mix(np.uint64(source) << np.uint64(40) | np.uint64(target) << np.uint64(16) | np.uint64(entropy)) >> np.uint64(1))
     path[0] = 2 * source
@@ -100,10 +101,10 @@ def route(net, up, seeds, source, target, entropy, adaptive, load, path):
     while device != goal_device:
         row = device * net.leaves + goal
         if net.down_start[row] < net.down_start[row + 1]:
-            ports = net.down_port[net.down_start[row] : net.down_start[row + 1]]
+            choices = net.down_port[net.down_start[row] : net.down_start[row + 1]]
         else:
-            ports = net.up_port[net.up_start[device] : net.up_start[device + 1]]
-        port = _choose(net, up, ports, goal, key, seeds[device], adaptive, load)
+            choices = net.up_port[net.up_start[device] : net.up_start[device + 1]]
+        port = _choose(net, ports, choices, goal, key, seeds[device], adaptive)
         if port < 0 or hops >= HOPS_MAX - 1:
             return 0
         path[hops] = port

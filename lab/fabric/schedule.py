@@ -90,7 +90,8 @@ def _compute_ns(members, programs, m, seed):
 
 
 @numba.njit(cache=True)
-def _start_flow(flows, ports, net, seeds, alias, f, size, begin_ns, group, adaptive):
+def _start_flow(world, f, size, begin_ns, group, adaptive):
+    flows, ports = world.flows, world.ports
     flows.turn[f] += 1
     flows.total[f], flows.good[f] = size, 0
     if size == 0:
@@ -103,7 +104,7 @@ def _start_flow(flows, ports, net, seeds, alias, f, size, begin_ns, group, adapt
     flows.alpha[f] = 1.0
     flows.timer_ns[f] = flows.counted[f] = flows.timer_stage[f] = flows.byte_stage[f] = flows.quiet_ns[f] = flows.decay_ns[f] = 0
     if (flows.stale[f] or adaptive) and not flows.pinned[f]:
-        find_way(flows, ports, net, seeds, alias, f, adaptive)
+        find_way(world, f, adaptive)
     else:
         for h in range(flows.hops[f]):
             ports.load[flows.path[f, h]] += 1
@@ -111,10 +112,11 @@ def _start_flow(flows, ports, net, seeds, alias, f, size, begin_ns, group, adapt
 
 
 @numba.njit(cache=True)
-def find_way(flows, ports, net, seeds, alias, f, adaptive):
+def find_way(world, f, adaptive):
     """Route an active flow anew; it holds nothing in any queue."""
-    source, target = alias[flows.source[f]], alias[flows.target[f]]
-    flows.hops[f] = route(net, ports.up, seeds, source, target, flows.entropy[f], adaptive, ports.load, flows.path[f])
+    flows, ports = world.flows, world.ports
+    source, target = world.alias[flows.source[f]], world.alias[flows.target[f]]
+    flows.hops[f] = route(world.net, ports, world.seeds, source, target, flows.entropy[f], adaptive, flows.path[f])
     flows.stale[f] = flows.hops[f] == 0
     for h in range(flows.hops[f]):
         ports.load[flows.path[f, h]] += 1
@@ -145,8 +147,9 @@ def _next_phase(members, programs, m, end_ns, seed):
 
 
 @numba.njit(cache=True)
-def _enter(members, programs, groups, flows, ports, net, seeds, alias, m, seed):
+def _enter(world, m, seed):
     """Let a member begin its collective; return whether a flow started."""
+    members, programs, groups, flows = world.members, world.programs, world.groups, world.flows
     phase, job = members.phase[m], members.job[m]
     kind = programs.phases.kind[phase]
     group = programs.group_of[kind, m]
@@ -173,36 +176,38 @@ def _enter(members, programs, groups, flows, ports, net, seeds, alias, m, seed):
     for k in range(first, last):
         f = programs.flow_index[k]
         part = (size + flows.ordinal[f]) // used if flows.ordinal[f] < used else 0
-        if _start_flow(flows, ports, net, seeds, alias, f, part, members.ready_ns[m], group, programs.jobs.adaptive[job]):
+        if _start_flow(world, f, part, members.ready_ns[m], group, programs.jobs.adaptive[job]):
             groups.open[group] += 1
             started = True
     return started
 
 
 @numba.njit(cache=True)
-def begin(members, programs, groups, flows, ports, net, seeds, alias, now_ns, step_ns, seed):
+def begin(world, tick):
     """Start what is due before the end of this step; return whether a flow started."""
-    started, until = False, now_ns + step_ns
+    members, programs = world.members, world.programs
+    started, until = False, tick.now_ns + tick.ns
     for m in range(members.shape[0]):
         while members.state[m] == COMPUTING:
-            members.busy_ns[m] += max(0, min(members.ready_ns[m], until) - max(members.since_ns[m], now_ns))
+            members.busy_ns[m] += max(0, min(members.ready_ns[m], until) - max(members.since_ns[m], tick.now_ns))
             if members.ready_ns[m] >= until:
                 break
             phase = members.phase[m]
             if programs.phases.kind[phase] >= 0 and (members.iteration[m] + 1) % programs.phases.every[phase] == 0:
-                started |= _enter(members, programs, groups, flows, ports, net, seeds, alias, m, seed)
+                started |= _enter(world, m, tick.seed)
             else:
-                _next_phase(members, programs, m, members.ready_ns[m], seed)
+                _next_phase(members, programs, m, members.ready_ns[m], tick.seed)
     return started
 
 
 @numba.njit(cache=True)
-def _end_flow(flows, members, groups, ports, log, f, now_ns, step_ns):
+def _end_flow(world, f, tick):
     """Close a flow that has arrived; the end lies inside the step by the rate of the step before."""
+    flows, members, groups, ports, log = world.flows, world.members, world.groups, world.ports, world.log
     came, before = flows.delivered[f], flows.before[f]
-    begun = max(flows.begin_ns[f], now_ns)
-    pace = max(before, came) / step_ns if flows.begin_ns[f] < now_ns else max(1e-9, ports.rate[2 * flows.source[f]] / NS_PER_S)
-    end = min(now_ns + step_ns, begun + np.int64(came / pace))
+    begun = max(flows.begin_ns[f], tick.now_ns)
+    pace = max(before, came) / tick.ns if flows.begin_ns[f] < tick.now_ns else max(1e-9, ports.rate[2 * flows.source[f]] / NS_PER_S)
+    end = min(tick.now_ns + tick.ns, begun + np.int64(came / pace))
     drop_way(flows, ports, f)
     flows.active[f] = False
     group = flows.group[f]
@@ -217,8 +222,9 @@ def _end_flow(flows, members, groups, ports, log, f, now_ns, step_ns):
 
 
 @numba.njit(cache=True)
-def _end_iteration(members, programs, groups, log, g, end_ns):
+def _end_iteration(world, g, end_ns):
     """Note a job's iteration; its slowest member is the one that waited least for the others."""
+    members, programs, groups, log = world.members, world.programs, world.groups, world.log
     first, last = groups.first[g], groups.last[g]
     job = members.job[programs.group_member[first]]
     slowest, total = programs.group_member[first], np.int64(0)
@@ -235,18 +241,19 @@ def _end_iteration(members, programs, groups, log, g, end_ns):
 
 
 @numba.njit(cache=True)
-def finish(members, programs, groups, flows, ports, order, log, now_ns, step_ns, nvlink_rate, seed):
+def finish(world, tick, nvlink_rate):
     """Close flows and transfers that are done, and let groups go on whose all are; return whether a flow ended."""
+    members, programs, groups, flows, order = world.members, world.programs, world.groups, world.flows, world.order
     ended = False
     for k in range(order.count[0]):
         f = order.flows[k]
         if flows.active[f] and flows.good[f] >= flows.total[f]:
-            _end_flow(flows, members, groups, ports, log, f, now_ns, step_ns)
+            _end_flow(world, f, tick)
             ended = True
     for m in range(members.shape[0]):
         if members.nvlink_left[m] > 0:
-            began = max(now_ns, members.ready_ns[m])
-            moved = min(members.nvlink_left[m], np.int64((now_ns + step_ns - began) * nvlink_rate / NS_PER_S))
+            began = max(tick.now_ns, members.ready_ns[m])
+            moved = min(members.nvlink_left[m], np.int64((tick.now_ns + tick.ns - began) * nvlink_rate / NS_PER_S))
             members.nvlink_left[m] -= moved
             members.nvlink[m] += moved
             if members.nvlink_left[m] == 0:
@@ -267,7 +274,7 @@ def finish(members, programs, groups, flows, ports, order, log, now_ns, step_ns,
             members.comm_ns[m] += end_ns - members.ready_ns[m]
         job = members.job[programs.group_member[first]]
         if programs.jobs.synchronous[job] and members.phase[programs.group_member[first]] == programs.jobs.last[job] - 1:
-            _end_iteration(members, programs, groups, log, g, end_ns)
+            _end_iteration(world, g, end_ns)
         for k in range(first, last):
-            _next_phase(members, programs, programs.group_member[k], end_ns, seed)
+            _next_phase(members, programs, programs.group_member[k], end_ns, tick.seed)
     return ended

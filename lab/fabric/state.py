@@ -130,6 +130,15 @@ ADAPTER = columns(
 )
 
 
+class Tick(NamedTuple):
+    """One step as kernels take it, times in ns since the fabric's start."""
+
+    number: int
+    now_ns: int  # where it begins
+    ns: int  # how long it is
+    seed: int
+
+
 class Order(NamedTuple):
     """Slots of the active flows by stage: ``slot[start[s]:start[s + 1]]`` is stage s.
 

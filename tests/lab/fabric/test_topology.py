@@ -7,6 +7,7 @@ from shared_data import SHARED
 from weft.lab.fabric.fabric import Fabric, FabricConfig
 from weft.lab.fabric.faults import Fault
 from weft.lab.fabric.routing import HOPS_MAX, net_of, route
+from weft.lab.fabric.state import make_ports
 from weft.lab.fabric.topology import clos, clos_from, rail_fabric, sized, toy
 from weft.lab.fabric.workload import Job, Phase
 from weft.pipeline.errors import InputError
@@ -22,11 +23,11 @@ SHAPES = {
 def paths(topology, seeds, count=400, seed=1):
     """Return random (source, target) and the ports between, by the router."""
     random = np.random.default_rng(seed)
-    net, up, load = net_of(topology), np.ones(topology.ports, np.bool_), np.zeros(topology.ports, np.int64)
+    net, ports = net_of(topology), make_ports(topology)
     for _ in range(count):
         source, target = random.integers(0, topology.adapters, 2).tolist()
         path = np.full(HOPS_MAX, -1, np.int32)
-        hops = route(net, up, seeds, source, target, int(random.integers(49152, 65536)), False, load, path)
+        hops = route(net, ports, seeds, source, target, int(random.integers(49152, 65536)), False, path)
         yield source, target, path[:hops].tolist()
 
 
@@ -69,12 +70,12 @@ def test_sizes(gpus):
 def test_hashing_is_as_good_as_luck():
     """Flows of one pair of leaves spread over the uplinks as the null of independent draws says: J near F / (F + n - 1)."""
     topology = rail_fabric()
-    net, up, load = net_of(topology), np.ones(topology.ports, np.bool_), np.zeros(topology.ports, np.int64)
+    net, ports = net_of(topology), make_ports(topology)
     seeds = np.arange(len(topology.tier)) * 7919 + 11
     counts = np.zeros(topology.ports)
     flows, path = 4000, np.full(HOPS_MAX, -1, np.int32)
     for n in range(flows):
-        route(net, up, seeds, 8 * (n % 16), 128 + 8 * (n // 16 % 16), 49152 + n, False, load, path)
+        route(net, ports, seeds, 8 * (n % 16), 128 + 8 * (n // 16 % 16), 49152 + n, False, path)
         counts[path[:4]] += 1
     for device, stage in (("leaf-00-0", 1),):
         ups = counts[(topology.owner == topology.device_names.index(device)) & (topology.stage == stage)]
