@@ -14,7 +14,7 @@ from weft.analytics.notify import NotifyConfig
 from weft.analytics.notify.base import Delivery
 from weft.analytics.notify.webhook import WebhookConfig
 from weft.analytics.service import AnalyzeConfig, AnalyzeService
-from weft.analytics.store.database import Store
+from weft.analytics.store.writer import Store
 from weft.pipeline.bus import Bus, BusConfig, open_bus
 from weft.pipeline.clock import SystemClock
 from weft.pipeline.errors import StoreError

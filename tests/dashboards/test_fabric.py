@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from weft.analytics.store.database import Reader
+from weft.analytics.store.reader import Reader
 from weft.dashboards.pages.fabric import charts as charts_fabric
 from weft.dashboards.pages.fabric import queries as queries_fabric
 from weft.dashboards.pages.fabric.queries import MEASURES

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from weft.analytics.store.database import Reader
+from weft.analytics.store.reader import Reader
 from weft.dashboards.pages.bursts import queries
 from weft.dashboards.pages.congestion import queries as queries_congestion
 from weft.dashboards.pages.latency import queries as queries_roce
