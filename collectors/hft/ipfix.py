@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ..wire.octets import octets
 from . import ipfix_kernel as kernel
 from .ipfix_template import Fault, Template, compile_template, split
 
@@ -158,7 +159,9 @@ class Decoder:
         templates_only: bool = False,
     ) -> tuple[list[Block], np.ndarray, np.ndarray]:
         self.expire(now_ns)
-        walked = kernel.walk(buffer, offsets, lengths, exporters.astype(np.int64, copy=False), stream)
+        # Bytes and numbers of one type: the kernels are compiled for each type that they meet.
+        buffer = octets(buffer)
+        walked = kernel.walk(buffer, offsets, lengths, exporters.astype(np.int64), stream)
         for reason, number in zip(kernel.REASONS, walked.counts.tolist(), strict=True):
             self._count(f"bad_{reason}", number)
         call = _Call(buffer, walked, np.zeros(len(walked.domain), np.int64), now_ns)
@@ -273,10 +276,10 @@ class Decoder:
         if not template.counters:
             self._count("records_without_counters", records)
         elif records:
-            plan = (starts, counts, template.record_bytes)
-            times = kernel.times(buffer, *plan, *template.time, exported, self._last_ns.get(key, -1))
+            sets = kernel.Sets(starts, counts, template.record_bytes)
+            times = kernel.times(buffer, sets, template.time, exported, self._last_ns.get(key, -1))
             self._last_ns[key] = int(times[-1])
-            values = kernel.records(buffer, *plan, template.segments, template.counters)
+            values = kernel.records(buffer, sets, template.segments, template.counters)
             self._count("counters", values.size)
             call.blocks.append(Block(key >> 48, (key >> 16) & 0xFFFFFFFF, template, times, values))
         return counts
@@ -287,7 +290,7 @@ class Decoder:
             self._drop(key, len(lengths), size)
             return
         self._count("held_sets", len(lengths))
-        held = _Held(key, call.now_ns, kernel.gather(call.buffer, starts, lengths), lengths.copy(), exported)
+        held = _Held(key, call.now_ns, octets(kernel.gather(call.buffer, starts, lengths)), lengths.copy(), exported)
         self._held.append(held)
         self._waiting[key] += 1
         self._held_bytes += held.cost

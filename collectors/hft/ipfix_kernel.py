@@ -41,6 +41,22 @@ def _word(buffer, at):
     return (_half(buffer, at) << 16) | _half(buffer, at + 2)
 
 
+class Sets(NamedTuple):
+    """Data sets of one template: of each, (n,) int64, where its records start and how many it has, all of ``record_bytes``."""
+
+    starts: np.ndarray
+    counts: np.ndarray
+    record_bytes: int
+
+
+class TimeField(NamedTuple):
+    """How records tell their time, one of ``TIME_*``, and the offsets in the record of seconds and nanoseconds in bytes."""
+
+    mode: int
+    seconds_at: int
+    nanoseconds_at: int
+
+
 class Walked(NamedTuple):
     """What a walk found, in columns. ``domain`` of a message is its exporter (bits 32 and up) and observation domain.
 
@@ -130,12 +146,13 @@ def tally(records, messages, counts):
 
 
 @numba.njit(cache=True, nogil=True)
-def records(buffer, starts, counts, record_bytes, segments, counters):
-    """Return the counters of all records, (n, counters) uint64 in the order of ``segments``.
+def records(buffer, sets, segments, counters):
+    """Return the counters of all records of ``sets``, a ``Sets``, (n, counters) uint64 in the order of ``segments``.
 
-    ``starts`` and ``counts``: where each set's records begin and how many it has, all of ``record_bytes``. ``segments``
-    (k, 3): offset within the record, width 1 to 8, and number of counters that stand side by side there.
+    ``buffer`` uint8; ``segments`` (k, 3) int64: offset within the record and width in bytes, 1 to 8, and number of the counters
+    that stand side by side there.
     """
+    starts, counts, record_bytes = sets
     values = np.empty((counts.sum(), counters), np.uint64)
     n = 0
     for k in range(len(starts)):
@@ -179,19 +196,23 @@ def _swapped_half(x):
 
 
 @numba.njit(cache=True, nogil=True)
-def times(buffer, starts, counts, record_bytes, mode, seconds_at, nanoseconds_at, exported, last):
-    """Return the time of each record in ns since 1970, -1 where it tells none that can be; ``exported``: second of each set's message.
+def times(buffer, sets, field, exported, last):
+    """Return the time of each record of ``sets``, a ``Sets``, (n,) int64 ns since 1970, -1 where it has none or an impossible one.
 
-    Nanoseconds alone are of the message's second, or of the one before, whose last records are exported in the next: which of
-    the two shows by the record before, whose time is ``last`` for the first one (-1: not known).
+    ``buffer`` uint8; ``field`` a ``TimeField``; ``exported`` (sets,) int64: the second since 1970 of each set's message.
+
+    Nanoseconds alone count from the message's second, or from the second before, whose last records are exported in the next. The
+    time of the preceding record decides; ``last`` is that of the record before the first, -1 if unknown.
 
     Eight bytes are a plain count of nanoseconds since 1970, as SONiC writes them. RFC 7011 (6.1.9) wants the NTP format
-    instead, whose values of these decades have the top bit set and could be no plain count, so both are taken.
+    instead. Its values of these decades have the top bit set, which no plain count has, so both are read.
     """
+    starts, counts, record_bytes = sets
+    mode, seconds_at, nanoseconds_at = field
     out = np.empty(counts.sum(), np.int64)
     n = 0
     if mode == TIME_WITHIN and last < 0:
-        last = _before_the_first(buffer, starts, counts, record_bytes, nanoseconds_at, exported)
+        last = _before_the_first(buffer, sets, nanoseconds_at, exported)
     for k in range(len(starts)):
         base = starts[k]
         for _ in range(counts[k]):
@@ -221,8 +242,9 @@ def times(buffer, starts, counts, record_bytes, mode, seconds_at, nanoseconds_at
 
 
 @numba.njit(nogil=True)
-def _before_the_first(buffer, starts, counts, record_bytes, at, exported):
-    """Return a time before the first record of those that tell nanoseconds alone, -1 where they do not go round in its second."""
+def _before_the_first(buffer, sets, at, exported):
+    """Return a time in ns before the first record of those with nanoseconds alone, -1 where they do not wrap within its second."""
+    starts, counts, record_bytes = sets
     first, before = np.int64(-1), np.int64(-1)
     for k in range(len(starts)):
         for r in range(counts[k]):

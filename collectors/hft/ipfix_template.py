@@ -29,7 +29,7 @@ class Template:
     content: bytes
     record_bytes: int
     varying: np.ndarray | None
-    time: tuple[int, int, int]
+    time: kernel.TimeField
     segments: np.ndarray
     labels: np.ndarray
     types: np.ndarray
@@ -96,7 +96,7 @@ def compile_template(name: int, content: bytes, options: bool = False) -> Templa
         content=content,
         record_bytes=int(lengths.sum()),
         varying=varying,
-        time=_time(elements, lengths, starts, own) if varying is None else (kernel.TIME_NONE, 0, 0),
+        time=_time(elements, lengths, starts, own) if varying is None else kernel.TimeField(kernel.TIME_NONE, 0, 0),
         segments=_segments(at, widths),
         labels=(elements[sai] & 0x7FFF).astype(np.int64),
         types=((numbers >> 16) & 0x7FFF) + (numbers >> 31) * _EXTENSION,
@@ -125,8 +125,8 @@ def _fields(content: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return columns[:, 0], columns[:, 1], columns[:, 2]
 
 
-def _time(elements: np.ndarray, lengths: np.ndarray, starts: np.ndarray, own: np.ndarray) -> tuple[int, int, int]:
-    """Return how records tell their time, and where their seconds and nanoseconds stand."""
+def _time(elements: np.ndarray, lengths: np.ndarray, starts: np.ndarray, own: np.ndarray) -> kernel.TimeField:
+    """Return which fields hold the time of a record."""
 
     def place(element: int, length: int) -> int | None:
         found = np.flatnonzero((elements == element) & (lengths == length) & ~own)
@@ -134,10 +134,11 @@ def _time(elements: np.ndarray, lengths: np.ndarray, starts: np.ndarray, own: np
 
     whole, seconds, nanoseconds = place(_NANOSECONDS, 8), place(_SECONDS, 4), place(_NANOSECONDS, 4)
     if whole is not None:
-        return kernel.TIME_NS, 0, whole
+        return kernel.TimeField(kernel.TIME_NS, 0, whole)
     if nanoseconds is None:
-        return kernel.TIME_NONE, 0, 0
-    return (kernel.TIME_WITHIN, 0, nanoseconds) if seconds is None else (kernel.TIME_SPLIT, seconds, nanoseconds)
+        return kernel.TimeField(kernel.TIME_NONE, 0, 0)
+    mode = kernel.TIME_WITHIN if seconds is None else kernel.TIME_SPLIT
+    return kernel.TimeField(mode, seconds or 0, nanoseconds)
 
 
 def _segments(at: np.ndarray, widths: np.ndarray) -> np.ndarray:
