@@ -10,10 +10,12 @@ address, an interface or a name is seen for the first time it gets a number, and
   explains: counters may have begun anew, so the epoch becomes the time of that datagram.
 """
 
-import os
+from typing import NamedTuple
 
 import numba
 import numpy as np
+
+from ..wire.hash_table import ENTRIES, WordTable, entry_of, new_seed, word_table
 
 FRESH, LATE, REPEATED, RESTARTED, REFUSED = range(5)
 
@@ -21,95 +23,69 @@ LEAP_MAX = 1 << 20
 # What a busy agent's clock, the network and this machine may add between two datagrams.
 UPTIME_SLACK_MS, UPTIME_BACK_MS = 60_000, 10_000
 
-_MULTIPLIERS = np.frombuffer(os.urandom(24), np.uint64) | np.uint64(1)
-
 _AGENT = np.dtype([("last", np.uint32), ("uptime", np.uint32), ("seen", np.uint64), ("ts", np.int64), ("epoch", np.int64)])
-# Of an interface: how many samples and notices its agent had lost, plus one where that is known, and hashes of what was said last.
-_PLACE = np.dtype([("epoch", np.int64), ("drops", np.int64), ("notices", np.int64), ("name", np.uint64), ("states", np.uint64)])
+# Of an interface: the agent's totals of lost samples and notices, plus one where known, and hashes of its last name and states.
+_INTERFACE = np.dtype([("epoch", np.int64), ("drops", np.int64), ("notices", np.int64), ("name", np.int64), ("states", np.uint64)])
 
 
-class Numbers:
-    """Gives each key of three integers a number, the same for the same, at most ``size`` of them."""
+class Tracked(NamedTuple):
+    """Columns beside n datagrams: agent (n,) int32 (-1: none), epoch (n,) int64 ns, verdict (n,) uint8, missed (n,) int64.
 
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.keys = np.zeros((3, size), np.uint64)
-        # Open addressing, at most half full.
-        self.slots = np.full(1 << max(4, (2 * size - 1).bit_length()), -1, np.int32)
-        self.count = np.zeros(1, np.int64)
+    ``missed`` counts the sequence numbers missing before each datagram.
+    """
 
-    @property
-    def parts(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """What ``number`` takes."""
-        return self.keys, self.slots, self.count, _MULTIPLIERS
+    agent: np.ndarray
+    epoch: np.ndarray
+    verdict: np.ndarray
+    missed: np.ndarray
+
+
+class Interfaces(NamedTuple):
+    """Interfaces by (agent, source class, index) and their ``_INTERFACE`` rows, one an entry."""
+
+    table: WordTable
+    states: np.ndarray
 
 
 class Agents:
-    """The agents (address, sub-agent) and their interfaces (source class, index) that are known."""
+    """The agents (address, sub-agent) and their interfaces (source class, index) that are known, up to a number of each."""
 
     def __init__(self, agents_max: int, interfaces_max: int) -> None:
-        self.numbers, self.states = Numbers(agents_max), np.zeros(agents_max, _AGENT)
-        self.places, self.place_states = Numbers(interfaces_max), np.zeros(interfaces_max, _PLACE)
+        self.table, self._states = word_table(agents_max, new_seed()), np.zeros(agents_max, _AGENT)
+        self.interfaces = Interfaces(word_table(interfaces_max, new_seed()), np.zeros(interfaces_max, _INTERFACE))
 
-    def track(self, heads: np.ndarray, ts: np.ndarray) -> "Tracked":
-        """Judge datagrams in the order of arrival by their ``sflow.HEAD`` rows and times in ns."""
-        tracked = Tracked(len(heads))
-        _track(heads, ts, *self.numbers.parts, self.states, tracked.agent, tracked.epoch, tracked.verdict, tracked.missed)
+    def track(self, heads: np.ndarray, ts: np.ndarray) -> Tracked:
+        """Judge datagrams in the order of arrival by their ``decoder.HEAD`` rows and times in ns."""
+        n = len(heads)
+        tracked = Tracked(np.full(n, -1, np.int32), np.zeros(n, np.int64), np.full(n, REFUSED, np.uint8), np.zeros(n, np.int64))
+        _track(heads, ts, self.table, self._states, tracked)
         return tracked
 
 
-class Tracked:
-    """Columns beside datagrams: number of the agent (-1: none), epoch, verdict, and how many numbers before it are missing."""
-
-    def __init__(self, count: int) -> None:
-        self.agent = np.full(count, -1, np.int32)
-        self.epoch = np.zeros(count, np.int64)
-        self.verdict = np.full(count, REFUSED, np.uint8)
-        self.missed = np.zeros(count, np.int64)
-
-
-@numba.njit(inline="always")
-def number(a, b, c, keys, slots, count, multipliers):
-    """Return the number of a key, a new one where it is not known, -1 where there is no room for another."""
-    mixed = a * multipliers[0] ^ (b ^ (a >> np.uint64(31))) * multipliers[1] ^ (c ^ (b >> np.uint64(33))) * multipliers[2]
-    place = np.int64((mixed ^ (mixed >> np.uint64(29))) * multipliers[0] >> np.uint64(33)) & (len(slots) - 1)
-    while True:
-        found = slots[place]
-        if found < 0:
-            break
-        if keys[0, found] == a and keys[1, found] == b and keys[2, found] == c:
-            return found
-        place = (place + 1) & (len(slots) - 1)
-    fresh = count[0]
-    if fresh >= keys.shape[1]:
-        return -1
-    keys[0, fresh], keys[1, fresh], keys[2, fresh] = a, b, c
-    slots[place] = fresh
-    count[0] = fresh + 1
-    return fresh
-
-
 @numba.njit(cache=True, nogil=True)
-def _track(heads, ts, keys, slots, count, multipliers, states, agents, epochs, verdicts, missed):
+def _track(heads, ts, table, states, tracked):
+    """Fill ``tracked``, a ``Tracked`` of n.
+
+    ``heads`` (n,) ``HEAD``, ``ts`` (n,) int64 ns, ``table`` a ``WordTable`` of agents, ``states`` (agents,) ``_AGENT``.
+    """
     for k in range(len(heads)):
         head = heads[k]
         if head.fault:
             continue
-        known = count[0]
-        kind = np.uint64(head.kind) << np.uint64(32) | np.uint64(head.sub_agent)
-        agent = number(head.high, head.low, kind, keys, slots, count, multipliers)
+        known = table.state[ENTRIES]
+        agent = entry_of(table, head.high, head.low, np.uint64(head.kind) << np.uint64(32) | np.uint64(head.sub_agent))
         if agent < 0:
             continue
         state = states[agent]
-        agents[k] = agent
+        tracked.agent[k] = agent
         if agent == known:
-            verdicts[k] = FRESH
+            tracked.verdict[k] = FRESH
             state.last, state.seen, state.epoch = head.sequence, 1, 0
         else:
-            verdicts[k], missed[k] = _judge(head, ts[k], state)
-        if verdicts[k] in (FRESH, RESTARTED):
+            tracked.verdict[k], tracked.missed[k] = _judge(head, ts[k], state)
+        if tracked.verdict[k] in (FRESH, RESTARTED):
             state.uptime, state.ts = head.uptime, ts[k]
-        epochs[k] = state.epoch
+        tracked.epoch[k] = state.epoch
 
 
 @numba.njit(inline="always")

@@ -15,12 +15,13 @@ import polars as pl
 from ...pipeline.tables.families import FAMILIES
 from ...pipeline.tables.field import WINDOW_NS
 from ..base import Batch
-from ..wire import roce, udp
+from ..wire import capture, listen, roce, udp
+from ..wire.hash_table import ENTRIES
 from ..wire.headers import ROCE_PORT
 from . import frames
 from . import records as tables
 from .agents import LATE, REFUSED, REPEATED, RESTARTED, Agents
-from .decoder import DEFAULT_LIMITS, FAULTS, HAS_HEADER, TALLY, Limits, Samples, decode
+from .decoder import DEFAULT_LIMITS, FAULTS, HAS_HEADER, TALLY, Samples, SflowLimits, decode
 
 # Datagrams that are decoded together: few enough bytes to stay in the cache from one step to the next.
 CHUNK_BYTES = 4 * 1024 * 1024
@@ -41,23 +42,15 @@ class Naming:
 class Rows:
     """Makes batches of datagrams; remembers agents, interfaces and names, and counts."""
 
-    def __init__(self, naming: Naming, *, agents_max: int = 4096, interfaces_max: int = 131_072, limits: Limits = DEFAULT_LIMITS) -> None:
+    def __init__(
+        self, naming: Naming, *, agents_max: int = 4096, interfaces_max: int = 131_072, limits: SflowLimits = DEFAULT_LIMITS
+    ) -> None:
         self._naming, self._limits = naming, limits
         self._agents = Agents(agents_max, interfaces_max)
         self._devices: list[str] = []
         self._ports: list[str] = []
         self._device_column, self._port_column = pl.Series([], dtype=pl.String), pl.Series([], dtype=pl.String)
         self.counts: Counter[str] = Counter()
-
-    def warm(self) -> None:
-        """Run once over one sample of each kind, so that no kernel has to be compiled when data comes."""
-        sampled = bytes(12) + b"\x08\x00E" + bytes(33)
-        flow = struct.pack(">11I", 1, 1, 1, 1, 0, 1, 2, 1, 1, 16 + len(sampled), 1) + struct.pack(">3I", 64, 0, len(sampled)) + sampled
-        counters = struct.pack(">5I", 1, 1, 1, tables.GENERIC, tables.GENERIC_BYTES) + bytes(tables.GENERIC_BYTES)
-        raw = struct.pack(">2I4s4I", 5, 1, bytes(4), 0, 1, 1, 2)
-        for kind, body in ((tables.FLOW, flow), (tables.COUNTERS, counters)):
-            raw += struct.pack(">2I", kind, len(body)) + body
-        self.of(np.frombuffer(raw, np.uint8), np.zeros(1, np.int64), np.array([len(raw)]), np.zeros(1, np.int64))
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -102,13 +95,14 @@ class Rows:
 
     def _name(self, buffer: np.ndarray, samples: Samples) -> None:
         """Name what is new: as told, as the agent says, or by address and number."""
-        high, low, kind = self._agents.numbers.keys
+        high, low, kind = self._agents.table.keys.T
         before = len(self._devices), len(self._ports)
-        for k in range(before[0], int(self._agents.numbers.count[0])):
+        for k in range(before[0], int(self._agents.table.state[ENTRIES])):
             address = _address(int(kind[k]) >> 32, int(high[k]), int(low[k])) or self._naming.nameless
             self._devices.append(self._naming.devices.get(address, address))
-        agents, _, index = self._agents.places.keys
-        for k in range(before[1], int(self._agents.places.count[0])):
+        interfaces = self._agents.interfaces.table
+        agents, _, index = interfaces.keys.T
+        for k in range(before[1], int(interfaces.state[ENTRIES])):
             self._ports.append(self._naming.ports.get(f"{self._devices[int(agents[k])]}/{index[k]}", str(index[k])))
         for row in samples.named:
             place, at = int(row["place"]), int(row["at"])
@@ -221,3 +215,19 @@ def _address(kind: int, high: int, low: int) -> str:
     if kind == 1:
         return inet_ntop(AF_INET, low.to_bytes(4))
     return inet_ntop(AF_INET6, high.to_bytes(8) + low.to_bytes(8)) if kind == 2 else ""
+
+
+def warm() -> None:
+    """Compile the kernels of datagrams and captures by decoding one datagram with a sample of each kind."""
+    listen.warm()
+    capture.warm()
+    sampled = bytes(12) + b"\x08\x00E" + bytes(33)
+    flow = struct.pack(">11I", 1, 1, 1, 1, 0, 1, 2, 2, tables.HEADER, 16 + len(sampled), 1) + struct.pack(">3I", 64, 0, len(sampled))
+    flow += sampled + struct.pack(">3I", tables.TRANSIT, 4, 0)
+    counters = struct.pack(">5I", 1, 1, 1, tables.GENERIC, tables.GENERIC_BYTES) + bytes(tables.GENERIC_BYTES)
+    raw = struct.pack(">2I4s4I", 5, 1, bytes(4), 0, 1, 1, 2)
+    for kind, body in ((tables.FLOW, flow), (tables.COUNTERS, counters)):
+        raw += struct.pack(">2I", kind, len(body)) + body
+    Rows(Naming(), agents_max=1, interfaces_max=4).of(
+        np.frombuffer(raw, np.uint8), np.zeros(1, np.int64), np.array([len(raw)]), np.zeros(1, np.int64)
+    )

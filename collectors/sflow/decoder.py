@@ -15,13 +15,15 @@ Faults of a datagram, the first one counts:
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numba
 import numpy as np
 
+from ..wire.hash_table import SEED, entry_of, mix_bytes
 from ..wire.octets import octets, u32, u64
 from . import records as tables
-from .agents import LATE, REFUSED, REPEATED, Agents, Tracked, newly_lost, number
+from .agents import LATE, REFUSED, REPEATED, Agents, Tracked, newly_lost
 
 FAULTS = ("", "short", "version", "address", "cut", "sample", "record", "samples_max", "records_max", "interfaces_max")
 _SHORT, _VERSION, _ADDRESS, _CUT, _SAMPLE, _RECORD, _SAMPLES_MAX, _RECORDS_MAX, _INTERFACES_MAX = range(1, len(FAULTS))
@@ -87,16 +89,40 @@ RECORD = np.dtype([("at", np.int64), ("datagram", np.int32), ("place", np.int32)
 NAMED = np.dtype([("at", np.int64), ("place", np.int32), ("size", np.int32)])
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How much of one datagram is looked at."""
+class SflowLimits(NamedTuple):
+    """How much of one datagram is decoded."""
 
     samples_max: int = 1024
     records_max: int = 64
     header_bytes_max: int = 512
 
 
-DEFAULT_LIMITS = Limits()
+DEFAULT_LIMITS = SflowLimits()
+
+
+class _Rows(NamedTuple):
+    """What the kernels write: rows by kind, ``filled`` (4,) int64 of them, and counts.
+
+    ``counters`` (c,) ``COUNTER``, ``flows`` (f,) ``FLOW``, ``records`` (r,) ``RECORD``, ``named`` (m,) ``NAMED``; ``tally`` int64 by
+    ``TALLY``; of each of n datagrams ``lost`` (n,) int64 samples and ``faults`` (n,) uint8.
+    """
+
+    counters: np.ndarray
+    flows: np.ndarray
+    records: np.ndarray
+    named: np.ndarray
+    filled: np.ndarray
+    tally: np.ndarray
+    lost: np.ndarray
+    faults: np.ndarray
+
+
+class _Origin(NamedTuple):
+    """The datagram that a sample came in, its agent, and the agent's epoch in ns."""
+
+    datagram: int
+    agent: int
+    epoch: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +148,7 @@ class Samples:
 
 
 def decode(
-    buffer: np.ndarray, offsets: np.ndarray, lengths: np.ndarray, ts: np.ndarray, agents: Agents, limits: Limits = DEFAULT_LIMITS
+    buffer: np.ndarray, offsets: np.ndarray, lengths: np.ndarray, ts: np.ndarray, agents: Agents, limits: SflowLimits = DEFAULT_LIMITS
 ) -> Samples:  # fmt: skip
     """Return what the datagrams ``buffer[offsets[k] : offsets[k] + lengths[k]]``, which came at ``ts`` ns, hold.
 
@@ -138,25 +164,20 @@ def decode(
     tracked = agents.track(heads, ts)
     # The fewest bytes that a counter row, a flow row, a record and a name can come from.
     total = int(lengths.sum())
-    counters, flows = np.empty(total // 80 + 1, COUNTER), np.empty(total // 40 + 1, FLOW)
-    records, named = np.empty(total // 36 + 1, RECORD), np.empty(total // 16 + 1, NAMED)
-    filled, tally, lost = np.zeros(4, np.int64), np.zeros(len(TALLY), np.int64), np.zeros(len(offsets), np.int64)
-    faults = heads["fault"].copy()
-    _walk(
-        *(buffer, offsets, lengths, heads, tracked.agent, tracked.epoch, tracked.verdict),
-        *(limits.samples_max, limits.records_max, limits.header_bytes_max),
-        *(agents.places.parts, agents.place_states, counters, flows, records, named),
-        *(filled, tally, lost, faults),
-    )
-    counters, flows, records, named = (row[:count] for row, count in zip((counters, flows, records, named), filled.tolist(), strict=True))
+    room = (np.empty(total // size + 1, dtype) for size, dtype in ((80, COUNTER), (40, FLOW), (36, RECORD), (16, NAMED)))
+    sums = (np.zeros(size, np.int64) for size in (4, len(TALLY), len(offsets)))
+    rows = _Rows._make((*room, *sums, heads["fault"].copy()))
+    _walk(buffer, offsets, lengths, heads, tracked, limits, agents.interfaces, rows)
+    counters, flows, records, named = (part[:count] for part, count in zip(rows, rows.filled.tolist(), strict=False))
     columns = np.empty((len(tables.COLUMNS), len(counters)), np.uint64)
     unknowns = np.zeros(len(columns), np.int64)
     _columns(buffer, counters, columns, unknowns)
-    return Samples(heads, tracked, columns, unknowns, counters, flows, records, named, faults, lost, tally)
+    return Samples(heads, tracked, columns, unknowns, counters, flows, records, named, rows.faults, rows.lost, rows.tally)
 
 
 @numba.njit(cache=True, nogil=True)
 def _heads(buffer, offsets, lengths, heads):
+    """Read the headers of n datagrams: ``buffer`` uint8, ``offsets`` and ``lengths`` (n,) int64 bytes, ``heads`` (n,) ``HEAD``, zeroed."""
     for k in range(len(offsets)):
         head, at, end = heads[k], offsets[k], offsets[k] + lengths[k]
         if at + 8 > end:
@@ -183,54 +204,50 @@ def _heads(buffer, offsets, lengths, heads):
 
 
 @numba.njit(cache=True, nogil=True)
-def _walk(
-    buffer, offsets, lengths, heads, agents, epochs, verdicts, samples_max, records_max, header_bytes_max,
-    places, place_states, counters, flows, records, named, filled, tally, lost, faults,
-):  # fmt: skip
+def _walk(buffer, offsets, lengths, heads, tracked, limits, interfaces, rows):
+    """Add what n datagrams hold to ``rows``, a ``_Rows``.
+
+    ``buffer`` uint8, ``offsets`` and ``lengths`` (n,) int64 bytes, ``heads`` (n,) ``HEAD``, ``tracked`` a ``Tracked`` of n, ``limits``
+    an ``SflowLimits``, ``interfaces`` an ``Interfaces``.
+    """
+    tally = rows.tally
     for k in range(len(offsets)):
-        if heads[k].fault or verdicts[k] in (REPEATED, REFUSED):
+        if heads[k].fault or tracked.verdict[k] in (REPEATED, REFUSED):
             continue
+        origin = _Origin(k, tracked.agent[k], tracked.epoch[k])
         at, end, fault = heads[k].body, offsets[k] + lengths[k], 0
-        if heads[k].samples > samples_max:
+        if heads[k].samples > limits.samples_max:
             fault = _SAMPLES_MAX
-        for _ in range(min(np.int64(heads[k].samples), samples_max)):
+        for _ in range(min(np.int64(heads[k].samples), limits.samples_max)):
             if at + 8 > end or u32(buffer, at + 4) > end - at - 8:
                 fault = fault or _CUT
                 break
             kind, at, sample_end = u32(buffer, at), at + 8, at + 8 + u32(buffer, at + 4)
             found = 0
-            if kind in (tables.COUNTERS, tables.COUNTERS_EXPANDED) and verdicts[k] == LATE:
+            if kind in (tables.COUNTERS, tables.COUNTERS_EXPANDED) and tracked.verdict[k] == LATE:
                 # Counters have the time of arrival, so those of a datagram that was overtaken would go back.
                 tally[_LATE_COUNTERS] += 1
             elif kind in (tables.COUNTERS, tables.COUNTERS_EXPANDED):
                 tally[_COUNTERS] += 1
-                found = _counter_sample(
-                    buffer, at, sample_end, kind == tables.COUNTERS_EXPANDED, records_max, k, agents[k],
-                    places, place_states, counters, records, named, filled, tally,
-                )  # fmt: skip
+                found = _counter_sample(buffer, at, sample_end, kind == tables.COUNTERS_EXPANDED, origin, limits, interfaces, rows)
             elif kind in (tables.FLOW, tables.FLOW_EXPANDED, tables.DISCARDED):
                 tally[_DISCARDED if kind == tables.DISCARDED else _FLOWS] += 1
-                found = _flow_sample(
-                    buffer, at, sample_end, kind, records_max, header_bytes_max, k, agents[k], epochs[k],
-                    places, place_states, flows, filled, tally, lost,
-                )  # fmt: skip
+                found = _flow_sample(buffer, at, sample_end, kind, origin, limits, interfaces, rows)
             else:
                 tally[_UNKNOWN_SAMPLES] += 1
             fault = fault or found
             at = sample_end
-        faults[k] = fault
+        rows.faults[k] = fault
 
 
 @numba.njit(inline="always")
-def _place(agent, kind, index, places):
-    keys, slots, count, multipliers = places
-    return number(np.uint64(agent), np.uint64(kind), np.uint64(index), keys, slots, count, multipliers)
+def _interface_of(agent, kind, index, interfaces):
+    """Return the entry of an interface in ``interfaces``, an ``Interfaces``; -1 where there is no room for it."""
+    return entry_of(interfaces.table, np.uint64(agent), np.uint64(kind), np.uint64(index))
 
 
 @numba.njit(inline="always")
-def _counter_sample(
-    buffer, at, end, expanded, records_max, datagram, agent, places, place_states, counters, records, named, filled, tally
-):  # fmt: skip
+def _counter_sample(buffer, at, end, expanded, origin, limits, interfaces, rows):
     """Take in one counter sample; return its fault. All its records are of one interface, which the generic one names."""
     if at + (16 if expanded else 12) > end:
         return _SAMPLE
@@ -238,30 +255,32 @@ def _counter_sample(
     kind, index = source >> 24, source & 0xFFFFFF
     if expanded:
         kind, index, at = source, u32(buffer, at), at + 4
-    generic_at, ethernet_at, name_at, last, fault = _counter_records(buffer, at, end, records_max, datagram, records, filled[2], tally)
+    filled = rows.filled
+    generic_at, ethernet_at, name_at, last, fault = _counter_records(buffer, at, end, limits.records_max, origin.datagram, rows)
     if generic_at < 0 and ethernet_at < 0 and name_at < 0 and last == filled[2]:
         return fault
     if generic_at >= 0:
         kind, index = 0, u32(buffer, generic_at)
-    place = _place(agent, kind, index, places)
+    place = _interface_of(origin.agent, kind, index, interfaces)
     if place < 0:
         return _INTERFACES_MAX
     for k in range(filled[2], last):
-        records[k].place = place
+        rows.records[k].place = place
     filled[2] = last
     if name_at >= 0 and u32(buffer, name_at):
-        _name(buffer, name_at + 4, u32(buffer, name_at), place, place_states, named, filled)
+        _name(buffer, name_at + 4, u32(buffer, name_at), place, interfaces, rows)
     if generic_at >= 0 or ethernet_at >= 0:
-        counters[filled[0]].generic_at, counters[filled[0]].ethernet_at = generic_at, ethernet_at
-        _states(buffer, generic_at, datagram, place, place_states, counters[filled[0]])
+        row = rows.counters[filled[0]]
+        row.generic_at, row.ethernet_at, row.datagram, row.place = generic_at, ethernet_at, origin.datagram, place
+        _states(buffer, generic_at, interfaces.states[place], row)
         filled[0] += 1
     return fault
 
 
 @numba.njit(inline="always")
-def _counter_records(buffer, at, end, records_max, datagram, records, last, tally):
+def _counter_records(buffer, at, end, records_max, datagram, rows):
     """Return where the generic and the Ethernet record and the name are (-1: nowhere), how many rows of records, and the fault."""
-    number_of_records, at, fault = u32(buffer, at), at + 4, 0
+    number_of_records, at, fault, last = u32(buffer, at), at + 4, 0, rows.filled[2]
     generic_at = ethernet_at = name_at = -1
     if number_of_records > records_max:
         fault = _RECORDS_MAX
@@ -271,7 +290,7 @@ def _counter_records(buffer, at, end, records_max, datagram, records, last, tall
             break
         what, size, at = u32(buffer, at), u32(buffer, at + 4), at + 8
         if not _is_known(what):
-            tally[_UNKNOWN_RECORDS] += 1
+            rows.tally[_UNKNOWN_RECORDS] += 1
         elif not _is_whole(buffer, at, what, size):
             fault = _RECORD
         elif what == tables.GENERIC:
@@ -281,7 +300,7 @@ def _counter_records(buffer, at, end, records_max, datagram, records, last, tall
         elif what == tables.PORT_NAME:
             name_at = at
         else:
-            record, last = records[last], last + 1
+            record, last = rows.records[last], last + 1
             record.at, record.datagram, record.format, record.size = at, datagram, what, size
         at += size
     return generic_at, ethernet_at, name_at, last, fault
@@ -312,7 +331,10 @@ def _is_whole(buffer, at, what, size):
 
 @numba.njit(cache=True, nogil=True)
 def _columns(buffer, rows, columns, unknowns):
-    """Read the counters, column by column over as many rows as stay in the nearest cache; count what is unknown of each."""
+    """Read the counters, column by column over as many rows as stay in the nearest cache; count what is unknown of each.
+
+    ``buffer`` uint8, ``rows`` (n,) ``COUNTER``, ``columns`` (columns, n) uint64, ``unknowns`` (columns,) int64.
+    """
     unknown = np.uint64(0xFFFFFFFFFFFFFFFF)
     for first in range(0, len(rows), _BLOCK):
         last = min(first + _BLOCK, len(rows))
@@ -333,8 +355,9 @@ def _columns(buffer, rows, columns, unknowns):
 
 
 @numba.njit(inline="always")
-def _states(buffer, generic_at, datagram, place, place_states, row):
-    row.datagram, row.place, row.states_changed = datagram, place, False
+def _states(buffer, generic_at, state, row):
+    """Read an interface's states into its ``COUNTER`` row; ``state``, its ``_INTERFACE`` row, tells whether they changed."""
+    row.states_changed = False
     row.interface_type = row.direction = row.status = row.promiscuous_mode = 0xFFFFFFFF
     if generic_at < 0:
         return
@@ -343,33 +366,29 @@ def _states(buffer, generic_at, datagram, place, place_states, row):
     # Never 0, which is what an interface starts with.
     said = np.uint64(row.interface_type) << np.uint64(33) ^ np.uint64(row.direction) << np.uint64(17)
     said ^= np.uint64(row.promiscuous_mode) << np.uint64(1) | np.uint64(1)
-    if place_states[place].states != said:
-        place_states[place].states = said
+    if state.states != said:
+        state.states = said
         row.states_changed = True
 
 
 @numba.njit(inline="always")
-def _name(buffer, at, size, place, place_states, named, filled):
-    """Remember what an interface is called, and say so where it is news: texts are made once, not at every reading."""
-    said = np.uint64(0xCBF29CE484222325)
-    for k in range(at, at + size):
-        said = (said ^ np.uint64(buffer[k])) * np.uint64(0x100000001B3)
-    if place_states[place].name != said:
-        place_states[place].name = said
-        row = named[filled[3]]
+def _name(buffer, at, size, place, interfaces, rows):
+    """Add a ``NAMED`` row where an interface has another name than before, so that a text is made once and not for every sample."""
+    name = mix_bytes(interfaces.table.state[SEED], buffer, at, at + size)
+    if interfaces.states[place].name != name:
+        interfaces.states[place].name = name
+        row = rows.named[rows.filled[3]]
         row.at, row.place, row.size = at, place, size
-        filled[3] += 1
+        rows.filled[3] += 1
 
 
 @numba.njit(inline="always")
-def _flow_sample(
-    buffer, at, end, kind, records_max, header_bytes_max, datagram, agent, epoch, places, place_states, flows, filled, tally, lost
-):  # fmt: skip
+def _flow_sample(buffer, at, end, kind, origin, limits, interfaces, rows):
     """Take in one flow sample or discarded packet; return its fault."""
     if at + (44 if kind == tables.FLOW_EXPANDED else 32) > end:
         return _SAMPLE
-    flow, at = flows[filled[1]], at + 4
-    flow.datagram, flow.reason, flow.flags, flow.notice = datagram, NO_REASON, 0, kind == tables.DISCARDED
+    flow, at = rows.flows[rows.filled[1]], at + 4
+    flow.datagram, flow.reason, flow.flags, flow.notice = origin.datagram, NO_REASON, 0, kind == tables.DISCARDED
     flow.rate, flow.input, flow.output = 1, -1, -1
     flow.header_at, flow.header_bytes, flow.protocol = 0, 0, 0
     source = u32(buffer, at)
@@ -387,13 +406,13 @@ def _flow_sample(
     if kind != tables.DISCARDED and went[0] == 1:
         # A sampled packet that went nowhere: the output tells why.
         flow.reason = min(went[1], 0x7FFFFFFF)
-    fault = _flow_records(buffer, at, end, records_max, header_bytes_max, flow, tally)
-    filled[1] += 1
-    place = _place(agent, source_kind, index, places)
+    fault = _flow_records(buffer, at, end, limits, flow, rows.tally)
+    rows.filled[1] += 1
+    place = _interface_of(origin.agent, source_kind, index, interfaces)
     if place >= 0:
-        lost[datagram] += newly_lost(place_states[place], kind == tables.DISCARDED, drops, epoch)
+        rows.lost[origin.datagram] += newly_lost(interfaces.states[place], kind == tables.DISCARDED, drops, origin.epoch)
     if flow.reason != NO_REASON or flow.flags & HAS_DEPTH:
-        flow.input, flow.output = _known(agent, came, places), _known(agent, went, places)
+        flow.input, flow.output = _port(origin.agent, came, interfaces), _port(origin.agent, went, interfaces)
     return fault
 
 
@@ -405,16 +424,18 @@ def _interface(packed):
 
 
 @numba.njit(inline="always")
-def _known(agent, interface, places):
-    return _place(agent, 0, interface[1], places) if interface[0] == 0 and 0 < interface[1] < 0xFFFFFFFF else -1
+def _port(agent, interface, interfaces):
+    """Return the entry of an interface given as (format, value), -1 where it is no single port."""
+    return _interface_of(agent, 0, interface[1], interfaces) if interface[0] == 0 and 0 < interface[1] < 0xFFFFFFFF else -1
 
 
 @numba.njit(inline="always")
-def _flow_records(buffer, at, end, records_max, header_bytes_max, flow, tally):
+def _flow_records(buffer, at, end, limits, flow, tally):
+    """Read the records of a flow sample into its ``FLOW`` row; return its fault."""
     number_of_records, at, fault = u32(buffer, at), at + 4, 0
-    if number_of_records > records_max:
+    if number_of_records > limits.records_max:
         fault = _RECORDS_MAX
-    for _ in range(min(number_of_records, records_max)):
+    for _ in range(min(number_of_records, limits.records_max)):
         if at + 8 > end or u32(buffer, at + 4) > end - at - 8:
             return _RECORD
         what, size, at = u32(buffer, at), u32(buffer, at + 4), at + 8
@@ -423,7 +444,7 @@ def _flow_records(buffer, at, end, records_max, header_bytes_max, flow, tally):
                 fault = _RECORD
             else:
                 flow.protocol, flow.frame_bytes = u32(buffer, at), u32(buffer, at + 4)
-                flow.header_at, flow.header_bytes = at + 16, min(u32(buffer, at + 12), header_bytes_max)
+                flow.header_at, flow.header_bytes = at + 16, min(u32(buffer, at + 12), limits.header_bytes_max)
                 flow.flags |= HAS_HEADER
         elif what in (tables.EGRESS_QUEUE, tables.TRANSIT, tables.QUEUE_DEPTH):
             if size < 4:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from ...pipeline.clock import Clock
 from ...pipeline.errors import InputError
-from ..base import Batch, Collector, Options
+from ..base import Batch, Collector, Options, lazy
 from ..wire.listen import DATAGRAM_BYTES_MAX, Sources, UdpListener
 
 if TYPE_CHECKING:
@@ -87,18 +87,18 @@ class SflowListener:
 
     def start(self) -> None:
         """Listen. Raises ``ServiceError`` when the address or the port cannot be had."""
-        from .batches import Naming, Rows
-        from .decoder import Limits
+        from .batches import Naming, Rows, warm
+        from .decoder import SflowLimits
 
         config = self._config
         self._rows = Rows(
             Naming(config.devices, config.ports),
             agents_max=config.agents_max,
             interfaces_max=config.interfaces_max,
-            limits=Limits(config.samples_max, config.records_max, config.header_bytes_max),
+            limits=SflowLimits(config.samples_max, config.records_max, config.header_bytes_max),
         )
-        # The kernels are loaded, or compiled the first time, before anything can wait for them.
-        Rows(Naming(), agents_max=1, interfaces_max=4).warm()
+        # The kernels are loaded, or compiled the first time, before datagrams can wait for them.
+        warm()
         self._listener.start()
 
     def drain(self) -> list[Batch]:
@@ -248,4 +248,5 @@ SFLOW = Collector(
     live=SflowListener,
     recorded=SflowRecording,
     recognises=_recognises,
+    warm=lazy("sflow.batches", "warm"),
 )

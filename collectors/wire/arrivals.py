@@ -4,54 +4,87 @@ A kernel reads what ``recvmmsg`` left: lengths and flags of the messages, the se
 which the kernel of the machine tells the time of arrival and how many it dropped (struct cmsghdr of 64-bit Linux).
 """
 
-import os
 import socket
 from functools import lru_cache
+from typing import NamedTuple
 
 import numba
 import numpy as np
+
+from .hash_table import ENTRIES, entry_of, mix, new_seed, word_table
 
 # Memory that a datagram costs beside its bytes: its row of columns. It bounds how many short ones may wait.
 _ROW_BYTES = 128
 # The order of ``listen.TALLY``.
 _DATAGRAMS, _BYTES, _REFUSED, _FULL, _TRUNCATED, _DROPS = range(6)
-# Addresses are hashed; the multipliers are drawn anew in every process, so that no sender can choose where he falls.
-_MULTIPLIERS = np.frombuffer(os.urandom(16), np.uint64) | np.uint64(1)
+_SEED = new_seed()
 
 
-class Store:
+class _Received(NamedTuple):
+    """What ``recvmmsg`` left of n datagrams.
+
+    ``messages`` (n,) ``listen._MESSAGE``; k-th bytes at ``k * stride`` of ``data`` uint8, address at ``28 * k`` of ``names`` uint8, control
+    messages at ``128 * k`` of ``controls`` uint8; whether the addresses are IPv6; the time in ns of those without a stamp.
+    """
+
+    messages: np.ndarray
+    data: np.ndarray
+    stride: int
+    names: np.ndarray
+    controls: np.ndarray
+    ipv6: bool
+    now_ns: int
+
+
+class _Allowed(NamedTuple):
+    """Networks (n, 5) uint64 as ``listen`` makes them, and verdicts (3, 1024) uint64 on senders: address (high, low), 1 no or 2 yes."""
+
+    networks: np.ndarray
+    verdicts: np.ndarray
+    seed: int
+
+
+class _Packed(NamedTuple):
+    """Datagrams one after another in ``buffer`` uint8; of each offset, length and time in ns, ``marks`` (3, n) int64.
+
+    ``addresses`` (2, n) uint64 are the high and low halves of the senders; ``fill`` (2,) int64 bytes and datagrams in use.
+    """
+
+    buffer: np.ndarray
+    marks: np.ndarray
+    addresses: np.ndarray
+    fill: np.ndarray
+
+
+class DatagramBuffer:
     """Bounded memory that one kernel call after another appends datagrams to."""
 
     def __init__(self, size_bytes: int, networks: np.ndarray, tally: np.ndarray) -> None:
-        self._networks, self._tally = networks, tally
-        self._verdicts = np.zeros((3, 1024), np.uint64)
-        self.buffer = np.empty(size_bytes, np.uint8)
-        self.marks = np.empty((3, size_bytes // _ROW_BYTES + 1), np.int64)
-        self.addresses = np.empty((2, size_bytes // _ROW_BYTES + 1), np.uint64)
-        # Bytes used, datagrams kept.
-        self.fill = np.zeros(2, np.int64)
+        self._allowed, self._tally = _Allowed(networks, np.zeros((3, 1024), np.uint64), _SEED), tally
+        rows = size_bytes // _ROW_BYTES + 1
+        self._packed = _Packed(
+            np.empty(size_bytes, np.uint8), np.empty((3, rows), np.int64), np.empty((2, rows), np.uint64), np.zeros(2, np.int64)
+        )
 
     def append(
         self, messages: np.ndarray, data: np.ndarray, stride: int, names: np.ndarray, controls: np.ndarray, ipv6: bool, now_ns: int
     ) -> None:
-        """Take in what one call received; datagrams that the kernel did not stamp came at ``now_ns``."""
-        _sift(
-            *(messages, data, stride, names, controls, ipv6, now_ns),
-            *(self._networks, self._verdicts, _MULTIPLIERS, self.buffer, self.marks, self.addresses, self.fill, self._tally),
-        )
+        """Append what one call received; datagrams that the kernel did not stamp get the time ``now_ns``."""
+        _append(_Received(messages, data, stride, names, controls, ipv6, now_ns), self._allowed, self._packed, self._tally)
 
-    def learn_drops(self, told: int) -> None:
-        """Take in the kernel's own count of what it dropped, of which ``told`` is the lower 32 bits."""
-        self._tally[_DROPS] = later(self._tally[_DROPS], told)
+    def count_drops(self, low_bits: int) -> None:
+        """Bring the count of datagrams that the kernel dropped up to its own, whose lower 32 bits are ``low_bits``."""
+        self._tally[_DROPS] = extended(self._tally[_DROPS], low_bits)
 
     def take(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, tuple[str, ...]]:
         """Return a copy of what is here, as the fields of ``listen.Datagrams``, and be empty."""
-        used, kept = self.fill.tolist()
-        self.fill[:] = 0
-        sender, first = _codes(self.addresses[:, :kept], _MULTIPLIERS)
-        senders = tuple(_text(*pair) for pair in self.addresses[:, first].T.tolist())
-        offsets, lengths, recv_ts = (column[:kept].copy() for column in self.marks)
-        return self.buffer[:used].copy(), offsets, lengths, recv_ts, sender, senders
+        buffer, marks, addresses, fill = self._packed
+        used, count = fill.tolist()
+        fill[:] = 0
+        sender, keys = _codes(addresses, count, _SEED)
+        senders = tuple(_text(high, low) for high, low, _ in keys.tolist())
+        offsets, lengths, recv_ts = (column[:count].copy() for column in marks)
+        return buffer[:used].copy(), offsets, lengths, recv_ts, sender, senders
 
 
 @lru_cache(maxsize=65_536)
@@ -62,25 +95,28 @@ def _text(high: int, low: int) -> str:
 
 
 @numba.njit(cache=True)
-def later(known, told):
-    """Return the total that ``told``, its lower 32 bits, means, given one that was known before; never less."""
-    ahead = (told - known) & 0xFFFFFFFF
+def extended(known, low_bits):
+    """Return the total whose lower 32 bits are ``low_bits``, given an earlier total ``known``; never less than that."""
+    ahead = (low_bits - known) & 0xFFFFFFFF
     return known + ahead if ahead < 0x80000000 else known
 
 
 @numba.njit(cache=True, nogil=True)
-def _sift(
-    messages, data, stride, names, controls, ipv6, now_ns, networks, verdicts, multipliers, buffer, marks, addresses, fill, tally
-):  # fmt: skip
-    """Append the datagrams of ``messages`` that are whole, allowed and fit, and count the others."""
+def _append(received, allowed, packed, tally):
+    """Append the datagrams of ``received``, a ``_Received``, that are whole, ``allowed`` and fit into ``packed``; count all.
+
+    ``tally`` (6,) int64 as ``listen.TALLY``.
+    """
+    messages, data, stride, names, controls, ipv6, now_ns = received
+    buffer, marks, addresses, fill = packed
     truncated_flag = 0x20
     for k in range(len(messages)):
         size = np.int64(messages[k].bytes)
         ts, drops = _control(controls, k * 128, np.int64(messages[k].header.control_bytes))
         if drops >= 0:
-            tally[_DROPS] = later(tally[_DROPS], drops)
+            tally[_DROPS] = extended(tally[_DROPS], drops)
         high, low = _sender(names, k * 28, ipv6)
-        if not _allowed(high, low, networks, verdicts, multipliers):
+        if not _is_allowed(high, low, allowed):
             tally[_REFUSED] += 1
             continue
         tally[_DATAGRAMS] += 1
@@ -88,19 +124,22 @@ def _sift(
         if messages[k].header.flags & truncated_flag:
             tally[_TRUNCATED] += 1
             continue
-        used, kept = fill[0], fill[1]
-        if used + size > len(buffer) or kept >= marks.shape[1]:
+        used, count = fill[0], fill[1]
+        if used + size > len(buffer) or count >= marks.shape[1]:
             tally[_FULL] += 1
             continue
         buffer[used : used + size] = data[k * stride : k * stride + size]
-        marks[0, kept], marks[1, kept], marks[2, kept] = used, size, ts if ts else now_ns
-        addresses[0, kept], addresses[1, kept] = high, low
-        fill[0], fill[1] = used + size, kept + 1
+        marks[0, count], marks[1, count], marks[2, count] = used, size, ts if ts else now_ns
+        addresses[0, count], addresses[1, count] = high, low
+        fill[0], fill[1] = used + size, count + 1
 
 
 @numba.njit(nogil=True)
 def _control(controls, at, size):
-    """Return the kernel's time of arrival (0: not told) and the number that it has dropped so far (-1: not told)."""
+    """Return the kernel's time of arrival in ns (0: none) and how many datagrams it has dropped so far (-1: unknown).
+
+    ``controls`` uint8, ``size`` bytes of it from ``at`` on.
+    """
     words = controls.view(np.uint64)
     ts, drops = np.int64(0), np.int64(-1)
     end = at + min(size, 128)
@@ -120,6 +159,7 @@ def _control(controls, at, size):
 
 @numba.njit(nogil=True)
 def _sender(names, at, ipv6):
+    """Return the halves (uint64) of the address in the socket address at ``at`` of ``names`` (uint8), IPv4 as IPv6 maps it."""
     high, low = np.uint64(0), np.uint64(0)
     if not ipv6:
         for k in range(4, 8):
@@ -131,45 +171,28 @@ def _sender(names, at, ipv6):
     return high, low
 
 
-@numba.njit(inline="always")
-def _hash(high, low, multipliers):
-    mixed = (high ^ (low >> np.uint64(32))) * multipliers[0] + (low ^ (high << np.uint64(7))) * multipliers[1]
-    return np.int64((mixed ^ (mixed >> np.uint64(29))) * multipliers[1] >> np.uint64(40))
-
-
 @numba.njit(nogil=True)
-def _allowed(high, low, networks, verdicts, multipliers):
-    """Return whether a sender may send; what was found of it is kept until another sender falls into its place."""
-    place = _hash(high, low, multipliers) & (verdicts.shape[1] - 1)
+def _is_allowed(high, low, allowed):
+    """Return whether a sender may send; the verdict on it is cached until another sender gets its place."""
+    networks, verdicts, seed = allowed
+    place = mix(mix(seed, high), low) & (verdicts.shape[1] - 1)
     if verdicts[2, place] and verdicts[0, place] == high and verdicts[1, place] == low:
         return verdicts[2, place] == 2
     ipv4 = high == 0 and low >> np.uint64(32) == 0xFFFF
-    allowed = False
+    is_allowed = False
     for k in range(len(networks)):
         network = networks[k]
         if (network[4] == 1) == ipv4 and high & network[2] == network[0] and low & network[3] == network[1]:
-            allowed = True
+            is_allowed = True
             break
-    verdicts[0, place], verdicts[1, place], verdicts[2, place] = high, low, 2 if allowed else 1
-    return allowed
+    verdicts[0, place], verdicts[1, place], verdicts[2, place] = high, low, 2 if is_allowed else 1
+    return is_allowed
 
 
 @numba.njit(cache=True, nogil=True)
-def _codes(addresses, multipliers):
-    """Return a number for each address, the same for the same, and where each number came first."""
-    count = addresses.shape[1]
-    size = 16
-    while size < 2 * count:
-        size *= 2
-    slots = np.full(size, -1, np.int32)
-    codes, first, known = np.empty(count, np.int32), np.empty(count, np.int64), 0
+def _codes(addresses, count, seed):
+    """Return codes (count,) int32 of the first ``addresses`` (2, n) uint64, and the distinct ones, (codes, 3) uint64 ending in 0."""
+    table, codes = word_table(count, seed), np.empty(count, np.int32)
     for k in range(count):
-        high, low = addresses[0, k], addresses[1, k]
-        place = _hash(high, low, multipliers) & (size - 1)
-        while slots[place] >= 0 and (addresses[0, first[slots[place]]] != high or addresses[1, first[slots[place]]] != low):
-            place = (place + 1) & (size - 1)
-        if slots[place] < 0:
-            slots[place], first[known] = known, k
-            known += 1
-        codes[k] = slots[place]
-    return codes, first[:known]
+        codes[k] = entry_of(table, addresses[0, k], addresses[1, k], np.uint64(0))
+    return codes, table.keys[: table.state[ENTRIES]]

@@ -114,7 +114,15 @@ def read_capture(path: Path, piece_bytes: int = PIECE_BYTES) -> Iterator[Piece]:
         raise InputError(str(path), error.strerror or "cannot be read", "give a file that this user may read") from None
 
 
-def _read(path: str, file: io.BufferedReader, piece_bytes: int) -> Iterator[Piece]:
+def warm() -> None:
+    """Compile the kernels by reading a pcap and a pcapng file without packets."""
+    pcap = struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 0, LINK_TYPES[0])
+    pcapng = struct.pack("<IIIHHqI", _SECTION, 28, _SECTION_ORDER, 1, 0, -1, 28)
+    for content in (pcap, pcapng):
+        list(_read("", io.BytesIO(content), 64))
+
+
+def _read(path: str, file: io.BufferedIOBase, piece_bytes: int) -> Iterator[Piece]:
     head = file.read(24)
     while 0 < len(head) < 24 and (more := file.read(24 - len(head))):
         head += more
@@ -284,7 +292,7 @@ def _nanoseconds(raw: np.ndarray, interface: _Interface) -> np.ndarray:
 
 
 def _pieces(
-    path: str, file: io.BufferedReader, piece_bytes: int, head: bytes, base: int, walker: _Classic | _NextGeneration
+    path: str, file: io.BufferedIOBase, piece_bytes: int, head: bytes, base: int, walker: _Classic | _NextGeneration
 ) -> Iterator[Piece]:
     """Yield the packets that ``walker`` finds; ``head`` was read already and starts at byte ``base``."""
     left = np.frombuffer(head, np.uint8)

@@ -29,7 +29,7 @@ PROBES_MAX = 256
 _PRIME = 0x2545F4914F6CDD1D
 _LOW_HALF = 0xFFFFFFFF
 # Items of ``WordTable.state``.
-_COUNT, _SEED = 0, 1
+ENTRIES, SEED = 0, 1
 
 
 def new_seed() -> int:
@@ -42,7 +42,7 @@ def mix(h, word):
     """Return the hash int64 of a hash ``h`` int64 followed by a word of 64 bits."""
     x = h ^ np.int64(word)
     # The product of the halves, both hidden by the seed: a difference of words has no known difference of products.
-    x = ((x & _LOW_HALF) * ((x >> 32) & _LOW_HALF) + x) * _PRIME
+    x = (x & _LOW_HALF) * ((x >> 32) & _LOW_HALF) + x * _PRIME
     return x ^ ((x >> 32) & _LOW_HALF)
 
 
@@ -112,7 +112,7 @@ def refill(index, hashes, count):
 class WordTable(NamedTuple):
     """A table of keys of three words, of a fixed size: index (places,) int32, hashes (size,) int64, keys (size, 3) uint64.
 
-    ``state`` (2,) int64: how many entries there are, and the seed.
+    ``state`` (2,) int64: ``ENTRIES``, how many keys it holds, and ``SEED``.
     """
 
     index: np.ndarray
@@ -128,26 +128,20 @@ def word_table(size, seed):
 
 
 @numba.njit(nogil=True)
-def entries(table):
-    """Return how many keys a ``WordTable`` holds."""
-    return table.state[_COUNT]
-
-
-@numba.njit(nogil=True)
 def entry_of(table, a, b, c):
     """Return the entry of the key (a, b, c), each uint64, in a ``WordTable``; added if it is new, -1 if there is no room for it."""
     index, hashes, keys, state = table
-    h = mix(mix(mix(state[_SEED], a), b), c)
+    h = mix(mix(mix(state[SEED], a), b), c)
     probe = seek(index, hashes, h, 0)
     while probe >= 0:
         place = place_of(index, h, probe)
         entry = np.int64(index[place])
         if entry == EMPTY:
-            entry = state[_COUNT]
+            entry = state[ENTRIES]
             if entry >= len(keys):
                 return np.int64(-1)
             hashes[entry], keys[entry, 0], keys[entry, 1], keys[entry, 2] = h, a, b, c
-            index[place], state[_COUNT] = entry, entry + 1
+            index[place], state[ENTRIES] = entry, entry + 1
             return entry
         if keys[entry, 0] == a and keys[entry, 1] == b and keys[entry, 2] == c:
             return entry

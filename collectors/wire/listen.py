@@ -27,7 +27,7 @@ from ...pipeline.clock import NS_PER_MS, NS_PER_S, Clock
 from ...pipeline.errors import ServiceError
 
 if TYPE_CHECKING:
-    from .arrivals import Store
+    from .arrivals import DatagramBuffer
 
 LOOPBACK = ("127.0.0.0/8", "::1/128")
 NETWORKS_MAX = 1024
@@ -177,8 +177,8 @@ class UdpListener:
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
         self._lock = threading.Lock()
-        self._filling: Store | None = None
-        self._idle: Store | None = None
+        self._filling: DatagramBuffer | None = None
+        self._idle: DatagramBuffer | None = None
         self._tally = np.zeros(len(TALLY), np.int64)
         self._admitted: Counter[str] = Counter()
         self._received_bytes_max = 0
@@ -186,7 +186,7 @@ class UdpListener:
 
     def start(self) -> None:
         """Bind and begin to receive. Raises ``ServiceError`` when the port or the address cannot be had."""
-        from .arrivals import Store
+        from .arrivals import DatagramBuffer
 
         ipv6 = ":" in self._address
         try:
@@ -196,11 +196,10 @@ class UdpListener:
         self.port = self._socket.getsockname()[1]
         self._slots = _Slots(self._datagram_bytes_max, ipv6)
         # One is filled while the other is taken.
-        self._filling, self._idle = (Store(self._buffer_bytes_max // 2, self._networks, self._tally) for _ in range(2))
+        self._filling, self._idle = (DatagramBuffer(self._buffer_bytes_max // 2, self._networks, self._tally) for _ in range(2))
         self._tally[:] = 0
         self._admitted.clear()
-        self._sift(0)
-        self._idle.take()
+        warm()
         self._stopping.clear()
         self._thread = threading.Thread(target=self._run, name=f"weft-{self._name}-listener", daemon=True)
         self._thread.start()
@@ -307,10 +306,10 @@ class UdpListener:
             self._clock.wait(_QUIET_NS / NS_PER_S, self._stopping)
             return 0
         if count:
-            self._sift(count)
+            self._append(count)
         return count
 
-    def _sift(self, count: int) -> None:
+    def _append(self, count: int) -> None:
         slots, now_ns = self._slots, self._clock.now_ns()
         with self._lock:
             assert self._filling is not None
@@ -326,7 +325,17 @@ class UdpListener:
             return
         if len(told) == _MEMINFO.size and self._filling is not None:
             with self._lock:
-                self._filling.learn_drops(_MEMINFO.unpack(told)[_MEMINFO_DROPS])
+                self._filling.count_drops(_MEMINFO.unpack(told)[_MEMINFO_DROPS])
+
+
+def warm() -> None:
+    """Compile the kernels by receiving nothing."""
+    from .arrivals import DatagramBuffer
+
+    buffer, slots = DatagramBuffer(0, _networks(()), np.zeros(len(TALLY), np.int64)), _Slots(0, False)
+    buffer.append(slots.messages[:0], slots.data, slots.stride, slots.names, slots.controls, slots.ipv6, 0)
+    buffer.count_drops(0)
+    buffer.take()
 
 
 def _nothing() -> Datagrams:

@@ -13,7 +13,6 @@ Lengths come from the headers, so a capture that keeps only the first bytes of e
 keeps the BTH and not the RETH or AETH behind it, their fields are null.
 """
 
-import os
 import socket
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,6 +22,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from .hash_table import ENTRIES, entry_of, new_seed, word_table
 from .headers import (
     AETH_AT,
     BTH_BYTES,
@@ -81,8 +81,7 @@ _PACKET = np.dtype(
     ]
 )
 
-# Addresses are hashed; the multipliers are drawn anew in every process, so that no capture can be made to collide.
-_MULTIPLIERS = np.frombuffer(os.urandom(16), np.uint64) | np.uint64(1)
+_SEED = new_seed()
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +112,8 @@ def decode(
     wire = lengths if wire_lengths is None else np.maximum(np.asarray(wire_lengths, np.int64), lengths)
     if offsets.size and (offsets.min() < 0 or lengths.min() < 0 or (offsets + lengths).max() > data.size):
         raise ValueError("a packet reaches beyond the buffer")
-    links = np.broadcast_to(np.asarray(link_type, np.int64), offsets.shape)
-    hidden = np.broadcast_to(np.asarray(hidden, np.int64), offsets.shape)
+    # Copies, of one memory layout: the kernel is compiled for each layout that it meets.
+    links, hidden = (np.array(np.broadcast_to(one, offsets.shape), np.int64, order="C") for one in (link_type, hidden))
     rows, counts, _ = _decode(data, offsets, lengths, wire, np.asarray(ts, np.int64), links, hidden, check_icrc)
     unchecked, partial = (int(np.count_nonzero(rows["flags"] & flag)) for flag in (_UNCHECKED, _PARTIAL))
     return Decoded(_to_frame(rows), dict(zip(REASONS, counts.tolist(), strict=True)), unchecked, partial)
@@ -175,10 +174,8 @@ def _split(rows):
 
 def addresses(rows: np.ndarray) -> tuple[pl.Series, pl.Series]:
     """Return source and destination as text, of rows with the fields ``src_high`` to ``dst_low`` and ``version``; empty where that is 0."""
-    src, dst, first = _codes(rows, _MULTIPLIERS)
-    seen, is_dst = rows[first >> 1], first & 1 == 1
-    numbers = [np.where(is_dst, seen[f"dst_{half}"], seen[f"src_{half}"]).tolist() for half in ("high", "low")]
-    texts = pl.Series([_text(*one) for one in zip(seen["version"].tolist(), *numbers, strict=True)], dtype=pl.String)
+    src, dst, keys = _codes(rows, _SEED)
+    texts = pl.Series([_text(version, high, low) for high, low, version in keys.tolist()], dtype=pl.String)
     return texts[src], texts[dst]
 
 
@@ -192,39 +189,15 @@ def _text(version: int, high: int, low: int) -> str:
 
 
 @numba.njit(cache=True, nogil=True)
-def _codes(rows, multipliers):
-    # Open addressing at a load of at most one half: two addresses a row, four places a row.
-    size = 16
-    while size < 4 * len(rows):
-        size *= 2
-    slots = np.full(size, -1, np.int32)
-    first = np.empty(2 * len(rows), np.int64)
-    codes = np.empty((2, len(rows)), np.int32)
-    count = 0
+def _codes(rows, seed):
+    """Return codes of source and destination of n rows, (n,) int32 each, and the distinct (high, low, version), (codes, 3) uint64."""
+    table, codes = word_table(2 * len(rows), seed), np.empty((2, len(rows)), np.int32)
     for k in range(len(rows)):
-        for side in range(2):
-            high, low = _address(rows[k], side)
-            mixed = (high ^ (low >> np.uint64(32))) * multipliers[0] + (low ^ (high << np.uint64(7))) * multipliers[1]
-            place = np.int64((mixed ^ (mixed >> np.uint64(29))) * multipliers[1] >> np.uint64(32)) & (size - 1)
-            while True:
-                code = slots[place]
-                if code < 0:
-                    slots[place], first[count], codes[side, k] = count, 2 * k + side, count
-                    count += 1
-                    break
-                other = rows[first[code] >> 1]
-                if (high, low) == _address(other, first[code] & 1) and rows[k].version == other.version:
-                    codes[side, k] = code
-                    break
-                place = (place + 1) & (size - 1)
-    return codes[0], codes[1], first[:count]
-
-
-@numba.njit(inline="always")
-def _address(row, side):
-    if side:
-        return row.dst_high, row.dst_low
-    return row.src_high, row.src_low
+        row = rows[k]
+        version = np.uint64(row.version)
+        codes[0, k] = entry_of(table, row.src_high, row.src_low, version)
+        codes[1, k] = entry_of(table, row.dst_high, row.dst_low, version)
+    return codes[0], codes[1], table.keys[: table.state[ENTRIES]]
 
 
 @numba.njit(cache=True, nogil=True)

@@ -7,12 +7,12 @@ import numpy as np
 from weft.collectors.sflow import records as tables
 from weft.collectors.sflow.agents import Agents
 from weft.collectors.sflow.batches import Naming, Rows
-from weft.collectors.sflow.decoder import FAULTS, HAS_HEADER, Limits, decode
+from weft.collectors.sflow.decoder import FAULTS, HAS_HEADER, SflowLimits, decode
 from weft.collectors.wire import udp
 from weft.collectors.wire.headers import LINK_TYPES
 from weft.pipeline.tables.families import FAMILIES
 
-LIMITS = Limits(samples_max=16, records_max=8, header_bytes_max=256)
+LIMITS = SflowLimits(samples_max=16, records_max=8, header_bytes_max=256)
 
 
 def _words(*values: int) -> bytes:

@@ -18,7 +18,7 @@ from scapy.utils import wrpcap
 
 from weft.collectors.base import Batch, Options
 from weft.collectors.sflow.batches import Naming, Rows
-from weft.collectors.sflow.decoder import Limits
+from weft.collectors.sflow.decoder import SflowLimits
 from weft.collectors.sflow.receiver import SFLOW, SflowConfig, SflowListener, SflowRecording
 from weft.pipeline.clock import SystemClock
 from weft.pipeline.config import load
@@ -411,7 +411,7 @@ def test_each_fault_has_its_name(rows: Rows, raw: bytes, fault: str):
 
 def test_limits_hold_and_are_admitted():
     """More samples, records, agents or interfaces than are looked at are refused and said."""
-    rows = Rows(Naming(), agents_max=1, interfaces_max=2, limits=Limits(samples_max=2, records_max=2))
+    rows = Rows(Naming(), agents_max=1, interfaces_max=2, limits=SflowLimits(samples_max=2, records_max=2))
     assert decode(rows, datagram(*(counters(generic(1)) for _ in range(3))))["port"].height == 2
     decode(rows, datagram(counters(tagged(77, b""), tagged(78, b""), generic(1)), sequence=2))
     frames = decode(
@@ -425,7 +425,7 @@ def test_limits_hold_and_are_admitted():
 
 def test_one_long_header_is_looked_at_in_part():
     """Of a header longer than the limit only so much is read, which is enough for its fields."""
-    rows = Rows(Naming(), agents_max=4, interfaces_max=4, limits=Limits(header_bytes_max=64))
+    rows = Rows(Naming(), agents_max=4, interfaces_max=4, limits=SflowLimits(header_bytes_max=64))
     assert decode(rows, datagram(flow(header(bytes(roce(8)), keep=1000))))["packet"]["psn"].to_list() == [8]
 
 

@@ -32,7 +32,7 @@ def test_words_get_numbers_in_the_order_of_their_first_appearance():
     expected = [numbers.setdefault(tuple(key), len(numbers)) for key in keys.tolist()]
     table = hash_table.word_table(len(numbers), new_seed())
     assert _enter(table, keys).tolist() == expected
-    assert hash_table.entries(table) == len(numbers)
+    assert table.state[hash_table.ENTRIES] == len(numbers)
     assert [tuple(key) for key in table.keys.tolist()] == list(numbers)
 
 
