@@ -60,4 +60,5 @@ HFT = Collector(
     live=lazy("hft.receiver", "Hft"),
     recorded=lazy("hft.recording", "HftRecording"),
     recognises=lazy("hft.recording", "recognises"),
+    warm=lazy("hft.receiver", "warm"),
 )

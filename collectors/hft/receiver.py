@@ -21,9 +21,11 @@ from ...pipeline.clock import NS_PER_MS, NS_PER_S, Clock
 from ...pipeline.errors import InputError, ServiceError
 from ..base import Batch
 from ..sampling.readings import Pace
+from ..wire import capture, listen, roce, udp
 from ..wire.listen import Datagrams, UdpListener
 from ..wire.listen_tcp import Stretch, TcpListener
-from .config import SOURCE, HftConfig
+from ..wire.octets import octets
+from .config import PORT, SOURCE, HftConfig
 from .ipfix import Decoder, Loss
 from .ipfix_kernel import HEADER_BYTES
 from .names import Names, read_names
@@ -87,7 +89,7 @@ class Hft:
         for path in dict.fromkeys(config.sessions.values()):
             self._files[path] = _File(read_names(Path(path)), _stamp(path))
         self._take_up()
-        _prime()
+        warm()
         if config.udp:
             limits = {"buffer_bytes_max": config.buffer_bytes_max, "receive_buffer_bytes": config.receive_buffer_bytes}
             self._udp = UdpListener(config.address, config.port, config.allow, self._clock, **limits, name=SOURCE)
@@ -273,18 +275,24 @@ class Hft:
             _log.warning("hft collector: %s is not what was kept there (%s), templates are waited for", path, error)
 
 
-def _prime() -> None:
-    """Go once through all that a drain does: what is compiled at first use would make the first seconds late, or lost."""
-    streams, decoder, one = Streams(Pace(interval_ns=NS_PER_MS), 1), Decoder(), np.array([0])
+def warm() -> None:
+    """Compile the kernels of datagrams, streams and captures by decoding a few messages, so that none waits at its first use."""
+    listen.warm()
+    capture.warm()
+    decoder, one = Decoder(), np.array([0])
     counter = b"\x80\x01\x00\x08\x00\x01\x00\x00"
-    messages = _message(0, 256, b"\x01\x45\x00\x08" + counter)
+    messages = [_message(0, 256, b"\x01\x45\x00\x08" + counter), _message(0, 257, b"\x00\x01\xff\xff")]
     for number in range(1, 4):
         record = (number * NS_PER_S).to_bytes(8, "big") + bytes(8)
-        messages += b"\x00\x0a\x00\x24" + bytes(12) + b"\x01\x00\x00\x14" + record
-    content = np.frombuffer(messages, np.uint8)
-    streams.take(decoder.feed(content, one, one + len(content), one, 0), {0: ("", Names())}, None)
-    decoder.feed_stream(content, 0, 0)
-    streams.end(None)
+        messages.insert(number, b"\x00\x0a\x00\x24" + bytes(12) + b"\x01\x00\x00\x14" + record)
+    # Of the variable length; and one whose template is missing.
+    messages += [b"\x00\x0a\x00\x18" + bytes(12) + name + b"\x00\x08" + bytes(4) for name in (b"\x01\x01", b"\x01\x02")]
+    content = octets(b"".join(messages))
+    for interval_ns in (0, NS_PER_MS):
+        streams = Streams(Pace(interval_ns), 1)
+        streams.take(decoder.feed(content, one, one + len(content), one, 0), {0: ("", Names())}, None)
+        streams.end(None)
+    roce.addresses(udp.payloads(content, one, one, one, PORT).ends)
 
 
 def _stamp(path: str) -> tuple[int, int] | None:

@@ -338,6 +338,19 @@ def _recognises(path: Path, head: bytes) -> bool:
     return is_capture(head)
 
 
+def warm() -> None:
+    """Compile the kernels of captures and interfaces by decoding one byte."""
+    import numpy as np
+
+    from ..wire import capture
+    from .ring import walk
+
+    capture.warm()
+    walk(np.zeros(16, np.uint32), 64, 1, 0)
+    one = np.zeros(1, np.int64)
+    _Frames("", False).of(capture.Piece(np.zeros(1, np.uint8), one, one + 1, one + 1, one, one + 1))
+
+
 PACKETS = Collector(
     name=SOURCE,
     doc="RoCEv2 packets of a capture file (pcap, pcapng) or of an interface",
@@ -347,6 +360,7 @@ PACKETS = Collector(
     live=PacketCapture,
     recorded=PacketRecording,
     recognises=_recognises,
+    warm=warm,
 )
 
 

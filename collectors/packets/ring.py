@@ -52,7 +52,7 @@ class PacketRing:
         """Return the packets of the blocks that are ours, in place, and how many blocks to ``give_back`` once they are read."""
         assert self._map is not None
         buffer = np.frombuffer(self._map, np.uint8)
-        (offsets, lengths, wire, ts, hidden), taken = _walk(buffer.view(np.uint32), self._block_bytes, self._blocks, self._next)
+        (offsets, lengths, wire, ts, hidden), taken = walk(buffer.view(np.uint32), self._block_bytes, self._blocks, self._next)
         return Piece(buffer, offsets, lengths, wire, ts, np.full(len(ts), self._link), hidden=hidden), taken
 
     def give_back(self, taken: int) -> None:
@@ -75,7 +75,7 @@ class PacketRing:
 
 
 @numba.njit(cache=True, nogil=True)
-def _walk(words, block_bytes, blocks, block):
+def walk(words, block_bytes, blocks, block):
     """Return offset, length, length on the wire, time and hidden bytes of each packet, and how many blocks they fill."""
     ready, packets = 0, 0
     while ready < blocks and words[((block + ready) % blocks * block_bytes + _STATUS) >> 2] & _USER:
