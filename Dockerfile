@@ -6,6 +6,8 @@ COPY requirements.lock /src/
 RUN /opt/weft/bin/pip install --require-hashes -r /src/requirements.lock
 COPY . /src/
 RUN /opt/weft/bin/pip install --no-deps --no-build-isolation /src
+# Compiled here, for the kind of processor that builds the image; on another kind a service compiles when it first starts.
+RUN NUMBA_CACHE_DIR=/opt/weft/kernels /opt/weft/bin/python -m weft.commands.compile
 
 FROM python:3.12-slim-bookworm AS base
 RUN groupadd --gid 10001 weft \
@@ -24,7 +26,8 @@ VOLUME /data
 EXPOSE 8501
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=30s --timeout=20s --start-period=60s --retries=3 CMD ["weft", "check", "--data", "/data"]
-ENTRYPOINT ["weft"]
+# Numba uses a cache folder only where it can write, so a writable one is filled with links to the kernels of the image.
+ENTRYPOINT ["sh", "-c", "cp -rsnT /opt/weft/kernels \"$NUMBA_CACHE_DIR\" 2>/dev/null; exec weft \"$@\"", "weft"]
 CMD ["up", "--data", "/data"]
 
 FROM base AS capture

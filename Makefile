@@ -81,9 +81,7 @@ $(VENV)/.installed: requirements.lock pyproject.toml $(VENV)/.made
 	@$(PIP) install --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 
-# Numba keeps compiled kernels beside the source, and does not compile one again where only a kernel that it calls has changed.
 $(VENV)/.compiled: $(KERNELS) $(VENV)/.installed
-	@find collectors lab pipeline -name '*.nb[ci]' -delete 2>/dev/null || true
 	@$(BIN)/python -m weft.commands.compile
 	@touch $@
 

@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -23,6 +24,7 @@ PROCESS, COLLECTORS, LAB = "pipeline.process", "collectors", "lab"
 PARTS = (PROCESS, COLLECTORS, LAB)
 
 _PACKAGE = Path(__file__).parents[1]
+_ROOMS = [_PACKAGE / name for name in ("pipeline", "collectors", "lab")]
 _KERNELS = re.compile(rb"^(?:from|import) numba", re.MULTILINE)
 _CPU = re.compile(r"^(?:model name|flags|CPU part|Features)\s*:.*$", re.MULTILINE)
 _LOOK_S = 0.25
@@ -30,16 +32,14 @@ _LOOK_S = 0.25
 
 def compile_first(*parts: str) -> None:
     """Compile what these parts of the product need, unless an earlier start, or the supervisor of this service, did so."""
-    if is_supervised() or all(_stamp(part).exists() for part in parts):
-        return
-    # A process of its own: a supervisor stays small for as long as its services run.
-    subprocess.run([sys.executable, "-m", "weft.commands.compile", *parts], check=False)
+    if not is_supervised() and not all(_stamp(part).exists() for part in parts):
+        # A process of its own: a supervisor stays small for as long as its services run.
+        subprocess.run([sys.executable, "-m", "weft.commands.compile", *parts], check=False)
 
 
 def _stamp(part: str) -> Path:
     """Return the file that exists once the kernels of a part are compiled for this version, interpreter and processor."""
-    key = hashlib.sha256(repr((__version__, version("numba"), sys.version, _processor(), _sources())).encode()).hexdigest()[:16]
-    return _folder() / f"weft-{part}-{key}.compiled"
+    return _folder() / f"weft-{part}-{_key()}.compiled"
 
 
 def _folder() -> Path:
@@ -50,63 +50,76 @@ def _folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "numba"
 
 
-def _processor() -> tuple[object, ...]:
-    """Return what machine code depends on: a folder of compiled kernels may come from another machine, in an image."""
+@cache
+def _key() -> str:
+    """Return what compiled kernels depend on: their source, the compiler, and the processor, for an image may come from another machine."""
     try:
         lines = sorted(set(_CPU.findall(Path("/proc/cpuinfo").read_text())))
     except OSError:
         lines = []
-    return platform.machine(), platform.processor(), lines, os.environ.get("NUMBA_CPU_NAME"), os.environ.get("NUMBA_CPU_FEATURES")
+    chosen = [os.environ.get(name) for name in ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES")]
+    whole = hashlib.sha256(repr((__version__, version("numba"), sys.version, platform.machine(), lines, chosen)).encode())
+    for content in (file.read_bytes() for room in _ROOMS for file in sorted(room.rglob("*.py"))):
+        if _KERNELS.search(content):
+            whole.update(content)
+    return whole.hexdigest()[:16]
 
 
-def _sources() -> list[tuple[str, int, int]]:
-    """Return the files that hold kernels, each with what changes when it does."""
-    files = sorted(file for folder in ("pipeline", "collectors", "lab") for file in (_PACKAGE / folder).rglob("*.py"))
-    kernels = [file for file in files if _KERNELS.search(file.read_bytes())]
-    return [(str(file.relative_to(_PACKAGE)), (said := file.stat()).st_size, said.st_mtime_ns) for file in kernels]
+def _begin() -> None:
+    """Make the folder ready. Numba does not notice that a kernel calls another one that has changed, so all older ones go."""
+    folder, begun = _folder(), _stamp("begun")
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        if not begun.exists():
+            old = [file for room in _ROOMS for file in room.rglob("*.nb[ci]")] if folder.parent == _PACKAGE else []
+            for file in (*old, *folder.glob("weft-*.compiled")):
+                file.unlink(missing_ok=True)
+            begun.touch()
 
 
 def main(parts: Sequence[str], clock: Clock) -> int:
-    """Compile the parts side by side, one process each at a time for each processor; return the exit code."""
+    """Compile the parts side by side, a process for each step, with a line of progress; return the exit code."""
     from ..collectors import COLLECTORS as SOURCES
 
-    left = [(part, [f"weft.{part}.warm"]) for part in parts if part != COLLECTORS]
-    left += [(COLLECTORS, ["weft.collectors.warm", name]) for name, one in SOURCES.items() if one.warm and COLLECTORS in parts]
-    count, began = len(left), clock.monotonic_ns()
-    running: list[tuple[str, subprocess.Popen[str]]] = []
-    failed: dict[str, str] = {}
-    if not sys.stderr.isatty():
-        print("compiling kernels, once: this takes a minute or two", file=sys.stderr, flush=True)
+    steps = {part: [f"weft.{part}.warm"] for part in parts if part != COLLECTORS}
+    steps |= {f"{COLLECTORS} {name}": ["weft.collectors.warm", name] for name, one in SOURCES.items() if one.warm and COLLECTORS in parts}
+    _begin()
+    began = clock.monotonic_ns()
+    _show("compiling kernels, once: this takes a minute or two", lasting=True)
+    left, running, failed = list(steps), dict[str, subprocess.Popen[str]](), dict[str, str]()
     try:
         while left or running:
             while left and len(running) < max(2, os.cpu_count() or 1):
-                part, module = left.pop(0)
-                # The pipe takes the last words of one that fails; one that works prints nothing.
-                command = [sys.executable, "-m", *module]
-                running.append((part, subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)))
+                step = left.pop(0)
+                # The last words of a step that fails are in its pipe; one that works prints nothing.
+                command = [sys.executable, "-m", *steps[step]]
+                running[step] = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
             clock.wait(_LOOK_S)
-            for part, process in [one for one in running if one[1].poll() is not None]:
-                running.remove((part, process))
+            for step in [step for step, process in running.items() if process.poll() is not None]:
+                process = running.pop(step)
+                words = process.communicate()[1].strip().splitlines()
                 if process.returncode:
-                    failed[part] = (process.communicate()[1].strip().splitlines() or [f"exit code {process.returncode}"])[-1]
-            seconds = (clock.monotonic_ns() - began) / NS_PER_S
-            if sys.stderr.isatty():
-                done = count - len(left) - len(running)
-                print(f"\rcompiling kernels, once: {done} of {count}, {seconds:.0f} s\x1b[K", end="", file=sys.stderr, flush=True)
+                    failed[step] = words[-1] if words else f"exit code {process.returncode}"
+            done, seconds = len(steps) - len(left) - len(running), (clock.monotonic_ns() - began) / NS_PER_S
+            _show(f"compiling kernels, once: {done} of {len(steps)}, {seconds:.0f} s")
     finally:
-        for _, process in running:
+        for process in running.values():
             process.kill()
-    if sys.stderr.isatty():
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-    for part, problem in failed.items():
-        print(f"note: kernels of {part} are compiled at their first use: {problem}", file=sys.stderr)
-    print(f"compiled the kernels in {seconds:.0f} s", file=sys.stderr, flush=True)
+    for step, problem in failed.items():
+        _show(f"note: kernels of {step} are compiled at their first use: {problem}", lasting=True)
+    _show(f"compiled the kernels in {(clock.monotonic_ns() - began) / NS_PER_S:.0f} s", lasting=True)
     for part in parts:
-        with contextlib.suppress(OSError):
-            if part not in failed:
-                _stamp(part).parent.mkdir(parents=True, exist_ok=True)
+        if not any(step.split()[0] == part for step in failed):
+            with contextlib.suppress(OSError):
                 _stamp(part).touch()
     return 1 if failed else 0
+
+
+def _show(line: str, *, lasting: bool = False) -> None:
+    """Print a line of progress: on a terminal each in the place of the one before, elsewhere only those that last."""
+    live = sys.stderr.isatty()
+    if live or lasting:
+        print(f"\r{line}\x1b[K" if live else line, end="\n" if lasting else "", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

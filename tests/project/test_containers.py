@@ -1,6 +1,7 @@
 """The container files keep their promises: no engine is needed to read them."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -126,8 +127,51 @@ def test_the_image_installs_from_the_lock_only(stages):
 def test_the_image_tells_its_health_and_is_the_command(stages):
     """The image is the `weft` command, with a health check by the same command."""
     base = "\n".join(next(stage for stage in stages if stage[0].endswith(" AS base")))
-    assert 'ENTRYPOINT ["weft"]' in base
+    assert re.search(r'^ENTRYPOINT \["sh", "-c", ".*; exec weft \\"\$@\\"", "weft"\]$', base, re.M)
     assert re.search(r'^HEALTHCHECK .*CMD \["weft", ', base, re.M)
+
+
+KERNEL = """
+import sys
+import numba
+
+@numba.njit(cache=True)
+def double(x):
+    return x * 2
+
+for value in map(eval, sys.argv[1:]):
+    double(value)
+print(sum(double.stats.cache_hits.values()), sum(double.stats.cache_misses.values()))
+"""
+
+
+def test_the_image_carries_compiled_kernels(stages, tmp_path):
+    """What the build compiled is found in the writable folder that the entry point fills, and the image stays as it is."""
+    build, base = (next(stage for stage in stages if stage[0].endswith(f" AS {name}")) for name in ("build", "base"))
+    assert "RUN NUMBA_CACHE_DIR=/opt/weft/kernels /opt/weft/bin/python -m weft.commands.compile" in build
+    entry = json.loads(next(line for line in base if line.startswith("ENTRYPOINT ")).removeprefix("ENTRYPOINT "))
+    image, writable, module = tmp_path / "image", tmp_path / "tmp" / "numba", tmp_path / "kernel.py"
+    module.write_text(KERNEL)
+    (tmp_path / "tmp").mkdir()
+
+    def run(folder, *values: str) -> str:
+        environment = {**os.environ, "NUMBA_CACHE_DIR": str(folder)}
+        command = [sys.executable, str(module), *values]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True).stdout.strip()
+
+    assert run(image, "1") == "0 1"
+    for path in (image, *image.rglob("*")):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    before = {path: path.read_bytes() for path in image.rglob("*") if path.is_file()}
+    assert before
+    fill = entry[2].replace("/opt/weft/kernels", str(image)).replace("exec weft", "exec echo")
+    environment = {"PATH": os.environ["PATH"], "NUMBA_CACHE_DIR": str(writable)}
+    for _ in range(2):
+        assert subprocess.check_output(["sh", "-c", fill, "weft", "up"], env=environment, text=True, timeout=60) == "up\n"
+    assert run(writable, "1") == "1 0"
+    assert run(writable, "1.5") == "0 1"
+    assert run(writable, "1", "1.5") == "2 0"
+    assert {path: path.read_bytes() for path in image.rglob("*") if path.is_file()} == before
 
 
 def test_the_build_sees_what_the_wheel_needs_and_no_more(root, pyproject):
