@@ -19,7 +19,7 @@ PUBLISH_AGE_S_MAX = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class CheckResult:
     """One line: what was looked at, how it is (ok, warn, fail), and the mend where it is not ok."""
 
     what: str
@@ -40,7 +40,7 @@ def check(chosen: Namespace) -> int:
         print("\n".join(configuration.dump(settings)).strip())
         return 0
     findings = [
-        Finding("configuration", "ok", str(chosen.config) if chosen.config else "defaults and environment"),
+        CheckResult("configuration", "ok", str(chosen.config) if chosen.config else "defaults and environment"),
         _rules(settings),
         *_collectors(settings),
         _data(chosen.data),
@@ -58,8 +58,9 @@ def check(chosen: Namespace) -> int:
     return int(any(finding.state == "fail" for finding in findings))
 
 
-def _rules(settings) -> Finding:
-    from ..analytics.alerts.rules import load_rules
+def _rules(settings) -> CheckResult:
+    from ..analytics.alerts.check import run_tests
+    from ..analytics.alerts.rules import DEFAULT_RULES, load_rules
     from ..analytics.notify import build_notifiers, endpoints_of
 
     try:
@@ -68,95 +69,99 @@ def _rules(settings) -> Finding:
         for notifier in build_notifiers(endpoints, SystemClock()).values():
             notifier.start()
     except WeftError as error:
-        return Finding("alert rules", "fail", str(error))
+        return CheckResult("alert rules", "fail", str(error))
+    # The tests of the default rules passed before they were released.
+    failures = [failure for rule in rules if DEFAULT_RULES not in Path(rule.path).parents for failure in run_tests(rule)]
+    if failures:
+        return CheckResult("alert rules", "fail", "; ".join(failures), "correct the rule or its test")
     receivers = f"{len(endpoints)} receivers" if endpoints else "no receiver, so alerts stay in the store"
-    return Finding("alert rules", "ok", f"{len(rules)} rules, {receivers}")
+    return CheckResult("alert rules", "ok", f"{len(rules)} rules, {receivers}")
 
 
-def _collectors(settings) -> list[Finding]:
+def _collectors(settings) -> list[CheckResult]:
     """Start each configured collector and stop it at once: what a file, an interface or an address lacks shows only then."""
     from ..collectors.service import configured
 
     return [_collector(f"collect.{name}", live) for name, live in configured(settings.collect, SystemClock()).items()]
 
 
-def _collector(what: str, live) -> Finding:
+def _collector(what: str, live) -> CheckResult:
     try:
         live.start()
     except ServiceError as error:
         # An address that a running Weft has, or a right that the service's user may have.
-        return Finding(what, "warn", str(error))
+        return CheckResult(what, "warn", str(error))
     except WeftError as error:
-        return Finding(what, "fail", str(error))
+        return CheckResult(what, "fail", str(error))
     finally:
         live.stop()
-    return Finding(what, "ok", "starts")
+    return CheckResult(what, "ok", "starts")
 
 
-def _data(data: Path) -> Finding:
+def _data(data: Path) -> CheckResult:
     folder = data if data.exists() else data.absolute().parent
     if not os.access(folder, os.R_OK):
-        return Finding("data folder", "fail", f"{data} cannot be read", "choose another with --data")
+        return CheckResult("data folder", "fail", f"{data} cannot be read", "choose another with --data")
     free = shutil.disk_usage(folder).free
     if free < FREE_BYTES_MIN:
-        return Finding(
+        return CheckResult(
             "data folder",
             "warn",
             f"{free / 1e9:.1f} GB free under {data}",
             "free space, or lower bus.retention_bytes and analyze.ring.bytes_max",
         )
     writable = "" if os.access(folder, os.W_OK) else ", read-only here"
-    return Finding("data folder", "ok", f"{data}, {free / 1e9:.0f} GB free{writable}")
+    return CheckResult("data folder", "ok", f"{data}, {free / 1e9:.0f} GB free{writable}")
 
 
-def _bus(settings, data: Path) -> Finding:
+def _bus(settings, data: Path) -> CheckResult:
     if settings.bus.kind == "embedded" and not (data / "bus").exists():
-        return Finding("bus", "ok", "embedded, not used yet")
+        return CheckResult("bus", "ok", "embedded, not used yet")
     try:
         bus = open_bus(settings.bus, data)
         bus.ends(["weft.burst_sample.v1"])
         bus.close()
     except WeftError as error:
-        return Finding("bus", "fail", str(error))
-    return Finding(
+        return CheckResult("bus", "fail", str(error))
+    return CheckResult(
         "bus", "ok", settings.bus.kind + (f" at {settings.bus.servers}" if settings.bus.kind == "kafka" else f" in {data / 'bus'}")
     )
 
 
-def _store(data: Path) -> Finding:
+def _store(data: Path) -> CheckResult:
     from ..analytics.store.reader import Reader
 
     try:
         reader = Reader(data / "store")
     except WeftError as error:
-        return Finding("store", "ok" if not (data / "store").exists() else "warn", str(error))
+        return CheckResult("store", "ok" if not (data / "store").exists() else "warn", str(error))
     age = (SystemClock().now_ns() - reader.published_ns) / NS_PER_S
     reader.close()
-    return Finding(
+    return CheckResult(
         "store", "ok", f"published {age:.0f} s ago{' (nothing new since, or analyze is not running)' if age > PUBLISH_AGE_S_MAX else ''}"
     )
 
 
-def _interfaces() -> Finding:
+def _interfaces() -> CheckResult:
     names = [name for _, name in socket.if_nameindex()]
-    return Finding("interfaces", "ok" if names else "fail", ", ".join(names) or "none", "" if names else "run where there is a network")
+    return CheckResult("interfaces", "ok" if names else "fail", ", ".join(names) or "none", "" if names else "run where there is a network")
 
 
-def _privileges() -> Finding:
+def _privileges() -> CheckResult:
     try:
         socket.socket(socket.AF_PACKET, socket.SOCK_RAW).close()
     except (PermissionError, AttributeError):
-        return Finding(
+        return CheckResult(
             "live capture", "warn", "not permitted", "needed only for collect.packets.interface: run as root or grant CAP_NET_RAW"
         )
-    return Finding("live capture", "ok", "permitted")
+    return CheckResult("live capture", "ok", "permitted")
 
 
-def _port(settings) -> Finding:
+def _port(settings) -> CheckResult:
     from ..dashboards.service import check_port
 
     try:
         check_port(settings.dash)
     except WeftError as error:
-        return Finding("dashboard", "warn", str(error))
-    return Finding("dashboard", "ok", f"port {settings.dash.port} is free")
+        return CheckResult("dashboard", "warn", str(error))
+    return CheckResult("dashboard", "ok", f"port {settings.dash.port} is free")

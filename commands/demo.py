@@ -21,15 +21,12 @@ DEFAULT_FAULTS = ("pause_storm",)
 MARKER = "this-is-a-weft-demo"
 # What a demo makes in its folder, and takes away when another one begins there.
 _MADE = ("store", "bus", "lab", "weft.toml", "hft-templates.json")
-RULES = Path(__file__).parents[1] / "lab" / "rules"
 PATIENCE_S = 60.0
 LOOK_NS = 2 * NS_PER_S
 
-# The default rules on bursts are for networks that are idle most of the time; training is a burst every 100 ms.
 _SETTINGS = """# Written by 'weft demo'.
 [analyze.alerts]
-rules = '{rules}'
-disabled = ["burst-time", "contention", "latency-tail"]
+profile = "training"
 """
 
 QUERIES = (
@@ -108,7 +105,7 @@ def make_folder(chosen: Namespace) -> None:
             else:
                 path.unlink(missing_ok=True)
         (data / MARKER).write_text("'weft demo' empties this folder when it starts.\n")
-        (data / "weft.toml").write_text(_SETTINGS.format(rules=RULES))
+        (data / "weft.toml").write_text(_SETTINGS)
     except OSError as error:
         raise ServiceError(f"{error.filename} cannot be written ({error.strerror})", "choose another folder with --data") from None
 
@@ -192,7 +189,7 @@ class Watch:
         try:
             with light_reader(self.data / "store") as query:
                 ((windows,),) = query("SELECT count(*) FROM state.port_samples_1s")
-                return findings.alerts_of(query, rule_names()), windows
+                return findings.alerts_of(query), windows
         except StoreError:
             return [], 0
 
@@ -202,16 +199,11 @@ def _after(alerts: list[findings.Fired], fault: findings.Injected) -> list[findi
     return [alert for alert in alerts if alert.fired_ns >= fault.begin_ns and alert.rule in findings.watching(fault.kind)]
 
 
-def rule_names() -> list[str]:
-    """Return the names of the demo's own rules."""
-    return sorted(path.stem for path in RULES.glob("*.toml"))
-
-
 def summary(chosen: Namespace) -> None:
     """Print what went wrong, what the store says about it, and the alerts."""
     try:
         with light_reader(chosen.data / "store") as query:
-            alerts = findings.alerts_of(query, rule_names())
+            alerts = findings.alerts_of(query)
             for fault in findings.injected(chosen.data):
                 print("\n".join(_about(query, fault, alerts)))
     except StoreError:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from weft import cli
 from weft.analytics import views
+from weft.analytics.alerts.rules import DEFAULT_RULES, PROFILES, Rule, load_rule
 from weft.analytics.store import macros
 from weft.commands.counters import notes
 from weft.commands.settings import everything
@@ -19,13 +20,41 @@ FOLDER = Path(__file__).parent.parent / "dashboards" / "docs"
 
 def pages() -> dict[str, str]:
     """Return the text of each generated page by its file's name."""
-    return {"30-metrics.md": _metrics(), "35-counters.md": _counters(), "50-reference.md": _reference(), "55-tables.md": _tables()}
+    return {
+        "28-default-rules.md": _rules(),
+        "30-metrics.md": _metrics(),
+        "35-counters.md": _counters(),
+        "50-reference.md": _reference(),
+        "55-tables.md": _tables(),
+    }
 
 
 def main() -> None:
     """Write the pages."""
     for name, text in pages().items():
         (FOLDER / name).write_text(text)
+
+
+def _rules() -> str:
+    lines = [
+        "# Default alert rules",
+        "",
+        "Generated from `analytics/rules/`. [Alert rules](27-rules.md) shows how to disable or replace one and how to write one.",
+    ]
+    for path in sorted(DEFAULT_RULES.rglob("*.toml"), key=lambda path: path.stem):
+        rule = load_rule(path)
+        lines += ["", f"## {rule.name}", "", path.read_text().splitlines()[0].removeprefix("# "), ""]
+        lines += [f"- fires when: `value {rule.condition}`{_span(rule)} ({rule.severity}, {path.parent.name})"]
+        for profile in PROFILES:
+            other = load_rule(path, profile)
+            if other.profile:
+                lines += [f"- in profile `{profile}`: " + (f"`value {other.condition}`{_span(other)}" if other.enabled else "does not run")]
+        lines += [f"- {what}: {rule.annotations[name]}" for what, name in (("threshold", "source"), ("what to do", "runbook"))]
+    return "\n".join(lines) + "\n"
+
+
+def _span(rule: Rule) -> str:
+    return f" for {rule.for_s:g} s" if rule.for_s else ""
 
 
 def _metrics() -> str:

@@ -1,11 +1,15 @@
-"""Runs the tests that stand in a rule's own file: rows of a view go in, and the rule fires or it does not."""
+"""Runs the tests in a rule file: inserts the rows of each test into an empty database and checks whether the rule fires."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
+
+import duckdb
 
 from ...pipeline.clock import NS_PER_S
 from ...pipeline.errors import StoreError
+from ..store.writer import Store
 from . import Database, ddl
 from .evaluate import Evaluator
 from .rules import Rule, RuleTest
@@ -16,54 +20,78 @@ ROWS_MAX = 10_000
 _TYPES: Mapping[type, str] = {bool: "BOOLEAN", int: "BIGINT", float: "DOUBLE", str: "VARCHAR"}
 
 
-def run_tests(rule: Rule, scratch: Callable[[], Database]) -> list[str]:
-    """Return what the rule's tests find wrong, one sentence each; ``scratch`` opens an empty database in memory."""
-    return [f"{rule.path}: test {test.name!r}: {problem}" for test in rule.tests if (problem := _run(rule, test, scratch()))]
+class MemoryStore(Store):
+    """An empty database in memory."""
+
+    def __init__(self) -> None:
+        super().__init__(Path())
+        self._connection = duckdb.connect()
+
+
+def run_tests(rule: Rule) -> list[str]:
+    """Return the failures of the rule's tests for its profile, each with file and line."""
+    problems = []
+    for test in rule.tests:
+        if test.profile != rule.profile:
+            continue
+        database = MemoryStore()
+        try:
+            problem = _run(rule, test, database)
+        finally:
+            database.stop()
+        if problem:
+            problems.append(f"{rule.path}:{test.line}: test {test.name!r}: {problem}")
+    return problems
 
 
 def _run(rule: Rule, test: RuleTest, database: Database) -> str:
     try:
-        last_s = _fill(test, database)
+        last_s = max(_fill(view, rows, database) for view, rows in test.tables.items())
     except StoreError as error:
         return f"its rows make no table: {error}"
     for statement in ddl():
         database.execute(statement)
     evaluator = Evaluator([rule], database)
-    whats: list[str] = []
-    # Window by window, as in life.
+    changes: list[str] = []
+    # Window by window, as in operation.
     until_s = test.until_s if test.until_s is not None else last_s + 1
     for closed_s in range(rule.window_s, until_s + rule.window_s, rule.window_s):
-        whats += [change.what for change in evaluator.evaluate(closed_s * NS_PER_S)]
-    wrong = database.query("SELECT last_error FROM state.alert_rules WHERE state = 'error'")
-    if wrong:
-        return str(wrong[0]["last_error"])
+        changes += [change.what for change in evaluator.evaluate(closed_s * NS_PER_S)]
+    errors = database.query("SELECT last_error FROM state.alert_rules WHERE state = 'error'")
+    if errors:
+        return str(errors[0]["last_error"])
     for what, expected in (("firing", test.fires), ("resolved", test.resolves)):
-        if expected is not None and (what in whats) != expected:
-            return f"it is {'never' if expected else 'once'} {what}"
+        if expected is not None and (what in changes) != expected:
+            return f"the alert is {'never' if expected else 'once'} {what}"
     return ""
 
 
-def _fill(test: RuleTest, database: Database) -> int:
-    rows = list(_expanded(test))
+def _fill(view: str, given: Sequence[Mapping[str, Any]], database: Database) -> int:
+    """Create ``view`` as a table with these rows; return its last second."""
+    rows = list(_expanded(given))
     if len(rows) > ROWS_MAX:
         raise StoreError(f"more than {ROWS_MAX} rows", "shorten the spans of ts_s")
-    columns: dict[str, str] = {"ts": "TIMESTAMP_NS"}
+    columns: dict[str, str] = {}
     for row in rows:
         for name, value in row.items():
             if type(value) not in _TYPES and name != "ts":
                 raise StoreError(f"the column {name!r} holds {type(value).__name__}", "use numbers, text, true or false")
-            columns.setdefault(name, _TYPES.get(type(value), ""))
-    definitions = ", ".join(f'"{name}" {kind}' for name, kind in columns.items())
-    database.execute(f'CREATE TABLE "{test.table}" ({definitions})')
+            columns.setdefault(name, "TIMESTAMP_NS" if name == "ts" else _TYPES[type(value)])
+    definitions = ", ".join(f'"{name}" {kind}' for name, kind in (columns or {"ts": "TIMESTAMP_NS"}).items())
+    database.execute(f'CREATE TABLE "{view}" ({definitions})')
     marks = ", ".join("?" * len(columns))
     for row in rows:
-        database.execute(f'INSERT INTO "{test.table}" VALUES ({marks})', [row.get(name) for name in columns])
-    return max((int(row["ts"].replace(tzinfo=UTC).timestamp()) for row in rows), default=0)
+        database.execute(f'INSERT INTO "{view}" VALUES ({marks})', [row.get(name) for name in columns])
+    return max((int(row["ts"].replace(tzinfo=UTC).timestamp()) for row in rows if "ts" in row), default=0)
 
 
-def _expanded(test: RuleTest) -> Iterator[dict[str, Any]]:
-    for row in test.rows:
+def _expanded(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    for row in rows:
+        columns = {name: value for name, value in row.items() if name != "ts_s"}
+        if "ts_s" not in row:
+            yield columns
+            continue
         span = row["ts_s"]
         first, end = span if isinstance(span, list) else (span, span + 1)
         for second in range(first, min(end, first + ROWS_MAX + 1)):
-            yield {"ts": datetime.fromtimestamp(second, UTC).replace(tzinfo=None)} | {k: v for k, v in row.items() if k != "ts_s"}
+            yield {"ts": datetime.fromtimestamp(second, UTC).replace(tzinfo=None)} | columns

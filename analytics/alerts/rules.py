@@ -10,8 +10,9 @@ import difflib
 import operator
 import re
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -27,6 +28,7 @@ FOR_S_MAX = 12 * 3600
 
 SEVERITIES = ("info", "warning", "critical")
 NO_DATA = ("ok", "keep", "alert")
+PROFILES = ("idle", "training")
 
 _OPERATORS: Mapping[str, Callable[[float, float], bool]] = MappingProxyType(
     {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le, "==": operator.eq, "!=": operator.ne}
@@ -53,14 +55,18 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class RuleTest:
-    """Rows of one view and what the rule must make of them; ``ts_s`` of a row may be a span ``[from, to)`` of seconds."""
+    """Rows by view and what the rule must make of them; ``ts_s`` of a row may be a span ``[from, to)`` of seconds.
+
+    The test applies to the rule as ``profile`` changes it; without one to the rule that no profile changes.
+    """
 
     name: str
-    table: str
-    rows: tuple[Mapping[str, Any], ...]
+    tables: Mapping[str, Sequence[Mapping[str, Any]]]
     fires: bool
     resolves: bool | None = None
     until_s: int | None = None
+    profile: str = ""
+    line: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +90,9 @@ class Rule:
     annotations: Mapping[str, str] = field(default_factory=dict)
     tests: tuple[RuleTest, ...] = ()
     path: str = ""
+    enabled: bool = True
+    # The profile whose section of the file changed this rule; "" = none.
+    profile: str = ""
 
     @property
     def window_ns(self) -> int:
@@ -104,36 +113,40 @@ class Rule:
 
 
 def load_rules(config: AlertsConfig) -> tuple[Rule, ...]:
-    """Return the default rules and the user's, by name.
+    """Return the default rules and the user's as the profile has them, sorted by name.
 
     Raises:
-        ConfigError: a file cannot be read or says something that is no rule; names file and line.
+        ConfigError: a file cannot be read or is not a rule, with file and line; or the configuration names no rule or profile.
     """
-    rules = {rule.name: rule for rule in load_folder(DEFAULT_RULES)}
+    if config.profile not in PROFILES:
+        raise ConfigError("[analyze.alerts] profile", f"there is no profile {config.profile!r}", _nearest(config.profile, PROFILES))
+    rules = {
+        rule.name: rule for folder in sorted(DEFAULT_RULES.iterdir()) if folder.is_dir() for rule in load_folder(folder, config.profile)
+    }
     for name in config.disabled:
         if name not in rules:
-            raise ConfigError("[analyze.alerts] disabled", f"there is no default rule {name!r}", _meant(name, tuple(rules)))
-        del rules[name]
+            raise ConfigError("[analyze.alerts] disabled", f"there is no default rule {name!r}", _nearest(name, tuple(rules)))
+    rules = {name: rule for name, rule in rules.items() if name not in config.disabled}
     if config.rules:
-        rules |= {rule.name: rule for rule in load_folder(Path(config.rules))}
-    return tuple(rules[name] for name in sorted(rules))
+        rules |= {rule.name: rule for rule in load_folder(Path(config.rules), config.profile)}
+    return tuple(rules[name] for name in sorted(rules) if rules[name].enabled)
 
 
-def load_folder(folder: Path) -> list[Rule]:
+def load_folder(folder: Path, profile: str = "") -> list[Rule]:
     """Return the rules of the ``*.toml`` files of ``folder``, each name once."""
     if not folder.is_dir():
         raise ConfigError(str(folder), "is not a folder of alert rules", "create it or leave [analyze.alerts] rules out")
     rules: dict[str, Rule] = {}
     for path in sorted(folder.glob("*.toml")):
-        rule = load_rule(path)
+        rule = load_rule(path, profile)
         if rule.name in rules:
             raise ConfigError(str(path), f"the rule {rule.name!r} is also in {rules[rule.name].path}", "give one of them another name")
         rules[rule.name] = rule
     return list(rules.values())
 
 
-def load_rule(path: Path) -> Rule:
-    """Return the rule that ``path`` holds. Raises ``ConfigError`` with file, line and the mend."""
+def load_rule(path: Path, profile: str = "") -> Rule:
+    """Return the rule in ``path`` as its section ``[profile.<profile>]`` changes it. Raises ``ConfigError`` with file, line and hint."""
     try:
         with path.open("rb") as file:
             raw = file.read(FILE_BYTES_MAX + 1)
@@ -145,17 +158,17 @@ def load_rule(path: Path) -> Rule:
         text = raw.decode()
         table = tomllib.loads(text)
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(str(path), f"is not TOML: {error}", "mend the line it names") from error
-    return _Reader(str(path), text).rule(table)
+        raise ConfigError(str(path), f"is not TOML: {error}", "correct the line it names") from error
+    return _RuleReader(str(path), text).rule(table, profile)
 
 
-def _meant(word: str, words: Sequence[str]) -> str:
+def _nearest(word: str, words: Sequence[str]) -> str:
     near = difflib.get_close_matches(word, words, 1)
     return f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(words)}"
 
 
-class _Reader:
-    """Checks one file; knows its text, to name the line."""
+class _RuleReader:
+    """Checks one file; keeps its text, to find the line of a key."""
 
     def __init__(self, path: str, text: str) -> None:
         self._path = path
@@ -166,9 +179,9 @@ class _Reader:
         line = next((number for number, line in enumerate(self._lines, 1) if pattern.match(line)), None)
         return ConfigError(f"{self._path}:{line}" if line else self._path, problem, hint)
 
-    def rule(self, table: dict[str, Any]) -> Rule:
+    def rule(self, table: dict[str, Any], profile: str) -> Rule:
         known = ("name", "query", "condition", "window_s", "for_s", "keep_firing_for_s", "no_data", "severity", "dashboard")
-        self.only(table, (*known, "labels", "annotations", "test"))
+        self.only(table, (*known, "labels", "annotations", "profile", "test"))
         name = self.text(table, "name")
         if not _NAME.fullmatch(name):
             raise self.fail("name", f"{name!r} is no name for a rule", "use lower-case letters, digits and hyphens, at most 64")
@@ -178,26 +191,51 @@ class _Reader:
         window_s = table.get("window_s", 1)
         if not isinstance(window_s, int) or isinstance(window_s, bool) or not 1 <= window_s <= 3600:
             raise self.fail("window_s", f"{window_s!r} is no window", "use whole seconds from 1 to 3600, as the views have them")
+        profiles = self.profiles(table)
+        changed = {**table, **profiles.get(profile, {})}
+        # Every profile is checked, whichever is chosen.
+        for other in profiles.values():
+            self.condition({**table, **other})
+            self.seconds({**table, **other}, "for_s")
         return Rule(
             name=name,
             query=query.strip().rstrip(";"),
-            condition=self.condition(table),
+            condition=self.condition(changed),
             window_s=window_s,
-            for_s=self.seconds(table, "for_s"),
+            for_s=self.seconds(changed, "for_s"),
             keep_firing_for_s=self.seconds(table, "keep_firing_for_s"),
             no_data=self.choice(table, "no_data", NO_DATA, "ok"),
             severity=self.choice(table, "severity", SEVERITIES, "warning"),
             dashboard=self.text(table, "dashboard", ""),
             labels=self.words(table, "labels"),
             annotations=self.words(table, "annotations"),
-            tests=tuple(self.test(test) for test in self.tables(table, "test")),
+            tests=tuple(self.test(test, line) for test, line in zip(self.tables(table, "test"), self.test_lines(), strict=False)),
             path=self._path,
+            enabled=changed.get("enabled", True),
+            profile=profile if profile in profiles else "",
         )
+
+    def profiles(self, table: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        profiles = table.get("profile", {})
+        if not isinstance(profiles, dict) or not all(isinstance(one, dict) for one in profiles.values()):
+            raise self.fail("profile", "profile is not a table of tables", "write [profile.idle] or [profile.training]")
+        for name, changes in profiles.items():
+            if name not in PROFILES:
+                raise self.fail(f"profile.{name}", f"there is no profile {name!r}", _nearest(name, PROFILES))
+            self.only(changes, ("condition", "for_s", "enabled"))
+            if not isinstance(changes.get("enabled", True), bool):
+                raise self.fail("enabled", "enabled is neither true nor false", "write enabled = false")
+        return profiles
+
+    def test_lines(self) -> Iterator[int]:
+        """Yield the lines at which ``[[test]]`` stands; 0 for each test written another way."""
+        yield from (number for number, line in enumerate(self._lines, 1) if re.match(r"\s*\[\[\s*test\s*\]\]", line))
+        yield from repeat(0)
 
     def only(self, table: Mapping[str, Any], known: Sequence[str]) -> None:
         for key in table:
             if key not in known:
-                raise self.fail(key, f"unknown key {key!r}", _meant(key, known))
+                raise self.fail(key, f"unknown key {key!r}", _nearest(key, known))
 
     def text(self, table: Mapping[str, Any], key: str, default: str | None = None) -> str:
         value = table.get(key, default)
@@ -216,7 +254,7 @@ class _Reader:
     def choice(self, table: Mapping[str, Any], key: str, words: Sequence[str], default: str) -> str:
         value = table.get(key, default)
         if value not in words:
-            raise self.fail(key, f"{key} cannot be {value!r}", _meant(str(value), words))
+            raise self.fail(key, f"{key} cannot be {value!r}", _nearest(str(value), words))
         return value
 
     def condition(self, table: Mapping[str, Any]) -> Condition:
@@ -244,13 +282,8 @@ class _Reader:
             raise self.fail(key, f"{key} is not a list of tables", f"write [[{key}]]")
         return tables
 
-    def test(self, table: dict[str, Any]) -> RuleTest:
-        self.only(table, ("name", "table", "rows", "fires", "resolves", "until_s"))
-        rows = self.tables(table, "rows")
-        for row in rows:
-            span = row.get("ts_s")
-            if not isinstance(span, int) and not (isinstance(span, list) and len(span) == 2 and all(isinstance(end, int) for end in span)):
-                raise self.fail("ts_s", "a test row needs its time", "write ts_s = 3 or ts_s = [0, 3]")
+    def test(self, table: dict[str, Any], line: int) -> RuleTest:
+        self.only(table, ("name", "table", "rows", "tables", "fires", "resolves", "until_s", "profile"))
         for key in ("fires", "resolves"):
             if not isinstance(table.get(key, False), bool):
                 raise self.fail(key, f"{key} is neither true nor false", f"write {key} = true")
@@ -259,7 +292,23 @@ class _Reader:
         until_s = table.get("until_s")
         if until_s is not None and not isinstance(until_s, int):
             raise self.fail("until_s", f"{until_s!r} is no time", "use whole seconds")
-        name, view = self.text(table, "name"), self.text(table, "table")
-        if not _LABEL.fullmatch(view):
-            raise self.fail("table", f"{view!r} is no view", "name the view that the query reads")
-        return RuleTest(name, view, tuple(rows), table["fires"], table.get("resolves"), until_s)
+        views = table.get("tables", {})
+        if not isinstance(views, dict):
+            raise self.fail("tables", "tables is not a table", "write [test.tables] and a list of rows for each view")
+        tables = {view: self.rows(views, view, timed=False) for view in views}
+        if "table" in table or not tables:
+            view = self.text(table, "table")
+            tables[view] = self.rows(table, "rows", timed=True)
+        for view in tables:
+            if not _LABEL.fullmatch(view):
+                raise self.fail("table", f"{view!r} is no view", "name the view that the query reads")
+        profile = self.choice(table, "profile", ("", *PROFILES), "")
+        return RuleTest(self.text(table, "name"), tables, table["fires"], table.get("resolves"), until_s, profile, line)
+
+    def rows(self, table: Mapping[str, Any], key: str, *, timed: bool) -> list[dict[str, Any]]:
+        rows = self.tables(table, key)
+        for row in rows:
+            span = row.get("ts_s", None if timed else 0)
+            if not isinstance(span, int) and not (isinstance(span, list) and len(span) == 2 and all(isinstance(end, int) for end in span)):
+                raise self.fail("ts_s", "a test row needs its time", "write ts_s = 3 or ts_s = [0, 3]")
+        return rows

@@ -34,16 +34,22 @@ def options(parser: ArgumentParser) -> None:
         "--run-seconds", type=float, default=8.0, metavar="N", help="detect: seconds of the fabric in each run (default: 8)"
     )
     parser.add_argument(
-        "--rules", type=Path, metavar="DIR", help="detect: folder of the rules that are scored (default: rules/fabric of Weft)"
+        "--rules",
+        type=Path,
+        metavar="DIR",
+        help="detect: folder of the rules that are scored (default: the default rules, with the profile training)",
     )
     parser.add_argument("--format", choices=("text", "json"), default="text", help="detect: how the tables are printed (default: text)")
 
 
 def detect(chosen: Namespace) -> int:
     """Run the matrix and print its tables. Raises ``InputError`` where a fault or a scale is none."""
-    from ...analytics.alerts.rules import DEFAULT_RULES
+    from ...analytics.alerts.config import AlertsConfig
+    from ...analytics.alerts.rules import load_folder, load_rules
     from ..fabric.faults import FAULTS
 
+    profile = "training"
+    rules = load_folder(chosen.rules, profile) if chosen.rules else load_rules(AlertsConfig(profile=profile))
     faults = tuple(FAULTS) if chosen.faults is None else chosen.faults
     cases = matrix(faults, chosen.scales, chosen.seeds, chosen.quiet_seeds, chosen.run_seconds)
     results: list[Result] = []
@@ -54,7 +60,7 @@ def detect(chosen: Namespace) -> int:
                 f"\r{number + 1} of {len(cases)}: {case.kind:<20} seed {case.seed}, {case.scale} GPUs ", end="", file=sys.stderr, flush=True
             )
         with tempfile.TemporaryDirectory(prefix="weft-bench-") as folder:
-            results.append(execute(case, chosen.rules or DEFAULT_RULES / "fabric", Path(folder)))
+            results.append(execute(case, rules, Path(folder)))
     if sys.stderr.isatty():
         print(file=sys.stderr)
     taken = (SystemClock().monotonic_ns() - began) / NS_PER_S

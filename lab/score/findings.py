@@ -4,7 +4,6 @@ Each query ranks all devices or ports by one symptom over a span of time, the wo
 ``value``. The ends of a link show the same trouble from two sides, so a port and the one at its other end are one place.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -175,9 +174,8 @@ def watching(kind: str) -> tuple[str, ...]:
     return SYMPTOMS[kind].rules if kind in SYMPTOMS else ()
 
 
-def alerts_of(query: RowQuery, rules: Sequence[str]) -> list[Fired]:
-    """Return what has fired of some rules, the first one first."""
-    names = ", ".join(f"'{name}'" for name in rules)
-    rows = query(f"""SELECT rule, summary, epoch_ns(fired_at) FROM alerts
-        WHERE fired_at IS NOT NULL AND rule IN ({names}) ORDER BY fired_at, rule, device, port""")
+def alerts_of(query: RowQuery) -> list[Fired]:
+    """Return the alerts that have fired, the first one first."""
+    rows = query("""SELECT rule, summary, epoch_ns(fired_at) FROM alerts
+        WHERE fired_at IS NOT NULL ORDER BY fired_at, rule, device, port""")
     return [Fired(*row) for row in rows]

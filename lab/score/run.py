@@ -17,6 +17,9 @@ from ...pipeline.errors import StoreError
 from .score import Alert, Place, Run
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ...analytics.alerts.rules import Rule
     from ...analytics.store.writer import Store
     from ...pipeline.bus import Bus
     from ..fabric.fabric import Fabric
@@ -56,8 +59,8 @@ class Result:
     errors: tuple[Error, ...]
 
 
-def execute(case: Case, rules: Path, folder: Path) -> Result:
-    """Run a case in an empty folder. Raises ``InputError`` where its scale or fault is none, ``ConfigError`` where a rule is wrong."""
+def execute(case: Case, rules: "Sequence[Rule]", folder: Path) -> Result:
+    """Run a case in an empty folder and evaluate ``rules``. Raises ``InputError`` where its scale or fault is none."""
     from ...analytics.store.writer import Store, StoreConfig
     from ...pipeline.bus import BusConfig, open_bus
     from ..fabric.fabric import Fabric
@@ -138,11 +141,10 @@ def _process(bus: "Bus") -> None:
     service.stop()
 
 
-def _judge(store: "Store", bus: "Bus", rules: Path, until_ns: int) -> tuple[Alert, ...]:
-    """Store everything, and return the alerts that the rules of a folder make of it."""
+def _judge(store: "Store", bus: "Bus", rules: "Sequence[Rule]", until_ns: int) -> tuple[Alert, ...]:
+    """Store everything, and return the alerts that the rules make of it."""
     from ...analytics import alerts
     from ...analytics.alerts.evaluate import Evaluator
-    from ...analytics.alerts.rules import load_folder
     from ...analytics.store.archive import Archive, ArchiveConfig
     from ...analytics.store.publish import catalog
     from ...analytics.store.sink import Sink
@@ -164,10 +166,10 @@ def _judge(store: "Store", bus: "Bus", rules: Path, until_ns: int) -> tuple[Aler
     sink.stop()
     for statement in catalog(store):
         store.execute(statement)
-    Evaluator(load_folder(rules), store).evaluate(until_ns // NS_PER_S * NS_PER_S)
+    Evaluator(rules, store).evaluate(until_ns // NS_PER_S * NS_PER_S)
     wrong = store.query("SELECT rule, last_error FROM state.alert_rules WHERE state = 'error'")
     if wrong:
-        raise StoreError(f"the rule {wrong[0]['rule']} cannot be judged: {wrong[0]['last_error']}", "mend its query")
+        raise StoreError(f"the rule {wrong[0]['rule']} cannot be judged: {wrong[0]['last_error']}", "correct its query")
     rows = store.query("SELECT rule, labels, fired_at FROM state.alerts WHERE fired_at IS NOT NULL")
     return tuple(Alert(str(row["rule"]), json.loads(str(row["labels"])), int(str(row["fired_at"]))) for row in rows)
 

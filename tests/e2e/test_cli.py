@@ -181,6 +181,29 @@ def test_check_says_what_is_and_what_to_do(weft: Any, tmp_path: Path, undisturbe
     assert re.search(r"^fail +alert rules .*is not a folder of alert rules; create it", failed, re.MULTILINE)
 
 
+def test_check_runs_the_tests_of_the_users_rules(weft: Any, tmp_path: Path) -> None:
+    """A user's rule whose test does not hold fails with file and line; printed settings show no receiver's address."""
+    rule = tmp_path / "rules" / "hot.toml"
+    rule.parent.mkdir()
+    query = "SELECT ts, device, x AS value FROM t WHERE ts >= $from AND ts < $to"
+    test = '[[test]]\nname = "one"\ntable = "t"\nrows = [{ ts_s = 0, device = "a", x = 1 }]\nfires = '
+    config = tmp_path / "weft.toml"
+    url = "https://user:TOKEN-1@host/TOKEN-2?key=TOKEN-3"
+    config.write_text(f'[analyze.alerts]\nrules = "{rule.parent}"\n[[analyze.notify.slack]]\nurl = "{url}"\n')
+    printed = weft.run("check", "--dump", "--config", config, "--data", tmp_path).stdout
+    assert "TOKEN" not in printed and 'url = "********"' in printed
+    config.write_text(f'[analyze.alerts]\nrules = "{rule.parent}"\n')
+    for fires, state, text in (
+        ("true", "ok", "26 rules, no receiver"),
+        ("false", "fail", f"{rule}:4: test 'one': the alert is once firing"),
+    ):
+        rule.write_text(f'name = "hot"\nquery = "{query}"\ncondition = "> 0"\n{test}{fires}\n')
+        arguments = ("check", "--config", config, "--data", tmp_path, "--format", "json")
+        found = json.loads(weft.run(*arguments, expect=int(state == "fail")).stdout)
+        (finding,) = [finding for finding in found if finding["what"] == "alert rules"]
+        assert finding["state"] == state and text in finding["text"], finding
+
+
 def test_check_tries_what_up_would(weft: Any, tmp_path: Path) -> None:
     """A receiver's address, an interface and a file that cannot be used fail by name; an address that another has is a warning."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:

@@ -14,7 +14,7 @@ def test_a_dead_link_is_found_and_quiet_is_quiet(capsys: pytest.CaptureFixture[s
     said = json.loads(capsys.readouterr().out)
     (found,) = said["faults"]
     assert (found["kind"], found["recall"], found["precision"], found["localised"]) == ("rail_down", 1.0, 1.0, 1.0)
-    assert 0 < found["detect_s"] <= 2 and "link-not-up" in found["rules"]
+    assert 0 < found["detect_s"] <= 2 and "link-flap" in found["rules"]
     assert said["false_alarms"]["alarms"] == 0 and said["false_alarms"]["seconds"] == 4
     errors = {error["metric"]: error for error in said["errors"]}
     for metric in ("utilisation, mean", "utilisation, highest sample", "bursts of a port, number", "bursts of a port, time"):

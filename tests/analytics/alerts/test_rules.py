@@ -1,15 +1,12 @@
 """Alert rules as files: what is accepted, and how what is not is told."""
 
-import re
-
 import pytest
 
 from weft.analytics.alerts.annotations import render, render_path
 from weft.analytics.alerts.check import run_tests
 from weft.analytics.alerts.config import AlertsConfig
 from weft.analytics.alerts.fingerprint import fingerprint
-from weft.analytics.alerts.rules import DEFAULT_RULES, load_folder, load_rule, load_rules
-from weft.analytics.views import VIEWS
+from weft.analytics.alerts.rules import load_rule, load_rules
 from weft.pipeline.errors import ConfigError
 
 GOOD = """name = "hot"
@@ -24,8 +21,6 @@ team = "net"
 [annotations]
 summary = "{device} {value:.1%}"
 """
-
-DEFAULTS = load_folder(DEFAULT_RULES)
 
 
 def write(tmp_path, text, name="rule.toml"):
@@ -100,43 +95,64 @@ def test_a_disabled_rule_must_exist():
         load_rules(AlertsConfig(disabled=("roce-los",)))
 
 
-@pytest.mark.parametrize("rule", DEFAULTS, ids=lambda rule: rule.name)
-def test_a_default_rule_passes_its_own_tests(rule, scratch):
-    """Every default rule has a test that fires and one that must not, and they hold."""
-    assert {test.fires for test in rule.tests} == {True, False}
-    assert run_tests(rule, scratch) == []
+def test_a_failed_rule_test_is_reported_with_file_and_line(tmp_path):
+    """A test that expects what does not happen is reported with the line at which it stands; one that holds is not."""
+    cold = '\n[[test]]\nname = "cold"\ntable = "t"\nrows = [{ ts_s = 0, device = "a", x = -5.0 }]\nfires = '
+    path = write(tmp_path, f"{GOOD}{cold}false\n{cold}true\n")
+    lines = path.read_text().splitlines()
+    assert lines[12] == lines[18] == "[[test]]"
+    assert run_tests(load_rule(path)) == [f"{path}:19: test 'cold': the alert is never firing"]
 
 
-@pytest.mark.parametrize("rule", DEFAULTS, ids=lambda rule: rule.name)
-def test_a_default_rule_asks_for_columns_that_the_views_have(rule):
-    """The columns that a default rule is tested with are columns of the real view, so that it also runs on it."""
-    views = {(f"{view.name}_1s" if view.resolutions else view.name): {column.name for column in view.columns} for view in VIEWS}
-    for test in rule.tests:
-        assert {name for row in test.rows for name in row} - {"ts_s"} <= views[test.table]
-        assert re.search(rf"\b{test.table}\b", rule.query)
+def test_rows_of_several_views_test_a_join(tmp_path):
+    """A test may fill several tables, of which those without a time have no column ts."""
+    query = "SELECT ts, t.device, x AS value FROM t JOIN links USING (device) WHERE ts >= $from AND ts < $to"
+    joined = GOOD.replace("SELECT ts, device, x AS value FROM t WHERE ts >= $from AND ts < $to", query).replace("2.5", "0")
+    test = '\n[[test]]\nname = "n"\nfires = {fires}\n[test.tables]\nlinks = [{{ device = "{device}" }}]\n'
+    test += 't = [{{ ts_s = 0, device = "a", x = 1.0 }}]\n'
+    tests = test.format(fires="true", device="a") + test.format(fires="false", device="b")
+    assert run_tests(load_rule(write(tmp_path, joined + tests))) == []
 
 
-@pytest.mark.parametrize("rule", DEFAULTS, ids=lambda rule: rule.name)
-def test_a_default_rule_explains_itself(rule):
-    """Who is woken by a default rule reads what, why this threshold, and what to do."""
-    assert {"summary", "description", "source", "runbook"} <= set(rule.annotations)
+def test_a_profile_changes_condition_duration_and_whether_a_rule_runs(tmp_path):
+    """The section of the chosen profile replaces values of the rule, and its tests are those of that profile."""
+    test = (
+        '\n[[test]]\nname = "{name}"\nprofile = "{profile}"\ntable = "t"\nrows = [{{ ts_s = 0, device = "a", x = 1.0 }}]\nfires = {fires}\n'
+    )
+    text = (
+        GOOD
+        + '[profile.training]\ncondition = "> 7"\nfor_s = 1\n[profile.idle]\nenabled = false\n'
+        + test.format(name="n", profile="training", fires="false")
+    )
+    path = write(tmp_path, text)
+    plain, training, idle = (load_rule(path, profile) for profile in ("", "training", "idle"))
+    assert (str(plain.condition), plain.for_s, plain.enabled, plain.profile) == (">= -0.0015", 2.5, True, "")
+    assert (str(training.condition), training.for_s, training.enabled, training.profile) == ("> 7", 1.0, True, "training")
+    assert idle.enabled is False
+    assert run_tests(training) == []
+    names = {
+        profile: {rule.name for rule in load_rules(AlertsConfig(rules=str(tmp_path), profile=profile))} for profile in ("training", "idle")
+    }
+    assert "hot" in names["training"] and "hot" not in names["idle"]
 
 
-@pytest.mark.parametrize("rule", load_folder(DEFAULT_RULES / "fabric"), ids=lambda rule: rule.name)
-def test_a_rule_of_the_fabric_passes_its_own_tests(rule, scratch):
-    """A rule over one view has a test that fires and one that must not; every one says why its threshold is what it is."""
-    assert {"summary", "description", "source", "runbook"} <= set(rule.annotations)
-    if " JOIN " not in rule.query:
-        assert {test.fires for test in rule.tests} == {True, False}
-    assert run_tests(rule, scratch) == []
-
-
-def test_a_rule_test_that_does_not_hold_is_told(tmp_path, scratch):
-    """A rule's test that expects what does not happen is reported with its name."""
-    test = '\n[[test]]\nname = "cold"\ntable = "t"\nrows = [{ ts_s = 0, device = "a", x = -5.0 }]\nfires = true\n'
-    rule = load_rule(write(tmp_path, GOOD + test))
-    (problem,) = run_tests(rule, scratch)
-    assert "'cold'" in problem and "never firing" in problem
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        ("[profile.trainig]\nfor_s = 1\n", "did you mean 'training'"),
+        ("[profile.idle]\nforr_s = 1\n", "did you mean 'for_s'"),
+        ("[profile.idle]\nfor_s = -1\n", "seconds from 0"),
+        ('[profile.idle]\ncondition = "much"\n', "an operator and a number"),
+        ("[profile.idle]\nenabled = 1\n", "enabled = false"),
+        ("[profile]\nidle = 3\n", "[profile.idle]"),
+    ],
+)
+def test_a_wrong_profile_section_is_an_error_in_every_profile(tmp_path, section, words):
+    """A profile that does not exist and a value that cannot be are refused, whichever profile is chosen."""
+    path = write(tmp_path, GOOD + section)
+    with pytest.raises(ConfigError) as caught:
+        load_rule(path, "training")
+    assert words in str(caught.value)
 
 
 def test_the_fingerprint_is_prometheus_own():
