@@ -1,7 +1,7 @@
-"""The analyze service: stores what the process services made, judges closed windows, publishes for readers.
+"""The analyze service: stores the rows of the process services, evaluates rules over closed windows, publishes snapshots for readers.
 
-One loop and one connection. What arrives within a short while is stored in one transaction with its positions; the
-rules are evaluated right after, on the writer's own tables, so an alert does not wait for a snapshot.
+One loop and one connection. Messages that arrive within a short time are stored in one transaction with their positions. The
+rules are evaluated directly after, on the writer's own tables, so an alert does not wait for a snapshot.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,37 +30,37 @@ from .store.samples import RawSamples, RawSamplesConfig
 from .store.sink import Sink
 from .store.writer import Store, StoreConfig
 
-# What arrives within this time, or this much, is stored together: a transaction costs more than its rows, and a judgement of one
-# window as much as of twenty.
+# Messages of this much time, or this many bytes, are stored together: a transaction costs more than its rows, and evaluating one window
+# costs as much as evaluating twenty.
 GATHER_S = 0.25
 GATHER_BYTES_MAX = 6 * 1024 * 1024
 
-# Nobody waits for windows that closed so long ago: while they are caught up with, more of them are stored and judged together.
+# Windows that closed longer ago are history, for which nobody waits: more of them are stored and evaluated together.
 HISTORY_S = 5.0
 GATHER_HISTORY_S = 1.0
-JUDGE_HISTORY_S = 1.0
+EVALUATE_HISTORY_S = 1.0
 POLL_S = 0.05
 ARCHIVE_EVERY_S = 30.0
 
-# Roll-ups wait in memory at most so long, but for history, of which more is folded at once: there is more of them the longer they wait.
+# Live roll-ups stay in memory at most this long; those of history are folded when memory is full.
 FOLD_EVERY_S = 2.0
 
-# A store that could not be written is opened anew after so long: a full disk is waited for.
+# How long to wait before a store that could not be written is opened again: a full disk may have space by then.
 REOPEN_S = 1.0
 
-# Raw runs that are still on the bus at the end are waited for so long; beyond it they are read at the next start.
+# At the end, raw samples are read from the bus for at most this long; the next start reads the others.
 DRAIN_S = 5.0
 
-# How far the ring has read is told at most this often.
-TELL_RING_EVERY_S = 0.25
+# The position of the raw samples is written to the bus at most this often.
+RING_POSITION_EVERY_S = 0.25
 
-# A device that has closed no window for so long no longer holds back the judgement of the others.
+# Rules do not wait for a device that has closed no window for this long.
 SILENT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class AnalyzeConfig:
-    """Sections of the service, see each part."""
+    """The sections of ``[analyze]``; each part documents its own."""
 
     store: StoreConfig = field(default_factory=StoreConfig)
     publish: PublishConfig = field(default_factory=PublishConfig)
@@ -82,8 +82,8 @@ class AnalyzeService:
         self._outbox = Outbox(store, endpoints, config.notify, clock)
         self._sender = NotificationSender(build_notifiers(endpoints, clock))
         rules = load_rules(config.alerts)
-        self._coarse_rules, self._judged_tens = any(rule.coarse for rule in rules), 0
-        self._unjudged, self._judged_ns = False, 0
+        self._coarse_rules, self._evaluated_tens = any(rule.coarse for rule in rules), 0
+        self._unevaluated, self._evaluated_ns = False, 0
         self._evaluator = Evaluator(rules, store, self._outbox, config.alerts)
         extra = tuple(f"CREATE OR REPLACE VIEW main.{name} AS {sql}" for name, sql in alerts.views().items())
         self._archive = Archive(store, config.archive, clock, report)
@@ -92,14 +92,14 @@ class AnalyzeService:
         self._publisher = Publisher(store, config.publish, clock, report, extra)
         self._closed: dict[str, tuple[int, int]] = {}
         self._archive_ns = self._fold_ns = 0
-        self._told: dict[str, bytes] = {}
-        self._ring_told_ns = 0
+        self._positions: dict[str, bytes] = {}
+        self._ring_published_ns = 0
         self._broken = False
         self._unstored: list[Message] = []
-        self._unsettled: list[DeliveryResult] = []
+        self._results: list[DeliveryResult] = []
 
     def start(self) -> None:
-        """Open the store and read on where it says. Raises ``StoreError`` or ``BusError``."""
+        """Open the store and continue at its positions. Raises ``StoreError`` or ``BusError``."""
         self._store.start()
         for statement in alerts.ddl():
             self._store.execute(statement)
@@ -111,9 +111,9 @@ class AnalyzeService:
         self._sender.start()
 
     def step(self) -> None:
-        """Gather, store, judge, publish. Raises ``BusError``; then call again.
+        """Read, store, evaluate, publish. Raises ``BusError``; then call again.
 
-        A disk that is full is waited for, since what is on the bus is not lost by waiting.
+        While the disk is full nothing is lost: messages stay on the bus.
         """
         if self._broken and not self._reopen():
             return
@@ -124,35 +124,35 @@ class AnalyzeService:
                 self._store_all(self._unstored)
                 self._unstored = []
             elif not self._ring.step():
-                self._tell_ring()
-            self._judge(fresh)
+                self._publish_ring_position()
+            self._evaluate(fresh)
             self._upkeep()
         except StoreError as error:
             self._break(error, "store")
             return
-        if not self._unjudged:
-            # Who waits for the store waits for the alerts too.
-            self._tell()
+        if not self._unevaluated:
+            # Whoever waits for the position expects the alerts to be in the store.
+            self._publish_position()
         self._report.publish(self._producer)
 
     def stop(self) -> None:
-        """Store and publish what is here, and close. Idempotent."""
+        """Store and publish what was read, and close. Idempotent."""
         self._sender.stop()
-        # What could not be stored is still on the bus, for the next start.
+        # Messages that could not be stored are still on the bus for the next start.
         if not self._broken and self._finish(self._ring.flush, self._sink.fold, self._publisher.publish):
-            # The bus is asked only now: what is in hand is safe, however long it takes to answer.
+            # Read from the bus only now: what was read before is safe, however slow the bus is.
             before = self._ring.taken
             self._finish(lambda: self._ring.drain(DRAIN_S))
             if self._ring.taken != before:
                 self._finish(self._ring.flush, self._publisher.publish)
-            self._finish(self._tell)
+            self._finish(self._publish_position)
         self._sink.stop()
         self._ring.stop()
         self._producer.close()
         self._store.stop()
 
     def _finish(self, *parts: Callable[[], object]) -> bool:
-        """Do what is left to do at the end, and return whether it went well; an error ends it with a complaint."""
+        """Run the last steps; return whether all succeeded. The first error is reported and ends them."""
         try:
             for part in parts:
                 part()
@@ -166,9 +166,9 @@ class AnalyzeService:
         self._broken = True
 
     def _reopen(self) -> bool:
-        """Open the store anew, and write first what has waited; return whether that worked.
+        """Open the store again and write the raw samples that wait; return whether that worked.
 
-        DuckDB refuses all work after a failed checkpoint until its file is opened again.
+        After a failed checkpoint DuckDB refuses all work until its file is opened again.
         """
         self._clock.wait(REOPEN_S)
         try:
@@ -185,32 +185,32 @@ class AnalyzeService:
         messages = list(self._sink.poll(POLL_S))
         if not messages:
             return messages
-        heard = self._clock.monotonic_ns()
-        until = heard + int((GATHER_HISTORY_S if self._is_history() else GATHER_S) * NS_PER_S)
+        received_ns = self._clock.monotonic_ns()
+        until = received_ns + int((GATHER_HISTORY_S if self._is_history() else GATHER_S) * NS_PER_S)
         size = sum(len(message.value) for message in messages)
-        while size < GATHER_BYTES_MAX and (now := self._clock.monotonic_ns()) < until and now - heard < GATHER_S * NS_PER_S:
+        while size < GATHER_BYTES_MAX and (now := self._clock.monotonic_ns()) < until and now - received_ns < GATHER_S * NS_PER_S:
             try:
                 more = self._sink.poll(POLL_S)
             except BusError:
-                break  # what has been read is stored first; the next step meets the error again
+                break  # store what was read first; the next step raises the error again
             messages += more
             size += sum(len(message.value) for message in more)
-            heard = self._clock.monotonic_ns() if more else heard
+            received_ns = self._clock.monotonic_ns() if more else received_ns
         return messages
 
     def _is_history(self) -> bool:
-        """Return whether what is being stored is long over."""
+        """Return whether the windows being stored closed long ago."""
         ends = self._ends()
         return bool(ends) and self._clock.now_ns() - min(ends) > HISTORY_S * NS_PER_S
 
-    def _is_judgement_due(self) -> bool:
-        """Return whether to judge now while more comes in: always, but for history."""
-        return not self._is_history() or self._clock.monotonic_ns() - self._judged_ns >= JUDGE_HISTORY_S * NS_PER_S
+    def _is_evaluation_due(self) -> bool:
+        """Return whether to evaluate although more messages arrive: always for live data, rarely for history."""
+        return not self._is_history() or self._clock.monotonic_ns() - self._evaluated_ns >= EVALUATE_HISTORY_S * NS_PER_S
 
     def _ends(self) -> list[int]:
-        """Return the window that each device still heard of has closed."""
+        """Return the end of the newest closed window of each device that is not silent."""
         now = self._clock.monotonic_ns()
-        return [end for end, heard in self._closed.values() if now - heard < SILENT_S * NS_PER_S]
+        return [end for end, received_ns in self._closed.values() if now - received_ns < SILENT_S * NS_PER_S]
 
     def _store_all(self, messages: Sequence[Message]) -> None:
         stored = self._sink.store(messages)
@@ -226,16 +226,16 @@ class AnalyzeService:
         for device, ts in newest:
             self._closed[device] = (max(self._closed.get(device, (0, 0))[0], ts + WINDOW_NS), now)
 
-    def _judge(self, fresh: bool) -> None:
-        """Evaluate the rules up to the window that every device still heard of has closed, and move deliveries."""
+    def _evaluate(self, fresh: bool) -> None:
+        """Evaluate the rules up to the window that all devices have closed, except silent ones, and send notifications."""
         ends = self._ends()
-        self._unjudged = bool(ends) and (fresh or self._unjudged)
-        if self._unjudged and (not fresh or self._is_judgement_due()):
-            self._unjudged, self._judged_ns = False, self._clock.monotonic_ns()
+        self._unevaluated = bool(ends) and (fresh or self._unevaluated)
+        if self._unevaluated and (not fresh or self._is_evaluation_due()):
+            self._unevaluated, self._evaluated_ns = False, self._clock.monotonic_ns()
             try:
                 tens = min(ends) // RESOLUTIONS_NS["10s"]
-                if self._coarse_rules and tens != self._judged_tens:
-                    self._judged_tens = tens
+                if self._coarse_rules and tens != self._evaluated_tens:
+                    self._evaluated_tens = tens
                     self._sink.fold()
                 self._evaluator.evaluate(min(ends))
             except StoreError as error:
@@ -245,19 +245,19 @@ class AnalyzeService:
         self._report.update({**self._outbox.counters(), **self._sender.counters()})
 
     def _send(self) -> None:
-        """Write down the results of deliveries, claim those that are due, and submit them once the claim is committed."""
-        self._unsettled += self._sender.results()
-        if not self._unsettled and not self._outbox.is_due():
+        """Record the results of deliveries, claim those that are due, and submit them after the commit."""
+        self._results += self._sender.results()
+        if not self._results and not self._outbox.is_due():
             return
         deliveries: list[Delivery] = []
         try:
             with self._store.transaction():
-                self._outbox.settle(self._unsettled)
+                self._outbox.record(self._results)
                 deliveries = self._outbox.due()
         except StoreError:
             self._outbox.release(deliveries)
             raise
-        self._unsettled = []
+        self._results = []
         self._sender.submit(deliveries)
 
     def _upkeep(self) -> None:
@@ -280,22 +280,22 @@ class AnalyzeService:
         except StoreError as error:
             self._break(error, "publish")
 
-    def _tell(self) -> None:
-        """Remember on the bus how far the store is, for whoever waits for it."""
+    def _publish_position(self) -> None:
+        """Write the position of the store to the bus, for processes that wait for it."""
         self._remember(POSITIONS_KEY, self._sink.positions())
 
-    def _tell_ring(self) -> None:
+    def _publish_ring_position(self) -> None:
         now = self._clock.monotonic_ns()
-        if now - self._ring_told_ns >= TELL_RING_EVERY_S * NS_PER_S:
-            self._ring_told_ns = now
+        if now - self._ring_published_ns >= RING_POSITION_EVERY_S * NS_PER_S:
+            self._ring_published_ns = now
             self._remember(RAW_SAMPLES_KEY, self._ring.positions())
 
     def _remember(self, key: str, positions: Mapping[TopicPartition, int]) -> None:
         done = packed(positions)
-        if done != self._told.get(key):
+        if done != self._positions.get(key):
             with self._producer.transaction() as transaction:
                 transaction.remember(key, done)
-            self._told[key] = done
+            self._positions[key] = done
 
 
 def _newest(frame: pl.DataFrame) -> int:

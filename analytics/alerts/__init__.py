@@ -1,15 +1,15 @@
-"""Alerts: rules read the views, windows move the alerts, and what has changed leaves through a durable outbox.
+"""Alerts: rules query the views, closed windows move alerts between states, a durable outbox sends the changes.
 
-Order of calls for the service that owns the store's connection, each time windows close and at every tick:
+Order of calls in the service that owns the store's connection:
 
 1. commit the windows' rows (their own transaction);
-2. ``Evaluator.evaluate(closed_to_ns)``: queries first, outside any transaction, because DuckDB aborts a whole
-   transaction when one query in it fails; then one transaction for the alerts, the position and the outbox;
-3. ``Outbox.due()`` in a transaction, and only after its commit ``NotificationSender.submit`` with what it returned;
-4. ``Outbox.settle(NotificationSender.results())`` in a transaction.
+2. ``Evaluator.evaluate(closed_to_ns)``: queries first, outside any transaction, because a failed query aborts a whole
+   transaction in DuckDB; then one transaction for the alerts, the position and the outbox;
+3. one transaction with ``Outbox.record(NotificationSender.results())`` and ``Outbox.due()``;
+4. after its commit ``NotificationSender.submit`` with the claimed deliveries.
 
-A kill between any two steps loses nothing: the position of the evaluation is committed with its effect, and a
-delivery that was handed out without an answer is repeated under the same ``webhook-id``.
+A kill between any two steps loses nothing: the position of the evaluation is committed with its effect, and a delivery
+without an answer is repeated under the same ``webhook-id``.
 """
 
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ class Database(Protocol):
 
 
 def ddl() -> list[str]:
-    """Return the statements that create what this package owns in schema ``state``; they may be repeated."""
+    """Return the statements that create the tables of this package in schema ``state``. Idempotent."""
     return [
         "CREATE SCHEMA IF NOT EXISTS state",
         f"CREATE TABLE IF NOT EXISTS state.alerts ({', '.join(f'{name} {kind}' for name, kind in ALERT_COLUMNS.items())})",

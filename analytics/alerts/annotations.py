@@ -1,4 +1,4 @@
-"""Turns the templates of a rule into text: ``{label}``, ``{value}`` and ``{value:.1%}``."""
+"""Fills in the templates of a rule: ``{label}``, ``{value}`` and ``{value:.1%}``."""
 
 import re
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ _FIELD = re.compile(r"\{(\w+)(?::([^{}]{0,8}))?\}")
 
 
 def render(template: str, labels: Mapping[str, str], value: float | None) -> str:
-    """Return ``template`` with its fields filled in; a field that no label has stays as it is written."""
+    """Return ``template`` with its fields filled in; a field without a label stays as written."""
 
     def fill(match: re.Match[str]) -> str:
         name, spec = match[1], match[2]

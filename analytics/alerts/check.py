@@ -60,9 +60,10 @@ def _run(rule: Rule, test: RuleTest, database: Database) -> str:
     errors = database.query("SELECT last_error FROM state.alert_rules WHERE state = 'error'")
     if errors:
         return str(errors[0]["last_error"])
-    for what, expected in (("firing", test.fires), ("resolved", test.resolves)):
-        if expected is not None and (what in changes) != expected:
-            return f"the alert is {'never' if expected else 'once'} {what}"
+    if ("firing" in changes) != test.fires:
+        return "the alert did not fire" if test.fires else "the alert fired"
+    if test.resolves is not None and ("resolved" in changes) != test.resolves:
+        return "the alert was not resolved" if test.resolves else "the alert was resolved"
     return ""
 
 

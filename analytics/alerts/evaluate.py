@@ -1,8 +1,8 @@
-"""Evaluates the rules over newly closed windows and writes what became of the alerts.
+"""Evaluates the rules over newly closed windows and writes the changed alerts.
 
-Reading and writing are apart on purpose: a query that fails at run time makes DuckDB abort the transaction it is in,
-and one bad rule must not take the others, or the sink's rows, with it. Alerts, position and outbox are then one transaction,
-so that a kill repeats no change and loses none.
+Queries run outside the transaction: a query that fails makes DuckDB abort its transaction, and one wrong rule must not affect
+the others or the sink's rows. Alerts, position and outbox are then written in one transaction, so that a kill repeats no
+change and loses none.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,14 +20,14 @@ from .queries import RuleColumns, Span
 from .rules import Rule
 from .state import Alert, Track, WindowRange, timeline
 
-# A rule that could not be evaluated is evaluated later from where it stood, but over no more than this.
+# A rule in error continues at its last position once it works again, but at most this far back.
 CATCH_UP_NS = 3600 * NS_PER_S
-# Label sets that a rule with ``no_data = "alert"`` remembers, beyond its pending and firing ones.
+# Label sets in phase ``ok`` that a rule with ``no_data = "alert"`` keeps.
 TRACKED_MAX = 10_000
 
 
 class AlertChange(NamedTuple):
-    """An alert that began to fire, or was resolved, in this evaluation."""
+    """An alert that fired or was resolved in this evaluation."""
 
     what: str
     rule: str
@@ -45,21 +45,21 @@ class Reconciler(Protocol):
 
 @dataclass(slots=True)
 class _RuleResult:
-    """What one rule's queries said of one span."""
+    """The results of one rule's queries over one span."""
 
     rule: Rule
     span: Span
     columns: RuleColumns = field(default_factory=lambda: RuleColumns((), None))
     breaches: dict[str, list[WindowRange]] = field(default_factory=dict)
     labels: dict[str, dict[str, str]] = field(default_factory=dict)
-    # Where there are data, by the presence key; None = not asked.
+    # Times with data, by presence key; None = not queried.
     present: dict[tuple[str | None, ...], list[Span]] | None = None
     truncated: int = 0
     error: str = ""
 
 
 class Evaluator:
-    """Evaluates ``rules`` on ``database``; ``outbox`` is brought up to date in the same transaction."""
+    """Evaluates ``rules`` on ``database`` and updates ``outbox`` in the same transaction."""
 
     def __init__(
         self, rules: Sequence[Rule], database: Database, outbox: Reconciler | None = None, config: AlertsConfig | None = None
@@ -74,7 +74,7 @@ class Evaluator:
         self._gauges = {"rules": len(self._rules), "firing": 0, "pending": 0, "rules_in_error": 0}
 
     def evaluate(self, closed_to_ns: int) -> list[AlertChange]:
-        """Judge every window that ends at or before ``closed_to_ns`` and was not judged yet.
+        """Evaluate every window that ends at or before ``closed_to_ns`` and was not evaluated yet.
 
         Must be called outside a transaction, after the windows' rows are committed; opens its own. Going back in
         time changes nothing. Raises ``StoreError`` only when the alerts' own tables fail, and then nothing has changed.
@@ -115,7 +115,7 @@ class Evaluator:
         end = closed_to_ns - closed_to_ns % window
         state = states.get(rule.name)
         if state is None:
-            # A rule that is new to a store begins now: what was before it is history, not news.
+            # A rule that is new to a store starts now and does not evaluate history.
             start = max((other.evaluated_to_ns for other in states.values()), default=0)
         else:
             start = max(state.evaluated_to_ns, end - CATCH_UP_NS) if state.last_error else state.evaluated_to_ns
@@ -143,11 +143,11 @@ class Evaluator:
         result.present = {}
         keys = queries.presence_keys(rule, columns)
         for row in self._limited(result, queries.presence_sql(rule, columns, span)):
-            run = queries.range_of(row, "present")
+            window_range = queries.range_of(row, "present")
             if rule.no_data == "alert":
                 self._ranges_of(result, row)
             labels = queries.labels_of(row, keys)
-            result.present.setdefault(tuple(labels.get(key) for key in keys), []).append((run.start_ns, run.end_ns))
+            result.present.setdefault(tuple(labels.get(key) for key in keys), []).append((window_range.start_ns, window_range.end_ns))
 
     def _limited(self, result: _RuleResult, sql: str) -> list[dict[str, object]]:
         rows = self._database.query(sql)
@@ -182,14 +182,14 @@ class Evaluator:
             if idle and (room <= 0 if result.breaches.get(key) else before is None and len(known) >= TRACKED_MAX):
                 self._counts["dropped_alerts"] += 1
                 continue
-            mark = _mark(before)
+            previous = _changing(before)
             track = self._walk(result, key, before)
             after = track.alert
             known.pop(key, None)
             if after is not None:
                 known[key] = after
                 room -= idle and after.phase != "ok"
-            if mark == _mark(after) and not track.resolved:
+            if previous == _changing(after) and not track.resolved:
                 continue
             touched.append(key)
             entries += [self._entry(result, alert) for alert in (*track.resolved, *([after] if after else []))]
@@ -200,7 +200,7 @@ class Evaluator:
     def _walk(self, result: _RuleResult, key: str, before: Alert | None) -> Track:
         labels = before.labels if before else result.labels[key]
         track = Track(result.rule, key, labels, before)
-        track.feed(timeline(result.span, result.breaches.get(key, []), self._present(result, labels)))
+        track.advance(timeline(result.span, result.breaches.get(key, []), self._present(result, labels)))
         return track
 
     def _present(self, result: _RuleResult, labels: Mapping[str, str]) -> list[Span] | None:
@@ -220,7 +220,7 @@ class Evaluator:
         return AlertRow(alert, annotations, render_path(rule.dashboard, labels), evidence, alert.last_seen)
 
     def _retire(self, name: str, alerts: dict[str, Alert], closed_to_ns: int) -> list[AlertChange]:
-        """End the alerts of a rule that is no longer there; nobody would ever resolve them."""
+        """End the alerts of a rule that no longer exists: nothing else would resolve them."""
         fired = [alert for alert in alerts.values() if alert.phase == "firing"]
         for alert in fired:
             alert.phase, alert.ends_at = "resolved", max(closed_to_ns, alert.fired_at or 0)
@@ -237,8 +237,8 @@ class Evaluator:
         self._gauges["rules_in_error"] = sum(bool(states[rule.name].last_error) for rule in self._rules if rule.name in states)
 
 
-def _mark(alert: Alert | None) -> tuple[object, ...]:
-    """Return everything of an alert that moves, to write only what has changed."""
+def _changing(alert: Alert | None) -> tuple[object, ...]:
+    """Return the parts of an alert that change, to write only changed alerts."""
     if alert is None:
         return ()
     return (alert.phase, alert.value, alert.starts_at, alert.last_seen, alert.breach_ns, alert.clear_ns, alert.absent_ns)

@@ -12,8 +12,8 @@ _OFFSET = 14695981039346656037
 _PRIME = 1099511628211
 _MASK = (1 << 64) - 1
 
-# The same alerts come in every window; each of these takes some 500 bytes.
-_REMEMBERED_MAX = 16_384
+# The same alerts come in every window; an entry takes some 500 bytes.
+_CACHED_MAX = 16_384
 
 
 def fingerprint(labels: Mapping[str, str]) -> str:
@@ -21,7 +21,7 @@ def fingerprint(labels: Mapping[str, str]) -> str:
     return _hash(tuple(sorted(labels.items())))
 
 
-@lru_cache(maxsize=_REMEMBERED_MAX)
+@lru_cache(maxsize=_CACHED_MAX)
 def _hash(labels: tuple[tuple[str, str], ...]) -> str:
     text = b"".join(name.encode() + b"\xff" + value.encode() + b"\xff" for name, value in labels)
     value = _OFFSET

@@ -1,14 +1,14 @@
-"""The durable outbox: what each endpoint still has to be told, kept in the store until it has been told.
+"""The durable outbox: the notifications that each endpoint has yet to receive, in the store until they are delivered.
 
-State, not log. ``reconcile`` compares, for each endpoint and group, what fires now with what the endpoint was told, and
-leaves at most one unsent row that closes the difference. So a newer notification takes the place of an unsent
-older one, an alert that fired and was resolved before anybody heard of it is dropped, and a crash needs no clean-up.
+State, not log. ``reconcile`` compares, for each endpoint and group, the alerts that fire now with those the endpoint was notified of,
+and leaves at most one unsent row with the difference. So a newer notification replaces an unsent older one, an alert
+that fired and was resolved before any notification is dropped, and a crash needs no clean-up.
 
-Two sets say what an endpoint knows to be firing: what it *surely* knows decides whether a firing is news, what it *maybe*
-knows decides whether an end has to be told. A delivered row makes both equal to what it said. An attempt without a
-clear answer may have been delivered, so its row is *risky*: what it said joins maybe, and what it ended leaves sure; the
-receiver rather hears something twice than not at all. A delivery is marked risky before it is handed out, so that a
-kill while sending counts as no clear answer; the same ``webhook-id`` goes with every attempt.
+Two sets describe which firing alerts an endpoint knows: ``sure`` decides whether a firing alert is news, ``maybe`` decides whether
+an end must be sent. A delivered row sets both to its alerts. An attempt without a clear answer may have been delivered, so
+its row is *risky*: its firing alerts join ``maybe``, its resolved ones leave ``sure``. The receiver may get a notification twice
+but misses none. A delivery is marked risky when it is claimed, so that a kill while sending counts as no clear answer. All
+attempts carry the same ``webhook-id``.
 
 Retries: full jitter, uniform in [0, min(cap, 1 s * 2^n)], no sooner than ``Retry-After``; dead after an hour.
 """
@@ -29,11 +29,11 @@ from . import Database
 RETRY_START_S = 1.0
 RETRY_CAP_S = 300.0
 GIVE_UP_S = 3600.0
-# Deliveries of one endpoint that are under way at once: what the sender has room for.
+# Claimed deliveries of one endpoint: as many as the sender has room for.
 IN_FLIGHT_MAX = 32
 # Unsent rows in all; further groups are dropped and counted until there is room.
 PENDING_MAX = 10_000
-# How long what was sent or given up stays to be looked at.
+# How long delivered and dead rows stay for inspection.
 HISTORY_S = 24 * 3600.0
 
 _log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class _Row:
         return self.state in ("sent", "dead")
 
     def known(self) -> tuple[set[str], set[str]]:
-        """Return what the endpoint surely and maybe knows to be firing, as things stand after this row."""
+        """Return the sets ``sure`` and ``maybe`` after this row."""
         if self.state == "sent":
             return set(self.firing), set(self.firing)
         if self.risky:
@@ -89,7 +89,7 @@ class Outbox:
         self._endpoints = {endpoint.name: endpoint for endpoint in endpoints}
         self._config = config
         self._clock = clock
-        # Jitter keeps retries apart; nothing secret hangs on it.
+        # Jitter spreads retries; it needs no cryptographic randomness.
         self._jitter = jitter or random.Random()
         # id -> (endpoint, group key, whether the row was risky before this attempt)
         self._in_flight: dict[int, tuple[str, str, bool]] = {}
@@ -109,23 +109,23 @@ class Outbox:
             row = rows.get((name, key))
             if name not in self._endpoints:
                 if row is not None and row.state == "pending":
-                    self._bury(row.id, "the endpoint is not configured any more", now_ns)
+                    self._give_up(row.id, "the endpoint is no longer configured", now_ns)
                 continue
             if any(flight[:2] == (name, key) for flight in self._in_flight.values()):
                 continue
             group = groups.get(key) or _FiringGroup(key, {}, {})
-            wanted = self._wanted(self._endpoints[name], row, group, now_ns)
-            if wanted is None:
+            change = self._change_for(self._endpoints[name], row, group, now_ns)
+            if change is None:
                 if row is not None and row.state == "pending":
                     self._withdraw(row)
                 continue
-            if row is not None and row.state == "pending" and (row.firing, row.resolved) == wanted:
+            if row is not None and row.state == "pending" and (row.firing, row.resolved) == change:
                 continue
             if (row is None or row.state != "pending") and pending >= PENDING_MAX:
                 self._counts["dropped_full"] += 1
                 continue
             pending += row is None or row.state != "pending"
-            self._write(next_id, self._endpoints[name], row, group, wanted, now_ns)
+            self._write(next_id, self._endpoints[name], row, group, change, now_ns)
             next_id += 1
 
     def is_due(self) -> bool:
@@ -164,8 +164,8 @@ class Outbox:
             free.append(row)
         return free
 
-    def settle(self, results: Sequence[DeliveryResult]) -> None:
-        """Write down how deliveries went, and what follows from it."""
+    def record(self, results: Sequence[DeliveryResult]) -> None:
+        """Record the results of deliveries and update the outbox. Call inside a transaction."""
         now_ns = self._clock.now_ns()
         for result in results:
             _, _, risky = self._in_flight.pop(result.id, ("", "", True))
@@ -180,10 +180,10 @@ class Outbox:
             if result.outcome is Outcome.RETRY:
                 self._retry(result, now_ns)
             else:
-                self._bury(result.id, result.error, now_ns)
+                self._give_up(result.id, result.error, now_ns)
             if result.outcome is Outcome.GONE:
                 self._disabled.add(result.endpoint)
-                _log.warning("endpoint %s answered that it is gone; nothing is sent to it until the next start", result.endpoint)
+                _log.warning("endpoint %s answered that it is gone; it gets no notifications until the next start", result.endpoint)
         if results:
             self.reconcile()
             self._purge(now_ns)
@@ -192,16 +192,6 @@ class Outbox:
         """Give up the claims that ``due`` made in a transaction that was rolled back, so that it returns them again."""
         for delivery in deliveries:
             self._in_flight.pop(delivery.id, None)
-
-    def replay(self, delivery_id: int | None = None) -> None:
-        """Send dead rows again: the one of that id, or all that are still the newest of their group."""
-        one = "" if delivery_id is None else " AND id = ?"
-        params: tuple[object, ...] = (self._clock.now_ns(), self._clock.now_ns(), *(() if delivery_id is None else (delivery_id,)))
-        self._database.execute(
-            "UPDATE state.outbox SET state = 'pending', attempts = 0, created_ns = ?, next_attempt_ns = ?, done_ns = NULL "
-            f"WHERE state = 'dead' AND id IN (SELECT max(id) FROM state.outbox GROUP BY endpoint, group_key){one}",
-            params,
-        )
 
     def counters(self) -> Mapping[str, float]:
         """Return counters and gauges by Prometheus style name."""
@@ -246,15 +236,15 @@ class Outbox:
         assert isinstance(highest, int)
         return highest + 1
 
-    def _wanted(self, endpoint: Endpoint, row: _Row | None, group: _FiringGroup, now_ns: int) -> tuple[list[str], list[str]] | None:
-        """Return the (firing, resolved) that the endpoint has to be told now, ``None`` for nothing."""
+    def _change_for(self, endpoint: Endpoint, row: _Row | None, group: _FiringGroup, now_ns: int) -> tuple[list[str], list[str]] | None:
+        """Return the fingerprints (firing, resolved) to notify the endpoint of now; ``None`` = nothing."""
         sure, maybe = row.known() if row else (set(), set())
         firing = sorted(group.firing)
         gone = sorted(maybe - set(firing))
         resolved = gone if endpoint.config.send_resolved else []
         done = row is not None and row.done
         if gone and not resolved and row is not None and done:
-            self._strike(row, set(gone))
+            self._forget_ends(row, set(gone))
             sure, _ = row.known()
         recent = row is not None and done and now_ns - row.done_ns < self._config.repeat_interval_s * NS_PER_S
         if row is not None and row.state == "dead" and recent and (firing, resolved) == (row.firing, row.resolved):
@@ -263,8 +253,8 @@ class Outbox:
             return firing, resolved
         return None
 
-    def _strike(self, row: _Row, gone: set[str]) -> None:
-        """Forget ends that this endpoint is not told of, so that the same alert is news when it fires again."""
+    def _forget_ends(self, row: _Row, gone: set[str]) -> None:
+        """Forget alerts whose end this endpoint does not receive, so that they are news when they fire again."""
         sure, maybe = row.known()
         row.sure, row.maybe, row.risky = sorted(sure - gone), sorted(maybe - gone), False
         if row.state == "sent":
@@ -275,9 +265,9 @@ class Outbox:
         )
 
     def _write(
-        self, row_id: int, endpoint: Endpoint, row: _Row | None, group: _FiringGroup, wanted: tuple[list[str], list[str]], now_ns: int
+        self, row_id: int, endpoint: Endpoint, row: _Row | None, group: _FiringGroup, change: tuple[list[str], list[str]], now_ns: int
     ) -> None:
-        firing, resolved = wanted
+        firing, resolved = change
         sure, maybe = row.known() if row else (set(), set())
         if not endpoint.config.send_resolved:
             sure, maybe = sure & set(firing), maybe & set(firing)
@@ -291,7 +281,7 @@ class Outbox:
         if row is not None and row.state == "pending":
             attempts, next_ns = row.attempts, row.next_attempt_ns
             self._withdraw(row)
-        parts = [endpoint.name, group.key, str(row_id), json.dumps(wanted), str(now_ns)]
+        parts = [endpoint.name, group.key, str(row_id), json.dumps(change), str(now_ns)]
         webhook_id = "msg_" + hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
         sets = [json.dumps(keys) for keys in (firing, resolved, sorted(sure), sorted(maybe))]
         self._database.execute(_INSERT, (row_id, endpoint.name, group.key, *sets, payload, webhook_id, attempts, next_ns, now_ns))
@@ -314,7 +304,7 @@ class Outbox:
         if not rows:
             return
         if now_ns - rows[0]["created_ns"] >= GIVE_UP_S * NS_PER_S:
-            self._bury(result.id, f"given up after {GIVE_UP_S:.0f} s: {result.error}", now_ns)
+            self._give_up(result.id, f"given up after {GIVE_UP_S:.0f} s: {result.error}", now_ns)
             return
         ceiling_s = min(RETRY_CAP_S, RETRY_START_S * 2 ** min(rows[0]["attempts"] - 1, 30))
         wait_s = max(self._jitter.uniform(0.0, ceiling_s), result.retry_after_s or 0.0)
@@ -324,13 +314,13 @@ class Outbox:
             (now_ns + round(wait_s * NS_PER_S), result.error, result.id),
         )
 
-    def _bury(self, row_id: int, error: str, now_ns: int) -> None:
+    def _give_up(self, row_id: int, error: str, now_ns: int) -> None:
         self._counts["dead"] += 1
         _log.warning("notification %d is dead: %s", row_id, error)
         self._database.execute("UPDATE state.outbox SET state = 'dead', done_ns = ?, last_error = ? WHERE id = ?", (now_ns, error, row_id))
 
     def _purge(self, now_ns: int) -> None:
-        """Delete old history, but never the newest row of a group that an endpoint still believes to fire."""
+        """Delete old history, except the newest row of a group whose alerts still fire for the endpoint."""
         self._database.execute(
             "DELETE FROM state.outbox WHERE state IN ('sent', 'dead') AND created_ns < ? AND ((state = 'sent' AND firing = '[]') "
             "OR id NOT IN (SELECT max(id) FROM state.outbox GROUP BY endpoint, group_key))",

@@ -1,26 +1,23 @@
-"""The SQL around a rule's query: neighbouring windows of one kind come back as one row, however long the span.
+"""The SQL around a rule's query: consecutive windows of one kind are returned as one range, however long.
 
-Islands: with windows of width w and n the rank of a window among its label set's, ``ts - w * n`` is the same for
-neighbours and differs across every gap, so grouping by it gives the runs. Python then sees one row per change.
+Islands: with windows of width w and n the rank of a window in its label set, ``ts - w * n`` is equal for consecutive windows
+and differs across every gap, so grouping by it gives the ranges. Python then sees one row per change.
 """
 
 import re
 from dataclasses import dataclass
 
 from ...pipeline.errors import StoreError
+from ..store.database import literal
 from . import Database
 from .rules import Rule
 from .state import WindowRange
 
-# Runs that one evaluation of one rule reads; more are dropped (the latest ones) and counted.
+# Ranges that one evaluation of one rule reads; the latest beyond it are dropped and counted.
 RANGES_MAX = 100_000
 
 _FRACTIONAL = ("FLOAT", "DOUBLE", "DECIMAL")
 Span = tuple[int, int]
-
-
-def literal(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
 
 
 def _identifier(name: str) -> str:
@@ -39,19 +36,21 @@ def bound(rule: Rule, span: Span) -> str:
 
 @dataclass(frozen=True, slots=True)
 class RuleColumns:
-    """What a rule's query returns: the label columns, and how its time reads as nanoseconds."""
+    """The columns of a rule's query: its labels, and the expression for its time in nanoseconds."""
 
     labels: tuple[str, ...]
     ts: str | None
 
 
 def columns_of(rule: Rule, database: Database) -> RuleColumns:
-    """Ask the database what the rule's query returns. Raises ``StoreError`` when that is no alert rule's result."""
+    """Return the columns of the rule's query. Raises ``StoreError`` when an alert rule cannot use them."""
     types = {
         str(row["column_name"]): str(row["column_type"]) for row in database.query(f"DESCRIBE SELECT * FROM ({bound(rule, (0, 1))}\n)")
     }
     if "value" not in types:
-        raise StoreError(f"the query of the alert rule {rule.name!r} returns no column 'value'", "name the judged column value")
+        raise StoreError(
+            f"the query of the alert rule {rule.name!r} returns no column 'value'", "name the column that the condition tests value"
+        )
     labels = tuple(name for name in types if name not in ("ts", "value"))
     for name in labels:
         if name in rule.labels or name in ("alertname", "severity"):
@@ -80,16 +79,16 @@ def _islands(rule: Rule, columns: RuleColumns, span: Span, *, keys: tuple[str, .
 
 
 def breach_sql(rule: Rule, columns: RuleColumns, span: Span) -> str:
-    """Return the query for the runs of breaching windows; of several rows of a label set in a window the worst counts."""
+    """Return the query for the ranges of breaching windows; of several rows of a label set in a window the worst counts."""
     number = "CAST(value AS DOUBLE)"
     worst = "min" if rule.condition.op.startswith("<") else "max"
-    # NaN is greater than every number for DuckDB, and no value for us.
+    # DuckDB orders NaN above every number; a rule ignores it.
     where = f"NOT isnan({number}) AND {number} {rule.condition.op} CAST({rule.condition.threshold!r} AS DOUBLE)"
     return _islands(rule, columns, span, keys=columns.labels, where=where, value=f"{worst}({number})")
 
 
 def presence_sql(rule: Rule, columns: RuleColumns, span: Span) -> str:
-    """Return the query for the runs of windows that have rows: per label set for ``alert``, else per device."""
+    """Return the query for the ranges of windows that have rows: per label set for ``alert``, else per device."""
     return _islands(rule, columns, span, keys=presence_keys(rule, columns), where="true", value="max(0.0)")
 
 
@@ -112,6 +111,6 @@ def range_of(row: dict[str, object], kind: str) -> WindowRange:
 
 
 def evidence_sql(rule: Rule, names: tuple[str, ...], labels: dict[str, str], span: Span) -> str:
-    """Return the query that shows the windows of one alert again, to paste into ``weft sql``."""
+    """Return the query for the windows of one alert, to paste into ``weft sql``."""
     where = [f"{_identifier(name)} = {literal(labels[name])}" for name in names if name in labels]
     return f"SELECT * FROM ({bound(rule, span)}\n) AS evidence" + (" WHERE " + " AND ".join(where) if where else "")

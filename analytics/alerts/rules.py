@@ -1,20 +1,18 @@
-"""Reads alert rules: one TOML file each, checked word by word, because a rule that is misspelt watches nothing.
+"""Reads alert rules, one TOML file each, and refuses unknown keys and values: a misspelt rule would watch nothing.
 
 A rule's query runs over the views and returns label columns, ``value`` and ``ts``. The identity of an alert is its
-label columns and nothing else: what changes from window to window (a value, a rank, a "top 5") must not be among
-them, or every window makes a new alert. The placeholders ``$from`` and ``$to`` are the newly closed span as times,
-``$from_ns`` and ``$to_ns`` the same as UTC nanoseconds.
+label columns alone: a label that changes from window to window (a value, a rank) would make a new alert in every
+window. The placeholders ``$from`` and ``$to`` are the newly closed span as times, ``$from_ns`` and ``$to_ns`` the same as UTC
+nanoseconds.
 """
 
 import difflib
-import operator
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from ...pipeline.clock import NS_PER_S
@@ -23,16 +21,13 @@ from .config import AlertsConfig
 
 DEFAULT_RULES = Path(__file__).parent.parent / "rules"
 FILE_BYTES_MAX = 64 * 1024
-# Far below the time after which an absent label set is forgotten (state.py), so that a rule always fires before it.
+# Below state.FORGET_NS, so that a rule fires before an absent label set is forgotten.
 FOR_S_MAX = 12 * 3600
 
 SEVERITIES = ("info", "warning", "critical")
 NO_DATA = ("ok", "keep", "alert")
 PROFILES = ("idle", "training")
 
-_OPERATORS: Mapping[str, Callable[[float, float], bool]] = MappingProxyType(
-    {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le, "==": operator.eq, "!=": operator.ne}
-)
 _CONDITION = re.compile(r"\s*(>=|<=|==|!=|>|<)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _LABEL = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -41,13 +36,10 @@ _RESERVED = ("alertname", "severity", "value", "ts")
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """When a value breaches: an operator and a threshold."""
+    """The operator and threshold of a breach."""
 
     op: str
     threshold: float
-
-    def holds(self, value: float) -> bool:
-        return _OPERATORS[self.op](value, self.threshold)
 
     def __str__(self) -> str:
         return f"{self.op} {self.threshold:g}"
@@ -55,7 +47,7 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class RuleTest:
-    """Rows by view and what the rule must make of them; ``ts_s`` of a row may be a span ``[from, to)`` of seconds.
+    """Rows by view and the expected outcome; ``ts_s`` of a row may be a span ``[from, to)`` of seconds.
 
     The test applies to the rule as ``profile`` changes it; without one to the rule that no profile changes.
     """
@@ -73,8 +65,8 @@ class RuleTest:
 class Rule:
     """One rule. ``for_s`` counts breaching windows, ``keep_firing_for_s`` clear ones, both in event time.
 
-    ``no_data`` says what a window means in which the label set's device has no row at all: ``ok`` it is clear,
-    ``keep`` nothing changes, ``alert`` it breaches.
+    A window in which the device of the label set has no row at all is, by ``no_data``: ``ok`` clear, ``keep`` ignored,
+    ``alert`` a breach.
     """
 
     name: str
@@ -100,7 +92,7 @@ class Rule:
 
     @property
     def coarse(self) -> bool:
-        """Whether the query reads views of more than 1 s."""
+        """Whether the query reads views with windows longer than 1 s."""
         return re.search(r"_(10s|1m|1h)\b", self.query) is not None
 
     @property
@@ -184,13 +176,13 @@ class _RuleReader:
         self.only(table, (*known, "labels", "annotations", "profile", "test"))
         name = self.text(table, "name")
         if not _NAME.fullmatch(name):
-            raise self.fail("name", f"{name!r} is no name for a rule", "use lower-case letters, digits and hyphens, at most 64")
+            raise self.fail("name", f"{name!r} cannot be the name of a rule", "use lower-case letters, digits and hyphens, at most 64")
         query = self.text(table, "query")
         if "$from" not in query or "$to" not in query:
-            raise self.fail("query", "the query does not bound its time", "add WHERE ts >= $from AND ts < $to")
+            raise self.fail("query", "the query has no time bounds", "add WHERE ts >= $from AND ts < $to")
         window_s = table.get("window_s", 1)
         if not isinstance(window_s, int) or isinstance(window_s, bool) or not 1 <= window_s <= 3600:
-            raise self.fail("window_s", f"{window_s!r} is no window", "use whole seconds from 1 to 3600, as the views have them")
+            raise self.fail("window_s", f"{window_s!r} is not a window", "use whole seconds from 1 to 3600, a resolution of the view")
         profiles = self.profiles(table)
         changed = {**table, **profiles.get(profile, {})}
         # Every profile is checked, whichever is chosen.
@@ -248,7 +240,7 @@ class _RuleReader:
     def seconds(self, table: Mapping[str, Any], key: str) -> float:
         value = table.get(key, 0)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= FOR_S_MAX:
-            raise self.fail(key, f"{value!r} is no duration", f"use seconds from 0 to {FOR_S_MAX}")
+            raise self.fail(key, f"{value!r} is not a duration", f"use seconds from 0 to {FOR_S_MAX}")
         return float(value)
 
     def choice(self, table: Mapping[str, Any], key: str, words: Sequence[str], default: str) -> str:
@@ -260,7 +252,7 @@ class _RuleReader:
     def condition(self, table: Mapping[str, Any]) -> Condition:
         match = _CONDITION.fullmatch(self.text(table, "condition"))
         if match is None:
-            raise self.fail("condition", f"{table['condition']!r} is no condition", 'write an operator and a number, as in "> 0.2"')
+            raise self.fail("condition", f"{table['condition']!r} is not a condition", 'write an operator and a number, as in "> 0.2"')
         return Condition(match[1], float(match[2]))
 
     def words(self, table: Mapping[str, Any], key: str) -> dict[str, str]:
@@ -270,7 +262,7 @@ class _RuleReader:
         for name, value in words.items():
             if not _LABEL.fullmatch(name) or (key == "labels" and name in _RESERVED):
                 raise self.fail(
-                    name, f"{name!r} cannot be a name in {key}", "use letters, digits and underscores, and no name that Weft sets"
+                    name, f"{name!r} cannot be a name in {key}", "use letters, digits and underscores, and not a name that Weft sets"
                 )
             if not isinstance(value, str):
                 raise self.fail(name, f"{name} is not text", f'write {name} = "..."')
@@ -291,7 +283,7 @@ class _RuleReader:
             raise self.fail("test", "a test does not say what it expects", "add fires = true or fires = false")
         until_s = table.get("until_s")
         if until_s is not None and not isinstance(until_s, int):
-            raise self.fail("until_s", f"{until_s!r} is no time", "use whole seconds")
+            raise self.fail("until_s", f"{until_s!r} is not a time", "use whole seconds")
         views = table.get("tables", {})
         if not isinstance(views, dict):
             raise self.fail("tables", "tables is not a table", "write [test.tables] and a list of rows for each view")
@@ -301,7 +293,7 @@ class _RuleReader:
             tables[view] = self.rows(table, "rows", timed=True)
         for view in tables:
             if not _LABEL.fullmatch(view):
-                raise self.fail("table", f"{view!r} is no view", "name the view that the query reads")
+                raise self.fail("table", f"{view!r} is not a view", "name the view that the query reads")
         profile = self.choice(table, "profile", ("", *PROFILES), "")
         return RuleTest(self.text(table, "name"), tables, table["fires"], table.get("resolves"), until_s, profile, line)
 

@@ -195,7 +195,7 @@ def test_check_runs_the_tests_of_the_users_rules(weft: Any, tmp_path: Path) -> N
     config.write_text(f'[analyze.alerts]\nrules = "{rule.parent}"\n')
     for fires, state, text in (
         ("true", "ok", "26 rules, no receiver"),
-        ("false", "fail", f"{rule}:4: test 'one': the alert is once firing"),
+        ("false", "fail", f"{rule}:4: test 'one': the alert fired"),
     ):
         rule.write_text(f'name = "hot"\nquery = "{query}"\ncondition = "> 0"\n{test}{fires}\n')
         arguments = ("check", "--config", config, "--data", tmp_path, "--format", "json")

@@ -92,7 +92,7 @@ def walked(kinds, cuts, rule):
         at = [(index * S, (index + 1) * S) for index in range(low, high)]
         breaches = [WindowRange("breach", a, b, 1.0) for (a, b), kind in zip(at, kinds[low:high], strict=True) if kind == "breach"]
         present = [span for span, kind in zip(at, kinds[low:high], strict=True) if kind != "absent"]
-        track.feed(timeline((low * S, high * S), breaches, None if rule.no_data == "ok" else present))
+        track.advance(timeline((low * S, high * S), breaches, None if rule.no_data == "ok" else present))
     done = [(a.starts_at, a.fired_at, a.ends_at) for a in track.resolved]
     if track.alert and track.alert.phase == "firing":
         done.append((track.alert.starts_at, track.alert.fired_at, None))
@@ -117,7 +117,7 @@ def test_an_alert_that_never_fired_never_resolves(kinds, for_s, keep_s, policy):
     """Every resolved alert has fired before, at or after its start and before its end."""
     track = Track(replace(RULE, for_s=for_s, keep_firing_for_s=keep_s, no_data=policy), "f", {}, None)
     for second, kind in enumerate(kinds):
-        track.feed([WindowRange("clear" if kind == "absent" and policy == "ok" else kind, second * S, (second + 1) * S, 1.0)])
+        track.advance([WindowRange("clear" if kind == "absent" and policy == "ok" else kind, second * S, (second + 1) * S, 1.0)])
         assert all(alert in track.fired for alert in track.resolved)
         assert all(a.starts_at < a.fired_at <= a.ends_at for a in track.resolved)
         assert len(track.fired) - len(track.resolved) in (0, 1)
@@ -128,7 +128,7 @@ def test_a_device_that_is_gone_for_a_day_is_forgotten():
     breach = WindowRange("breach", 0, 5 * S, 1.0)
     for policy in ("keep", "alert"):
         track = Track(replace(RULE, no_data=policy), "f", {}, None)
-        track.feed([breach, WindowRange("absent", 5 * S, 5 * S + 10 * FORGET_NS)])
+        track.advance([breach, WindowRange("absent", 5 * S, 5 * S + 10 * FORGET_NS)])
         assert [alert.ends_at for alert in track.resolved] == [5 * S + FORGET_NS]
         assert track.alert is None
 

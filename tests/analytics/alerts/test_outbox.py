@@ -79,7 +79,7 @@ class Desk:
 
     def settle(self, deliveries, outcome=Outcome.DELIVERED, **options):
         with self.database.transaction():
-            self.outbox.settle([DeliveryResult(delivery.id, delivery.endpoint, outcome, **options) for delivery in deliveries])
+            self.outbox.record([DeliveryResult(delivery.id, delivery.endpoint, outcome, **options) for delivery in deliveries])
 
     def rows(self, what="endpoint, state, attempts"):
         return [tuple(row.values()) for row in self.database.query(f"SELECT {what} FROM state.outbox ORDER BY id")]
@@ -294,17 +294,13 @@ def test_retry_after_is_a_lower_bound(desk):
     assert len(desk.due()) == 1
 
 
-def test_a_refusal_is_final_until_something_changes_or_it_is_replayed(desk):
-    """A refused notification is not tried again by itself; a new state of the group is, and a replay by hand is."""
+def test_a_refusal_is_final_until_something_changes(desk):
+    """A refused notification is not tried again; a new state of the group is."""
     desk.fire("a/1")
     desk.settle(desk.due(), Outcome.REFUSED, error="HTTP 400")
     desk.reconcile()
     desk.clock.advance(600)
     assert desk.due() == [] and desk.rows("state, last_error") == [("dead", "HTTP 400")]
-    with desk.database.transaction():
-        desk.outbox.replay()
-    (again,) = desk.due()
-    desk.settle([again], Outcome.REFUSED, error="HTTP 400")
     desk.fire("a/2")
     (changed,) = desk.due()
     assert said(changed) == {"a/1": "firing", "a/2": "firing"}
@@ -453,7 +449,7 @@ def test_from_a_row_to_a_webhook_and_its_end(scratch, receivers):
     def until(count):
         for _ in range(500):
             with database.transaction():
-                outbox.settle(sender.results())
+                outbox.record(sender.results())
             with database.transaction():
                 deliveries = outbox.due()
             sender.submit(deliveries)
@@ -514,7 +510,7 @@ def step():
     results = sender.results()
     if results:
         with store.transaction():
-            outbox.settle(results)
+            outbox.record(results)
     with store.transaction():
         deliveries = outbox.due()
         for delivery in deliveries:

@@ -35,7 +35,6 @@ def test_a_rule_is_read_as_written(tmp_path):
     assert (rule.name, rule.condition.op, rule.condition.threshold) == ("hot", ">=", -0.0015)
     assert (rule.for_ns, rule.keep_ns, rule.window_ns) == (2_500_000_000, 0, 1_000_000_000)
     assert (rule.severity, rule.no_data, dict(rule.labels)) == ("critical", "ok", {"team": "net"})
-    assert [rule.condition.holds(value) for value in (-0.0016, -0.0015, 0.0)] == [False, True, True]
 
 
 @pytest.mark.parametrize(
@@ -101,7 +100,7 @@ def test_a_failed_rule_test_is_reported_with_file_and_line(tmp_path):
     path = write(tmp_path, f"{GOOD}{cold}false\n{cold}true\n")
     lines = path.read_text().splitlines()
     assert lines[12] == lines[18] == "[[test]]"
-    assert run_tests(load_rule(path)) == [f"{path}:19: test 'cold': the alert is never firing"]
+    assert run_tests(load_rule(path)) == [f"{path}:19: test 'cold': the alert did not fire"]
 
 
 def test_rows_of_several_views_test_a_join(tmp_path):
