@@ -1,17 +1,14 @@
 """``weft demo``: a virtual fabric in which something goes wrong, its telemetry through real protocols, and the whole product on it."""
 
-import collections
 import shutil
-import sys
 from argparse import ArgumentParser, Namespace
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
-from ..analytics.store.light_reader import RowQuery, light_reader
-from ..lab.score import findings
+from ..lab.score.verdict import Watch, summary
 from ..pipeline.clock import NS_PER_S, Clock, SystemClock
 from ..pipeline.component import Asked, listen
-from ..pipeline.errors import ServiceError, StoreError
+from ..pipeline.errors import ServiceError
 from ..pipeline.supervise import Child, Supervisor
 from .compile import PARTS, compile_first
 from .lab import fabric_options
@@ -22,7 +19,6 @@ MARKER = "this-is-a-weft-demo"
 # What a demo makes in its folder, and takes away when another one begins there.
 _MADE = ("store", "bus", "lab", "weft.toml", "hft-templates.json")
 PATIENCE_S = 60.0
-LOOK_NS = 2 * NS_PER_S
 
 _SETTINGS = """# Written by 'weft demo'.
 [analyze.alerts]
@@ -82,7 +78,7 @@ def demo(chosen: Namespace) -> int:
         lab.stop()
         tree.stop()
     watch.close()
-    summary(chosen)
+    print("\n".join(summary(chosen.data)))
     return 0
 
 
@@ -150,84 +146,3 @@ def _welcome(chosen: Namespace, address: str) -> None:
         *(f'  weft sql --data {chosen.data} "{query}"' for query in QUERIES),
     ]
     print("\n".join(lines), flush=True)
-
-
-@dataclass(slots=True)
-class Watch:
-    """Looks at what is published every two seconds: says how it goes on a terminal, and when the first alert fires."""
-
-    data: Path
-    _due_ns: int = 0
-    _fired: bool = False
-    _faults: list[findings.Injected] = field(default_factory=list)
-
-    def step(self, clock: Clock, seconds: float) -> None:
-        """Look, if it is time to."""
-        if clock.monotonic_ns() < self._due_ns:
-            return
-        self._due_ns = clock.monotonic_ns() + LOOK_NS
-        self._faults = self._faults or findings.injected(self.data)
-        alerts, windows = self._look()
-        for fault in self._faults[:1]:
-            after = _after(alerts, fault)
-            if after and not self._fired:
-                self._fired = True
-                since = (after[0].fired_ns - fault.begin_ns) / NS_PER_S
-                self.close()
-                print(f"alert: {after[0].rule}: {after[0].summary} ({since:.0f} s after the fault began)", flush=True)
-        if sys.stderr.isatty():
-            begun = sum(clock.now_ns() >= fault.begin_ns for fault in self._faults)
-            said = f"{seconds:4.0f} s  {windows:,} rows of windows  {begun} of {len(self._faults)} faults under way  {len(alerts)} alerts"
-            print(f"\r{said}\x1b[K", end="", file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        """End the line of progress."""
-        if sys.stderr.isatty():
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-
-    def _look(self) -> tuple[list[findings.Fired], int]:
-        try:
-            with light_reader(self.data / "store") as query:
-                ((windows,),) = query("SELECT count(*) FROM state.port_samples_1s")
-                return findings.alerts_of(query), windows
-        except StoreError:
-            return [], 0
-
-
-def _after(alerts: list[findings.Fired], fault: findings.Injected) -> list[findings.Fired]:
-    """Return the alerts of the rules that watch for such a fault, from its begin on."""
-    return [alert for alert in alerts if alert.fired_ns >= fault.begin_ns and alert.rule in findings.watching(fault.kind)]
-
-
-def summary(chosen: Namespace) -> None:
-    """Print what went wrong, what the store says about it, and the alerts."""
-    try:
-        with light_reader(chosen.data / "store") as query:
-            alerts = findings.alerts_of(query)
-            for fault in findings.injected(chosen.data):
-                print("\n".join(_about(query, fault, alerts)))
-    except StoreError:
-        print("Nothing was stored: the demo ended too early.")
-        return
-    for rule, count in sorted(collections.Counter(alert.rule for alert in alerts).items()):
-        print(f"  alerts     {rule}: {count}")
-    print(f"  kept       {chosen.data}: weft dash --data {chosen.data}; the truth is in {chosen.data / 'lab' / 'truth'}")
-
-
-def _about(query: RowQuery, fault: findings.Injected, alerts: list[findings.Fired]) -> list[str]:
-    at = f" at {fault.place}" if fault.place else ""
-    lines = [f"fault        {fault.kind}{at}"]
-    found = findings.find(query, fault)
-    if found is None:
-        lines.append("  store says nothing of it")
-    else:
-        verdict = {True: "it is the place", False: "that is another place", None: "the fault has no one place"}[found.is_it]
-        lines.append(f"  store says {found.place}: {found.says} ({verdict})")
-    after = _after(alerts, fault)
-    if after:
-        lines.append(f"  first      {after[0].rule} after {(after[0].fired_ns - fault.begin_ns) / NS_PER_S:.1f} s: {after[0].summary}")
-    elif findings.watching(fault.kind):
-        lines.append("  first      no alert")
-    else:
-        lines.append("  first      no rule watches for it")
-    return lines

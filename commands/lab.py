@@ -91,7 +91,7 @@ def _fabric(chosen: Namespace) -> int:
 
 
 def _record(chosen: Namespace) -> int:
-    from ..lab.telemetry.files import Files, Progress
+    from ..lab.telemetry.files import Files, RecordProgress
     from ..lab.telemetry.scenario import scenario
 
     seconds = 10.0 if chosen.seconds is None else chosen.seconds
@@ -100,7 +100,7 @@ def _record(chosen: Namespace) -> int:
     config = scenario(chosen.scale, chosen.fault or (), chosen.seed, seconds)
     size = 0
 
-    def show(progress: Progress) -> None:
+    def show(progress: RecordProgress) -> None:
         nonlocal size
         size = progress.bytes
         if sys.stderr.isatty():

@@ -8,38 +8,13 @@ import dataclasses
 import json
 import sys
 import tempfile
-from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ...pipeline.clock import NS_PER_S, SystemClock
-from ..score.run import Error, Result, execute, matrix
+from ..score.run import CaseResult, Error, execute, matrix
 from ..score.score import FalseAlarms, Score, false_alarms, score
-
-
-def options(parser: ArgumentParser) -> None:
-    """Add what only this part asks for."""
-    parser.add_argument(
-        "--faults",
-        type=_faults,
-        metavar="NAMES",
-        help="detect: faults with commas between, as of weft lab record; none: quiet runs only (default: all)",
-    )
-    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="detect: runs of each fault, each with another seed (default: 1)")
-    parser.add_argument("--quiet-seeds", type=int, default=3, metavar="N", help="detect: runs without a fault (default: 3)")
-    parser.add_argument(
-        "--scales", type=_names, default=("64",), metavar="GPUS", help="detect: GPUs or layouts, as of weft lab record (default: 64)"
-    )
-    parser.add_argument(
-        "--run-seconds", type=float, default=8.0, metavar="N", help="detect: seconds of the fabric in each run (default: 8)"
-    )
-    parser.add_argument(
-        "--rules",
-        type=Path,
-        metavar="DIR",
-        help="detect: folder of the rules that are scored (default: the default rules, with the profile training)",
-    )
-    parser.add_argument("--format", choices=("text", "json"), default="text", help="detect: how the tables are printed (default: text)")
 
 
 def detect(chosen: Namespace) -> int:
@@ -52,7 +27,7 @@ def detect(chosen: Namespace) -> int:
     rules = load_folder(chosen.rules, profile) if chosen.rules else load_rules(AlertsConfig(profile=profile))
     faults = tuple(FAULTS) if chosen.faults is None else chosen.faults
     cases = matrix(faults, chosen.scales, chosen.seeds, chosen.quiet_seeds, chosen.run_seconds)
-    results: list[Result] = []
+    results: list[CaseResult] = []
     began = SystemClock().monotonic_ns()
     for number, case in enumerate(cases):
         if sys.stderr.isatty():
@@ -74,7 +49,7 @@ def detect(chosen: Namespace) -> int:
     return 0
 
 
-def summary(results: Sequence[Result]) -> tuple[list[Error], list[Score], FalseAlarms | None]:
+def summary(results: Sequence[CaseResult]) -> tuple[list[Error], list[Score], FalseAlarms | None]:
     """Return the errors over all quiet runs, the score of each kind of fault in the order of the runs, and the false alarms."""
     kinds = dict.fromkeys(result.case.kind for result in results if result.case.fault)
     scores = [score(kind, [result.run for result in results if result.case.fault and result.case.kind == kind]) for kind in kinds]
@@ -136,16 +111,3 @@ def document(errors: Sequence[Error], scores: Sequence[Score], alarms: FalseAlar
 def _ratio(value: float | None) -> str:
     # No alert is no precision: it scores 0, as what is not detected does.
     return f"{value or 0.0:.2f}"
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-def _faults(text: str) -> tuple[str, ...]:
-    from ..fabric.faults import FAULTS
-
-    names = () if text == "none" else _names(text)
-    if unknown := [name for name in names if name.partition("@")[0] not in FAULTS]:
-        raise ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(FAULTS)}")
-    return names

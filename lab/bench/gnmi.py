@@ -1,5 +1,6 @@
 """gNMI messages to rows: beside protobuf's own parse of the same messages, and a copy of their bytes."""
 
+import pathlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -48,7 +49,8 @@ def gnmi(seconds: int) -> Iterator[Line]:
         copy = best_rate(lambda raw=raw: b"".join(raw), total)
         beside = f"{fast / slow:.2f} of {peer}, {fast / copy:.3f} of a copy"
         yield Line(name, f"{fast / 1e6:.2f} M updates/s", beside, f">= {GOAL / 1e6:g} M/s")
-    peak = int(subprocess.run([sys.executable, "-c", _ALONE], capture_output=True, text=True, check=True).stdout)
+    alone = subprocess.run([sys.executable, "-m", __name__], capture_output=True, text=True, check=True)
+    peak = int(alone.stdout)
     yield Line("the first of these alone, peak memory", f"{peak / 1e6:.0f} MB", f"{peak / MEMORY_GOAL_BYTES:.2f} of the goal", "< 300 MB")
 
 
@@ -60,20 +62,17 @@ def _parsed(raw: bytes) -> object:
     return json.loads(SubscribeResponse.FromString(raw).update.update[0].val.json_ietf_val)
 
 
-# A decoder and what it needs, in a process of its own. What `getrusage` tells would be this process's peak, carried over by the fork.
-_ALONE = """
-from pathlib import Path
-import numpy as np
-from weft.collectors.decode.gnmi import Decoder, Messages
-from weft.commands.bench_gnmi import _messages
-decoder = Decoder()
-decoder.stream("bench", names_devices=True)
-for turn in range(20):
-    raw = _messages(1, prefix=True, first=turn)
-    decoder.decode(Messages(raw, np.zeros(len(raw), np.int32), np.zeros(len(raw), np.int64)))
-told = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-print(int(told["VmHWM"].split()[0]) * 1024)
-"""
+def _peak_bytes() -> int:
+    """Decode 20 s of messages; return the most memory that this process has had, which ``getrusage`` would carry over from its parent."""
+    from ...collectors.gnmi.decoder import Decoder, Messages
+
+    decoder = Decoder()
+    decoder.stream("bench", names_devices=True)
+    for turn in range(20):
+        raw = _messages(1, prefix=True, first=turn)
+        decoder.decode(Messages(raw, np.zeros(len(raw), np.int32), np.zeros(len(raw), np.int64)))
+    status = dict(line.split(":", 1) for line in pathlib.Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmHWM"].split()[0]) * 1024
 
 
 def _messages(rounds: int, *, prefix: bool, first: int = 0) -> list[bytes]:
@@ -116,3 +115,7 @@ def _documents(rounds: int) -> list[bytes]:
             note.update.add(path=Path(elem=[PathElem(name="COUNTERS"), PathElem(name="Ethernet*")]), val=value)
             raw.append(SubscribeResponse(update=note).SerializeToString())
     return raw
+
+
+if __name__ == "__main__":
+    print(_peak_bytes())

@@ -39,7 +39,7 @@ def lab(_seconds: int) -> Iterator[Line]:
         sender.stop()
     yield Line("the same sent by UDP", f"{sent / 1e3:.0f} k/s", f"{sent / single:.1f} x one send each", ">= 100 k/s")
     session = hft.Session(sai.PORT, tuple(range(64)), sai.of(sai.PORT)[:30])
-    exporter = hft.Exporter(script, [session], hft.Layout(records=4))
+    exporter = hft.HftExporter(script, [session], hft.Layout(records=4))
     ts = START_NS + np.arange(256) * 100_000
     counters = len(ts) * len(session.objects) * len(session.stats)
     rate = best_rate(lambda: exporter.data(ts), counters, runs=20)

@@ -1,1 +1,1 @@
-"""The virtual fabric: topology, routing, queues, congestion control, jobs, faults, and the truth about them."""
+"""The virtual fabric: topology, routing, queues, congestion control, jobs, faults, and the ground truth."""

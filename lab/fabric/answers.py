@@ -1,8 +1,8 @@
-"""What really happened, in Parquet: the answers that findings are scored by.
+"""The ground truth in Parquet, by which findings are scored.
 
 A folder with one folder per table, one file per call: ``faults``, ``flows``, ``iterations``, ``bursts``, ``links``. Times are UTC by the
-fabric's own clock, which no device has. A burst is a maximal run of samples of more than half of the line rate [Zhang et al., IMC 2017];
-one that is open at the end of a step is written when it ends, or by ``close``.
+fabric's own clock, which no device has. A burst is a maximal sequence of samples above half of the line rate [Zhang et al., IMC 2017]; one
+that is open at the end of a step is written when it ends, or by ``close``.
 """
 
 from pathlib import Path
@@ -18,9 +18,10 @@ HOT_RATIO = 0.5
 
 @numba.njit(cache=True)
 def _bursts(sent, threshold, carry, first, rows):
-    """Append finished runs above the threshold to ``rows`` (port, first sample, end sample, bytes, peak); return how many.
+    """Write finished bursts to ``rows`` (n, 5) int64: port, first sample, end sample, bytes, peak bytes; return how many.
 
-    ``carry`` (ports, 3): first sample of the open run or -1, its bytes, its peak. ``first`` is the number of the first sample.
+    ``sent`` (samples, ports) and ``threshold`` (ports,) are bytes per sample, int64. ``carry`` (ports, 3) int64 is the open burst of each
+    port: first sample or -1, bytes, peak. ``first`` is the number of the first sample.
     """
     found = 0
     for p in range(sent.shape[1]):
@@ -40,7 +41,7 @@ def _bursts(sent, threshold, carry, first, rows):
 
 
 class Answers:
-    """Writes what a fabric did into a folder; the same steps give the same files."""
+    """Writes the ground truth of a fabric into a folder; the same steps give the same files."""
 
     def __init__(self, folder: Path, fabric: Fabric) -> None:
         self._folder, self._fabric = folder, fabric
@@ -57,7 +58,7 @@ class Answers:
         self._write("faults", self._faults())
 
     def write(self, step: Step) -> None:
-        """Write a step; steps have to come in order and without a hole."""
+        """Write a step. Call for every step, in order."""
         rows = np.empty((step.sent.size // 2 + len(self._carry), 5), np.int64)
         found = _bursts(step.sent, self._threshold, self._carry, self._sample, rows)
         self._sample += len(step.sent)
@@ -68,7 +69,7 @@ class Answers:
         self._parts += 1
 
     def close(self) -> None:
-        """Write the bursts that are still open, as far as they have come. Idempotent."""
+        """Write the open bursts up to the last sample. Idempotent."""
         ports = np.flatnonzero(self._carry[:, 0] >= 0)
         rows = np.column_stack([ports, self._carry[ports, 0], np.full(len(ports), self._sample), self._carry[ports, 1:]])
         self._carry[:, 0] = -1

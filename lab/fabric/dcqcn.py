@@ -1,13 +1,13 @@
-"""What the adapters do: receivers count and notify, senders slow down, go back and speed up again.
+"""The adapters: receivers count and notify, senders reduce their rate, retransmit and raise their rate again.
 
 DCQCN [Zhu et al., *Congestion Control for Large-Scale RDMA Deployments*, SIGCOMM 2015]. The receiver sends at most one notification (CNP)
 per flow and ``notify_ns``, if a marked packet came. On a CNP the sender takes Rt = Rc, Rc = Rc (1 - a/2), a = (1 - g) a + g; without one
-for ``timer_ns``, a = (1 - g) a. It speeds up by a timer and by a byte counter: F rounds of Rc = (Rt + Rc) / 2, then Rt grows by ``add``,
-by ``hyper`` where both are past F. A step longer than ``notify_ns`` holds several such intervals; in it, a flow does not fall further
-below what it got through than one cut, since below that its queue would have emptied and the marks have ended.
+for ``timer_ns``, a = (1 - g) a. A timer and a byte counter raise the rate: F rounds of Rc = (Rt + Rc) / 2, then Rt grows by ``add``, or by
+``hyper`` once both are past F. A step longer than ``notify_ns`` holds several such intervals; in it, a flow falls at most one cut below
+the rate it achieved, since its queue would then be empty and marking would have stopped.
 
-Go-back-N: a receiver discards what follows a gap until the sender has heard of it, one round trip later. Where nothing follows, the
-sender waits for its acknowledgement timer.
+Go-back-N: a receiver discards everything after a gap until the sender learns of it, one round trip later. If the lost packet was the last
+one, the sender waits for its acknowledgement timer.
 """
 
 from typing import NamedTuple
@@ -23,7 +23,7 @@ TIMEOUT_DRAW = 14 << 40
 
 
 class Control(NamedTuple):
-    """DCQCN's and the adapters' settings; rates in bytes per second."""
+    """Settings of DCQCN and of the adapters; rates in bytes per second."""
 
     on: bool
     gain: float
@@ -40,11 +40,11 @@ class Control(NamedTuple):
 
 @numba.njit(cache=True)
 def _deaf_bytes(flows, f, control, tick):
-    """Return what a receiver discards in this step while it waits for what it missed, and the number of new gaps."""
+    """Return the bytes that a receiver discards in this step while it waits for a retransmission, and the number of new gaps."""
     came, lost, now_ns, step_ns = flows.delivered[f], flows.hurt[f], tick.now_ns, tick.ns
     if step_ns > 2 * control.round_trip_ns and lost > 0:
-        # Many round trips in a step: runs of good packets and of a round trip's discarded ones alternate. Losses among the latter make
-        # no new gap, hence 1 / (1 + x) of all losses do, x packets being discarded for each good one.
+        # With many round trips in a step, good packets alternate with a round trip of discarded ones. Losses among the discarded make no
+        # new gap; if x packets are discarded for each good one, 1 / (1 + x) of all losses make one.
         under_way = came + lost
         window = min(np.int64(flows.rate[f] * control.round_trip_ns / NS_PER_S), under_way // 2)
         losses = -(-lost // PACKET_BYTES)
@@ -59,7 +59,7 @@ def _deaf_bytes(flows, f, control, tick):
 
 @numba.njit(cache=True)
 def receive(flows, adapters, order, control, tick):
-    """Take in what was delivered: in order, or discarded behind a gap."""
+    """Count delivered bytes as received in order, or as discarded after a gap."""
     for k in range(order.count[0]):
         f = order.flows[k]
         came, lost = flows.delivered[f], flows.hurt[f]
@@ -68,7 +68,7 @@ def receive(flows, adapters, order, control, tick):
         discarded = np.int64(0)
         if lost > 0 or flows.deaf_ns[f] > tick.now_ns:
             unsent = flows.total[f] - flows.good[f] - came - flows.flight[f] - lost
-            # The last packet is among the lost with their share of what was under way; then nothing tells the receiver of a gap.
+            # The chance that the last packet is lost is the share of lost bytes; then no later packet shows the receiver the gap.
             if lost > 0 and unsent <= 0 and flows.flight[f] == 0 and unit(tick.seed, TIMEOUT_DRAW + f, tick.number) * (came + lost) < lost:
                 adapters.ack_timeout[flows.source[f]] += 1
                 flows.stall_ns[f] = tick.now_ns + tick.ns + control.ack_timeout_ns
@@ -103,7 +103,7 @@ def _raise(flows, f, control, line):
 
 @numba.njit(cache=True)
 def react(flows, ports, adapters, order, control, tick):
-    """Let the marks of this step act on the rates of the next."""
+    """Apply the marks of this step to the rates of the next."""
     step_ns = tick.ns
     spans = max(1, step_ns // control.notify_ns)
     span_ns = step_ns // spans
@@ -117,7 +117,7 @@ def react(flows, ports, adapters, order, control, tick):
             flows.rate[f] = line
             continue
         if chance == 0.0 and flows.rate[f] >= line:
-            # At line rate and unmarked there is nothing to raise: what is left of the intervals is the decay.
+            # At line rate and unmarked there is nothing to raise: only alpha decays.
             decay_ns = flows.decay_ns[f] + step_ns
             flows.alpha[f] *= power(1.0 - control.gain, decay_ns // control.timer_ns)
             flows.decay_ns[f] = decay_ns % control.timer_ns

@@ -1,7 +1,7 @@
-"""The loop over steps, compiled: what is due begins, bytes move, adapters react, what is done ends.
+"""The compiled loop over steps: due phases begin, bytes move, adapters react, finished flows end.
 
-It runs from one edge (a reading of counters, a fault that comes or goes) to the next, so that Python is called a few times a second of
-the fabric's time whatever the step.
+It runs from one edge (a poll of the counters, the begin or end of a fault) to the next, so that Python is called a few times per second of
+the fabric's time, whatever the step.
 """
 
 from typing import NamedTuple
@@ -21,7 +21,7 @@ PACKETS_MAX = 1 << 18
 
 
 class World(NamedTuple):
-    """Everything that changes, and what it changes by."""
+    """All state of the fabric, and the parameters that act on it."""
 
     net: Net
     flows: np.recarray
@@ -34,17 +34,17 @@ class World(NamedTuple):
     log: Log
     buffers: Buffers
     control: Control
-    seeds: np.ndarray  # (devices,) of the hashes
-    alias: np.ndarray  # (adapters,) the adapter that sends and receives in its stead
-    packets: np.ndarray  # (PACKETS_MAX, 4) sampled: flow, time, number in the flow, chance of a mark in 2^-40
-    sampled: np.ndarray  # rows in it, rows that found no place
+    seeds: np.ndarray  # (devices,) int64, of the hashes
+    alias: np.ndarray  # (adapters,) int64, the adapter that sends and receives instead
+    packets: np.ndarray  # (PACKETS_MAX, 4) int64, sampled: flow, time ns, number in the flow, chance of a mark in 2^-40
+    sampled: np.ndarray  # (2,) int64: rows in ``packets``, rows left out because it was full
 
 
 class Pacing(NamedTuple):
-    """What does not change while a fabric runs."""
+    """Parameters of the loop that stay the same for a whole run."""
 
     step_ns: int
-    window_bytes: int  # what a rank of a ring may be ahead
+    window_bytes: int  # how far a rank of a ring may be ahead
     nvlink_rate: float  # bytes/s
     packet_rate: int  # one packet in so many is sampled, 0: none
     sample_steps: int  # steps of a sample interval
@@ -52,7 +52,7 @@ class Pacing(NamedTuple):
 
 
 class PortBytes(NamedTuple):
-    """Cumulative bytes sent, bytes of them that came to the far end, and bytes queued at the end of sample intervals: (samples, ports)."""
+    """Series of the ports, each (samples, ports) int64: bytes sent, bytes that reached the far end, bytes queued at the end of a sample."""
 
     sent: np.ndarray
     received: np.ndarray
@@ -61,7 +61,7 @@ class PortBytes(NamedTuple):
 
 @numba.njit(cache=True)
 def _sample_packets(world, rate, tick):
-    """Note every ``rate``-th packet that a flow delivers, at its even share of the step."""
+    """Add every ``rate``-th packet that a flow delivers to ``world.packets``, spread evenly over the step."""
     flows, order = world.flows, world.order
     for k in range(order.count[0]):
         f = order.flows[k]
@@ -85,9 +85,9 @@ def _sample_packets(world, rate, tick):
 
 @numba.njit(cache=True)
 def run(world, first, last, pacing, series):
-    """Run steps ``first`` to ``last``; stop early where the log might overflow. Return the step to go on with.
+    """Run steps ``first`` to ``last``; stop early before the log overflows. Return the step to continue with.
 
-    ``series`` (``PortBytes``) takes a row at the end of each sample interval.
+    Write the cumulative bytes and the depths into ``series`` (``PortBytes``), one row at the end of each sample interval.
     """
     flows, ports, order, log = world.flows, world.ports, world.order, world.log
     row = 0
@@ -117,9 +117,9 @@ def run(world, first, last, pacing, series):
 
 @numba.njit(cache=True)
 def reroute(world, everything):
-    """After links or seeds have changed: lead active flows off dead links, at once; the others, if ``everything``, at their next start.
+    """Reroute after links or seeds have changed: active flows on dead links at once; if ``everything``, the others at their next start.
 
-    What a rerouted flow had in queues is lost.
+    Bytes that a rerouted flow has in queues are lost.
     """
     flows, ports = world.flows, world.ports
     for f in range(flows.shape[0]):

@@ -16,13 +16,13 @@ from ...pipeline.clock import NS_PER_MS, NS_PER_S
 from . import fec
 from .dcqcn import Control
 from .engine import PACKETS_MAX, Pacing, PortBytes, World, reroute, run
-from .faults import FAULTS, Fault, Plan, Tuning
+from .faults import FAULTS, FaultPlan, InjectedFault, Tuning
 from .queues import Buffers
 from .rng import units
 from .routing import HOPS_MAX, net_of, route
 from .schedule import FLOW_LOG, ITERATION_LOG, Log
 from .state import ADAPTER, PACKET_BYTES, WIRE_BYTES, make_order, make_ports, rows
-from .topology import Topology, rail_fabric
+from .topology import FabricTopology, rail_fabric
 from .workload import Job, Workload
 
 STEP_NS_MIN, STEP_NS_MAX = 10_000, NS_PER_MS
@@ -42,9 +42,9 @@ SEED_DRAW, FEC_DRAW, PROBE_DRAW = 8 << 40, 9 << 40, 10 << 40
 class FabricConfig:
     """A fabric and what happens in it. Buffer and marking defaults are those of a 64-port 400G switch, scaled by speed where noted."""
 
-    topology: Topology = field(default_factory=rail_fabric)
+    topology: FabricTopology = field(default_factory=rail_fabric)
     jobs: tuple[Job, ...] = ()
-    faults: tuple[Fault, ...] = ()
+    faults: tuple[InjectedFault, ...] = ()
     start_ns: int = 1_767_225_600 * NS_PER_S  # UTC of the first step
     step_ns: int = 50_000
     sample_ns: int = NS_PER_MS
@@ -85,7 +85,7 @@ class FabricConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class FabricCounters:
     """All counters at one time (ns since the fabric's start): columns over directed ports, adapters and members' GPUs."""
 
     at_ns: int
@@ -110,7 +110,7 @@ class Step:
     sent: np.ndarray
     received: np.ndarray
     depth: np.ndarray
-    readings: tuple[Reading, ...]
+    readings: tuple[FabricCounters, ...]
     flows: np.ndarray
     iterations: np.ndarray
     packets: np.ndarray
@@ -136,7 +136,7 @@ class Fabric:
         self._fec_offsets = np.stack(lots, axis=1)
         self._chances = np.zeros((topology.ports, fec.BINS))
         self._chances_of = np.full(topology.ports, -1.0)
-        self._plan = Plan(config.faults, self._tuning())
+        self._plan = FaultPlan(config.faults, self._tuning())
         self._was_up = self.world.ports.up.copy()
         self._last = np.zeros((2, topology.ports), np.int64)
         self.probe_pairs, self._probe_paths = self._make_probes()
@@ -200,7 +200,7 @@ class Fabric:
             self._step = run(self.world, self._step, until, self._pacing, PortBytes(*(column[row:] for column in series)))
             parts.take(self.world)
 
-    def _read(self) -> Reading:
+    def _read(self) -> FabricCounters:
         """Return all counters, and clear what is a maximum since the last reading."""
         self._count_codewords()
         world = self.world
@@ -213,7 +213,7 @@ class Fabric:
             world.ports[name] = 0
         adapters = {name: world.adapters[name].copy() for name in ADAPTER.names or ()}
         bins = (self._codewords + self._fec_offsets).astype(np.int64)
-        return Reading(self.now_ns, ports, adapters, gpus, bins)
+        return FabricCounters(self.now_ns, ports, adapters, gpus, bins)
 
     def _count_codewords(self) -> None:
         """Let the codewords pass that have since the last look, at the error ratios that held until now."""
@@ -330,7 +330,7 @@ class Fabric:
         return pairs, paths
 
 
-def _visiting(topology: Topology, faults: tuple[Fault, ...]) -> tuple[list[Job], dict[int, tuple[int, ...]]]:
+def _visiting(topology: FabricTopology, faults: tuple[InjectedFault, ...]) -> tuple[list[Job], dict[int, tuple[int, ...]]]:
     """Return the jobs that faults bring, and the paths of those among them that have to keep to one."""
     jobs: list[Job] = []
     paths: dict[int, tuple[int, ...]] = {}
@@ -348,7 +348,7 @@ def _visiting(topology: Topology, faults: tuple[Fault, ...]) -> tuple[list[Job],
 class _Parts:
     """What a call of ``advance`` gathers."""
 
-    readings: list[Reading] = field(default_factory=list)
+    readings: list[FabricCounters] = field(default_factory=list)
     flows: list[np.ndarray] = field(default_factory=list)
     iterations: list[np.ndarray] = field(default_factory=list)
     packets: list[np.ndarray] = field(default_factory=list)

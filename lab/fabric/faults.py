@@ -14,12 +14,12 @@ import numpy as np
 from ...pipeline.clock import NS_PER_MS
 from . import fec
 from .state import WIRE_BYTES
-from .topology import HOST, Topology
+from .topology import HOST, FabricTopology
 from .workload import Job, Phase
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class InjectedFault:
     """One fault: its kind, its place (see ``FAULTS``), its time since the fabric's start, and how bad it is (0..1 unless said)."""
 
     kind: str
@@ -36,7 +36,7 @@ class Fault:
 class Tuning(NamedTuple):
     """What faults turn: the arrays that the model runs by, and what they were."""
 
-    topology: Topology
+    topology: FabricTopology
     limit: np.ndarray
     sink: np.ndarray
     up: np.ndarray
@@ -59,29 +59,29 @@ class FaultKind:
 
     doc: str
     place: str  # what the place names: an adapter or link as ``device/port``, a switch, a job, a device; or nothing
-    apply: Callable[[Tuning, Fault, int], None] | None = None
-    jobs: Callable[[Topology, Fault, int], tuple[Job, ...]] | None = None
+    apply: Callable[[Tuning, InjectedFault, int], None] | None = None
+    jobs: Callable[[FabricTopology, InjectedFault, int], tuple[Job, ...]] | None = None
     # The ports that each of these jobs' flows is held to, instead of the way that they would find.
-    paths: Callable[[Topology, Fault], tuple[tuple[int, ...], ...]] | None = None
+    paths: Callable[[FabricTopology, InjectedFault], tuple[tuple[int, ...], ...]] | None = None
     on_export: bool = False
     # Times since its begin at which a fault changes by itself.
-    period_ns: Callable[[Fault], int] | None = None
+    period_ns: Callable[[InjectedFault], int] | None = None
 
 
-def adapter_of(topology: Topology, place: str) -> int:
+def adapter_of(topology: FabricTopology, place: str) -> int:
     """Return the adapter named ``host/port``. Raises ``ValueError`` where there is none."""
     device, _, port = place.partition("/")
     return topology.port_of(device, port) // 2
 
 
-def link_of(topology: Topology, place: str) -> np.ndarray:
+def link_of(topology: FabricTopology, place: str) -> np.ndarray:
     """Return both directed ports of the link at ``device/port``."""
     device, _, port = place.partition("/")
     number = topology.port_of(device, port)
     return np.array([number, number ^ 1])
 
 
-def wrong(topology: Topology, kind: str, place: str) -> tuple[str, str] | None:
+def wrong(topology: FabricTopology, kind: str, place: str) -> tuple[str, str] | None:
     """Return what is wrong with a kind of fault and a place that somebody asked for, and the mend; nothing where they can be."""
     if kind not in FAULTS:
         return f"there is no fault {kind!r}", _nearest(kind, list(FAULTS))
@@ -109,17 +109,17 @@ def _nearest(word: str, words: list[str]) -> str:
     return f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(words[:20])}"
 
 
-def _slow_adapter(on: Tuning, fault: Fault, _now_ns: int) -> None:
+def _slow_adapter(on: Tuning, fault: InjectedFault, _now_ns: int) -> None:
     adapter = adapter_of(on.topology, fault.place)
     on.limit[2 * adapter] *= 1 - fault.severity
     on.sink[2 * adapter + 1] *= 1 - fault.severity
 
 
-def _pause_storm(on: Tuning, fault: Fault, _now_ns: int) -> None:
+def _pause_storm(on: Tuning, fault: InjectedFault, _now_ns: int) -> None:
     on.sink[2 * adapter_of(on.topology, fault.place) + 1] *= 1 - fault.severity
 
 
-def _dirty_fibre(on: Tuning, fault: Fault, now_ns: int) -> None:
+def _dirty_fibre(on: Tuning, fault: InjectedFault, now_ns: int) -> None:
     """Let the bit error ratio double with each eighth of the fault, the last being ``severity``."""
     age = min(1.0, (now_ns - fault.begin_ns) / max(1, fault.duration_ns))
     steps = 8 - int(8 * age)
@@ -131,17 +131,17 @@ def _dirty_fibre(on: Tuning, fault: Fault, now_ns: int) -> None:
         on.error_ratio[port] = max(on.error_ratio[port], ratio)
 
 
-def _flap(on: Tuning, fault: Fault, now_ns: int) -> None:
+def _flap(on: Tuning, fault: InjectedFault, now_ns: int) -> None:
     if (now_ns - fault.begin_ns) // _flap_period(fault) % 2 == 0:
         on.up[link_of(on.topology, fault.place)] = False
 
 
-def _flap_period(fault: Fault) -> int:
+def _flap_period(fault: InjectedFault) -> int:
     """Return how long the link is down, and then up: severity 1 is 100 ms, 0.5 is 200 ms."""
     return int(100 * NS_PER_MS / max(fault.severity, 0.01))
 
 
-def _rail_down(on: Tuning, fault: Fault, _now_ns: int) -> None:
+def _rail_down(on: Tuning, fault: InjectedFault, _now_ns: int) -> None:
     """Take an adapter's link down; the next rail of its host sends and receives in its stead."""
     adapter = adapter_of(on.topology, fault.place)
     on.up[2 * adapter : 2 * adapter + 2] = False
@@ -149,11 +149,11 @@ def _rail_down(on: Tuning, fault: Fault, _now_ns: int) -> None:
     on.alias[adapter] = host * on.topology.rails + (rail + 1) % on.topology.rails
 
 
-def _polarise(on: Tuning, _fault: Fault, _now_ns: int) -> None:
+def _polarise(on: Tuning, _fault: InjectedFault, _now_ns: int) -> None:
     on.seeds[:] = on.seeds[0]
 
 
-def _few_queue_pairs(on: Tuning, fault: Fault, _now_ns: int) -> None:
+def _few_queue_pairs(on: Tuning, fault: InjectedFault, _now_ns: int) -> None:
     on.queue_pairs[_jobs(on, fault.place)] = 1
 
 
@@ -164,20 +164,20 @@ def _jobs(on: Tuning, place: str) -> np.ndarray:
     return np.flatnonzero(named)
 
 
-def _marking(on: Tuning, fault: Fault, _now_ns: int) -> None:
+def _marking(on: Tuning, fault: InjectedFault, _now_ns: int) -> None:
     """Raise Kmin and Kmax of a switch (all, if no place is given) by 1 + 1000 x severity: nothing is marked before ports are paused."""
     ports = _owned(on.topology, fault.place)
     on.kmin[ports] = on.kmin[ports] * int(1 + 1000 * fault.severity)
     on.kmax[ports] = on.kmax[ports] * int(1 + 1000 * fault.severity)
 
 
-def _owned(topology: Topology, place: str) -> np.ndarray:
+def _owned(topology: FabricTopology, place: str) -> np.ndarray:
     if not place:
         return np.arange(topology.ports)
     return np.flatnonzero(topology.owner == topology.device_names.index(place))
 
 
-def _no_pause(on: Tuning, fault: Fault, _now_ns: int) -> None:
+def _no_pause(on: Tuning, fault: InjectedFault, _now_ns: int) -> None:
     """Let a switch pause none of its senders, or only not the one of the link that is named."""
     if "/" in fault.place:
         on.lossless[link_of(on.topology, fault.place)[1]] = False
@@ -185,17 +185,17 @@ def _no_pause(on: Tuning, fault: Fault, _now_ns: int) -> None:
         on.lossless[_owned(on.topology, fault.place) ^ 1] = False
 
 
-def _slow_gpu(on: Tuning, fault: Fault, _now_ns: int) -> None:
+def _slow_gpu(on: Tuning, fault: InjectedFault, _now_ns: int) -> None:
     on.slow[adapter_of(on.topology, fault.place)] *= 1 + fault.severity
 
 
-def _silent_loss(on: Tuning, fault: Fault, _now_ns: int) -> None:
+def _silent_loss(on: Tuning, fault: InjectedFault, _now_ns: int) -> None:
     ports = link_of(on.topology, fault.place)
     on.loss[ports] += fault.severity
     on.seen[ports] = False
 
 
-def _incast(topology: Topology, fault: Fault, number: int) -> tuple[Job, ...]:
+def _incast(topology: FabricTopology, fault: InjectedFault, number: int) -> tuple[Job, ...]:
     """Let all hosts but the target's own send to one adapter at once, 1 to 32 MB each, every 20 ms."""
     target = adapter_of(topology, fault.place)
     rail = target % topology.rails
@@ -206,7 +206,7 @@ def _incast(topology: Topology, fault: Fault, number: int) -> tuple[Job, ...]:
     return (_visitor(f"incast-{number}", fault, job),)
 
 
-def _neighbour(topology: Topology, fault: Fault, number: int) -> tuple[Job, ...]:
+def _neighbour(topology: FabricTopology, fault: InjectedFault, number: int) -> tuple[Job, ...]:
     """Let another job run on the hosts of two racks, all-reducing up to 2 GB every 50 ms."""
     first = topology.device_names.index(fault.place) if fault.place else 0
     count = topology.gpus // topology.rails
@@ -215,7 +215,7 @@ def _neighbour(topology: Topology, fault: Fault, number: int) -> tuple[Job, ...]
     return (_visitor(f"neighbour-{number}", fault, Job("", hosts, (phase,))),)
 
 
-def _cycle_ends(topology: Topology, fault: Fault) -> tuple[list[int], list[int]]:
+def _cycle_ends(topology: FabricTopology, fault: InjectedFault) -> tuple[list[int], list[int]]:
     """Return two adapters on each of the two leaves that the place names, with a comma between."""
     leaves = [topology.device_names.index(name) for name in fault.place.split(",")]
     found = [np.flatnonzero(topology.leaf[: topology.gpus] == leaf).tolist() for leaf in leaves]
@@ -224,7 +224,7 @@ def _cycle_ends(topology: Topology, fault: Fault) -> tuple[list[int], list[int]]
     return found[0][:2], found[1][:2]
 
 
-def _cycle_jobs(topology: Topology, fault: Fault, number: int) -> tuple[Job, ...]:
+def _cycle_jobs(topology: FabricTopology, fault: InjectedFault, number: int) -> tuple[Job, ...]:
     phase = Phase(0, "incast", "self", int(1_000_000_000 * fault.severity))
     made = []
     for letter, (source, target) in zip("ab", _cycle_ends(topology, fault), strict=True):
@@ -234,7 +234,7 @@ def _cycle_jobs(topology: Topology, fault: Fault, number: int) -> tuple[Job, ...
     return tuple(made)
 
 
-def _cycle_paths(topology: Topology, fault: Fault) -> tuple[tuple[int, ...], ...]:
+def _cycle_paths(topology: FabricTopology, fault: InjectedFault) -> tuple[tuple[int, ...], ...]:
     """Return two ways that each go up a second time, as misconfigured routes do: leaf a, spine, leaf b, other spine, leaf a, and from b
     likewise.
 
@@ -253,7 +253,7 @@ def _cycle_paths(topology: Topology, fault: Fault) -> tuple[tuple[int, ...], ...
     return tuple((2 * source, *way, 2 * target + 1) for (source, target), way in zip(ends, around, strict=True))
 
 
-def _visitor(name: str, fault: Fault, job: Job) -> Job:
+def _visitor(name: str, fault: InjectedFault, job: Job) -> Job:
     return replace(job, name=name, start_ns=fault.begin_ns, stop_ns=fault.end_ns)
 
 
@@ -282,10 +282,10 @@ FAULTS: dict[str, FaultKind] = {
 }
 
 
-class Plan:
+class FaultPlan:
     """The faults of a run, over the fabric as configured."""
 
-    def __init__(self, faults: tuple[Fault, ...], tuning: Tuning) -> None:
+    def __init__(self, faults: tuple[InjectedFault, ...], tuning: Tuning) -> None:
         for fault in faults:
             if fault.kind not in FAULTS:
                 raise ValueError(f"there is no fault {fault.kind}; there are {', '.join(FAULTS)}")

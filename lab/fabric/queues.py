@@ -1,15 +1,14 @@
-"""One step of every queue: what moves, what is held back, what is marked, what is lost. Integers throughout, so that nothing leaks.
+"""One step of every queue: forwarding, backpressure, marking and loss. All bytes are integers, so that sums are exact.
 
-**Forward.** Stage by stage, each port sends what waits at it and what reached it in this step, at most what its line carries; where it
-cannot send all, flows share it as a FIFO does, in proportion to what they have there. A byte may cross the whole fabric in one step,
-so that coarse steps do not delay it.
+**Forward.** Stage by stage, each port sends its queue and what reached it in this step, up to its line rate; if it cannot send all, flows
+share it in proportion to what they have there, as in a FIFO. A byte may cross the whole fabric in one step, so that coarse steps do not
+delay it.
 
-**Back.** A switch holds what came in by a port (its ingress priority group) up to a threshold T. T is the dynamic threshold of shared
-buffers, T = a (B - used), at its fixed point over the ingresses [Choudhury, Hahne, IEEE/ACM ToN 1998]. Above it, and above what flies in
-until a pause takes effect (which the headroom takes), the bytes never left: they return to the sender's queue. Stages go backwards, so
-that pressure reaches the hosts in the same step. While paused, a port may send in a step as much as its receiver has passed on in the
-step before plus the room that is left: what a sequence of XOFF and XON lets through on average, victims behind it included. Where a hop
-does not pause, the excess is dropped.
+**Back.** A switch holds the bytes of an ingress port (its priority group) up to a threshold T, the dynamic threshold of shared buffers,
+T = a (B - used), at its fixed point over the ingresses [Choudhury, Hahne, IEEE/ACM ToN 1998]. The headroom takes what arrives until a pause
+takes effect. Bytes above both count as not sent: they return to the sender's queue. Stages go backwards, so that backpressure reaches the
+hosts in the same step. While paused, a port may send in a step as much as its receiver forwarded in the previous step plus the free room:
+the average that a sequence of XOFF and XON lets through, including victim flows. Where a hop does not pause, the excess is dropped.
 
 **Marks.** P(q) = 0 up to Kmin, Pmax (q - Kmin) / (Kmax - Kmin) up to Kmax, 1 above [Zhu et al., SIGCOMM 2015], q the mean of the queue
 before and after the step.
@@ -33,20 +32,20 @@ REFRESH_BITS = 65_535 * 512 / 2
 
 
 class Buffers(NamedTuple):
-    """What all switches have: the shared pool, the headroom of each ingress, and how they pause."""
+    """Buffer parameters of all switches, in bytes, and the ingress ports of each device."""
 
     shared: int
     headroom: int
     alpha: float
-    delay_ns: int  # from the decision to pause until the last byte has arrived
+    delay_ns: int  # from the decision to pause until the last byte arrives
     hysteresis: int  # XOFF minus XON
-    in_start: np.ndarray  # ports into a device, compressed rows
-    in_port: np.ndarray
+    in_start: np.ndarray  # (devices + 1,) int64: ports into device d are ``in_port[in_start[d]:in_start[d + 1]]``
+    in_port: np.ndarray  # (ports,) int64
 
 
 @numba.njit(cache=True)
 def rebuild(flows, ports, net, order):
-    """List the slots of all active flows by stage, and their ports; put ports that left the list to rest."""
+    """Rebuild ``order``: the slots of all active flows by stage, and their ports. Clear the queues of ports that left the list."""
     old = order.ports[: order.count[1]].copy()
     count, listed = 0, 0
     sizes = np.zeros(STAGES + 1, np.int64)
@@ -84,7 +83,7 @@ def rebuild(flows, ports, net, order):
 
 @numba.njit(cache=True)
 def _wish(flows, f, tick, window):
-    """Return the bytes that a flow would send in this step: pace, what is left, and what the flow ahead of it in a ring has brought."""
+    """Return the bytes that a flow would send in this step, limited by its rate, by what is left, and by the flow ahead of it in a ring."""
     if not flows.active[f] or flows.hops[f] == 0:
         return np.int64(0)
     span = tick.now_ns + tick.ns - max(flows.begin_ns[f], flows.stall_ns[f], tick.now_ns)
@@ -100,7 +99,7 @@ def _wish(flows, f, tick, window):
 
 @numba.njit(cache=True)
 def _open_step(ports, order, step_ns):
-    """Set what each port may send in this step, and what will vanish on it."""
+    """Reset the step columns of the active ports; set what each may send, and -1 in ``step_lose`` where a loss has to be drawn."""
     for k in range(order.count[1]):
         p = order.ports[k]
         ports.step_demand[p] = ports.step_sent[p] = ports.step_scan[p] = ports.step_done[p] = 0
@@ -112,10 +111,10 @@ def _open_step(ports, order, step_ns):
 
 @numba.njit(cache=True)
 def _lose(flows, ports, f, p, out, tick):
-    """Take what vanishes on the link from the flow that a draw falls upon; return what is left of ``out``."""
+    """Take the bytes that are lost on the link from one flow, chosen by a draw; return what is left of ``out``."""
     total = min(ports.step_demand[p], ports.step_cap[p])
     if ports.step_lose[p] < 0:
-        # Packets are lost in the mean as often as they should, whatever is sent in a step.
+        # On average as many packets are lost as ``loss`` says, however few a step sends.
         packets = np.int64(total / PACKET_BYTES * ports.loss[p] + unit(tick.seed, LOSS_DRAW + p, tick.number))
         ports.step_lose[p] = packets * PACKET_BYTES
         if packets == 0:
@@ -136,7 +135,7 @@ def _lose(flows, ports, f, p, out, tick):
 
 @numba.njit(cache=True)
 def forward(flows, ports, order, tick, window):
-    """Move bytes from the hosts to the hosts, stage by stage."""
+    """Move bytes from host to host, stage by stage."""
     _open_step(ports, order, tick.ns)
     for k in range(order.count[0]):
         f = order.flows[k]
@@ -154,7 +153,7 @@ def forward(flows, ports, order, tick, window):
             p = flows.path[f, h]
             out = flows.moved[f, 0] if h == 0 else flows.queued[f, h]
             if ports.step_demand[p] > ports.step_cap[p]:
-                # Differences of a rounded running share: they add up to the whole.
+                # Differences of a rounded cumulative share add up exactly to the cap.
                 ports.step_scan[p] += out
                 done = ports.step_scan[p] * ports.step_cap[p] // ports.step_demand[p]
                 out = done - ports.step_done[p]
@@ -178,7 +177,7 @@ def forward(flows, ports, order, tick, window):
 
 @numba.njit(cache=True)
 def _fixed_point(ports, net, buffers, device, stage, rest):
-    """Return the largest T with T <= a (B - rest - sum of min(held, T)) over the ingresses of one stage."""
+    """Return the largest T in bytes with T <= a (B - rest - sum of min(held, T)) over the ingresses of one stage."""
     low, high = np.int64(0), np.int64(buffers.shared)
     while low < high:
         middle = (low + high + 1) // 2
@@ -196,7 +195,7 @@ def _fixed_point(ports, net, buffers, device, stage, rest):
 
 @numba.njit(cache=True)
 def _thresholds(ports, net, buffers, stage, used, step_ns):
-    """Set the threshold and the excess of every ingress that ports of one stage feed; return whether there is any excess."""
+    """Set threshold and excess of every ingress fed by one stage; ``used`` (devices,) int64 is in bytes. Return whether there is excess."""
     found = False
     for device in range(used.shape[0]):
         first, last = buffers.in_start[device], buffers.in_start[device + 1]
@@ -225,7 +224,7 @@ def _thresholds(ports, net, buffers, stage, used, step_ns):
 
 @numba.njit(cache=True)
 def _push(flows, ports, order, stage, net, used):
-    """Return to the senders of one stage what their receivers cannot hold, or drop it where nothing pauses them."""
+    """Return the excess of one stage to its senders, or drop it where the receiver does not pause them."""
     for k in range(order.start[stage], order.start[stage + 1]):
         f, h = order.slot[k] >> HOP_BITS, order.slot[k] & HOP_MASK
         p = flows.path[f, h]
@@ -263,7 +262,7 @@ def _push(flows, ports, order, stage, net, used):
 
 @numba.njit(cache=True)
 def back(flows, ports, order, net, buffers, step_ns):
-    """Hold every ingress to its threshold, from the receivers back to the senders."""
+    """Enforce the threshold of every ingress, from the receivers back to the senders."""
     for k in range(order.count[1]):
         p = order.ports[k]
         ports.held_before[p], ports.held[p] = ports.held[p], 0
@@ -280,7 +279,7 @@ def back(flows, ports, order, net, buffers, step_ns):
 
 @numba.njit(cache=True)
 def _settle_port(ports, p, inner, buffers, step_ns):
-    """Decide whether the port is paused, how long it was in this step, and what it may send in the next."""
+    """Decide whether a port is paused, how long it was paused in this step, and what it may send in the next."""
     line = max(np.int64(1), np.int64(min(ports.rate[p], ports.limit[p]) * step_ns / NS_PER_S))
     blocked = min(ports.step_demand[p], line) - ports.step_sent[p]
     was = ports.ceiling[p] >= 0
@@ -296,7 +295,7 @@ def _settle_port(ports, p, inner, buffers, step_ns):
     slow = not inner and ports.sink[p] < ports.rate[p]
     if blocked > 0 and ports.up[p] and (was or ports.ceiling[p] >= 0 or slow):
         paused_ns = step_ns * blocked // line
-        # Each cycle of XOFF and XON lets about their difference pass; a long pause is refreshed.
+        # Each cycle of XOFF and XON lets about their difference through; a long pause is refreshed.
         cycles = max(np.int64(1), ports.step_sent[p] // max(1, buffers.hysteresis))
         if ports.step_sent[p] == 0:
             cycles = np.int64(not was)
@@ -307,7 +306,7 @@ def _settle_port(ports, p, inner, buffers, step_ns):
 
 @numba.njit(cache=True)
 def settle(flows, ports, order, net, buffers, step_ns):
-    """Close the step: depths, marks, pauses, cumulative counters; leave in ``flows.clear`` the chance of no mark."""
+    """Close the step: update depths, marks, pauses and cumulative counters; set ``flows.clear`` to the chance of no mark."""
     for k in range(order.count[1]):
         p = order.ports[k]
         ports.depth_before[p], ports.depth[p] = ports.depth[p], 0
@@ -329,7 +328,7 @@ def settle(flows, ports, order, net, buffers, step_ns):
         elif mean > ports.kmin[p]:
             chance = ports.pmax[p] * (mean - ports.kmin[p]) / (ports.kmax[p] - ports.kmin[p])
         ports.marked[p] += ports.step_sent[p] / PACKET_BYTES * chance
-        # The step's scan column is free by now and carries the chance, in 2^-40, to the flows.
+        # ``step_scan`` is free by now and passes the chance, in 2^-40, to the flows.
         ports.step_scan[p] = np.int64(chance * 1099511627776.0)
     for k in range(order.count[0]):
         f = order.flows[k]

@@ -1,7 +1,7 @@
-"""Numbers that look random and depend on nothing but what they are of: a seed and a few integers.
+"""Counter-based random numbers: each is a function of a seed and two integers.
 
-The same draw comes whatever else was drawn before, so that a run cut into any number of calls gives the same bytes, and integer
-arithmetic gives the same bits on every machine. The mixer is the finaliser of SplitMix64 [Steele, Lea, Flood, OOPSLA 2014].
+A draw does not depend on earlier ones, so a run cut into any number of calls gives the same bytes, and integer arithmetic gives the same
+bits on every machine. The mixer is the finaliser of SplitMix64 [Steele, Lea, Flood, OOPSLA 2014].
 """
 
 import numba
@@ -35,7 +35,7 @@ def unit(seed, a, b):
 
 @numba.njit(cache=True)
 def units(seed, a, count):
-    """Return ``count`` numbers in [0, 1), those of the pairs (a, 0) .. (a, count - 1)."""
+    """Return the numbers (count,) float64 in [0, 1) of the pairs (a, 0) .. (a, count - 1)."""
     out = np.empty(count, np.float64)
     for k in range(count):
         out[k] = unit(seed, a, k)
@@ -44,7 +44,7 @@ def units(seed, a, count):
 
 @numba.njit(cache=True)
 def units_of(seed, a, b):
-    """Return a number in [0, 1) for each pair of two columns of integers."""
+    """Return the numbers (n,) float64 in [0, 1) of the pairs of two integer columns (n,)."""
     out = np.empty(a.shape[0], np.float64)
     for k in range(a.shape[0]):
         out[k] = unit(seed, a[k], b[k])
@@ -53,7 +53,7 @@ def units_of(seed, a, b):
 
 @numba.njit(cache=True, inline="always")
 def power(base, exponent):
-    """Return ``base ** exponent`` of a non-negative integer exponent by multiplications alone, which every machine rounds alike."""
+    """Return ``base ** exponent`` for an integer exponent >= 0 by multiplications alone, which all machines round alike."""
     result = 1.0
     while exponent > 0:
         if exponent & 1:

@@ -1,8 +1,8 @@
-"""Which way a flow goes: up-down shortest paths, one of several by a hash of its five-tuple with each switch's seed.
+"""Routing: up-down shortest paths, one of several by a hash of the flow's five-tuple with each switch's seed.
 
 Equal seeds on two tiers make the second choice a function of the first (polarisation); few queue pairs make few draws.
-Adaptive routing takes the port with the fewest flows instead. A link that is down is no choice, nor is a switch from which the
-only way on is down.
+Adaptive routing takes the port with the fewest flows instead. A link that is down is not used, nor is a switch whose only onward link is
+down.
 """
 
 from typing import NamedTuple
@@ -11,13 +11,13 @@ import numba
 import numpy as np
 
 from .rng import draw, mix
-from .topology import Topology
+from .topology import FabricTopology
 
 HOPS_MAX = 8
 
 
 class Net(NamedTuple):
-    """The topology's arrays as kernels take them."""
+    """The topology's arrays for kernels, int32; shapes as in ``FabricTopology``."""
 
     owner: np.ndarray
     peer: np.ndarray
@@ -31,8 +31,8 @@ class Net(NamedTuple):
     leaves: int
 
 
-def net_of(topology: Topology) -> Net:
-    """Return a topology as kernels take it."""
+def net_of(topology: FabricTopology) -> Net:
+    """Return a topology's arrays for kernels."""
     t = topology
     return Net(
         t.owner,
@@ -50,7 +50,7 @@ def net_of(topology: Topology) -> Net:
 
 @numba.njit(cache=True)
 def _usable(net, up, port, goal):
-    """Return whether a port is up and leads to where there is a way on to the leaf ``goal``."""
+    """Return whether a port is up and the device behind it has a working path to the leaf ``goal``."""
     if not up[port]:
         return False
     device = net.peer[port]
@@ -86,10 +86,10 @@ def _choose(net, ports, choices, goal, key, seed, adaptive):
 
 @numba.njit(cache=True)
 def route(net, ports, seeds, source, target, entropy, adaptive, path):
-    """Write the ports from adapter ``source`` to adapter ``target`` into ``path`` (HOPS_MAX,) int32; return their number, 0 for no way.
+    """Write the ports from adapter ``source`` to adapter ``target`` into ``path`` (HOPS_MAX,) int32; return how many, 0: no path.
 
-    ``ports`` are rows of ``state.PORT``, of which ``up`` and, for adaptive routing, ``load`` count; ``seeds`` (devices,) int64 are those
-    of the hashes, ``entropy`` the UDP source port.
+    ``ports`` are rows of ``state.PORT``, of which ``up`` and, for adaptive routing, ``load`` count; ``seeds`` (devices,) int64 are the
+    hash seeds, ``entropy`` is the UDP source port.
     """
     path[:] = -1
     if not (ports.up[2 * source] and ports.up[2 * target + 1]):

@@ -1,8 +1,8 @@
-"""Who computes and who communicates: members of jobs walk through their phases and wait for each other in groups.
+"""The schedule of computing and communicating: members of jobs go through phases and wait for each other in groups.
 
-A phase is a time of computing, then a collective over the member's group. The flows of a member start when it gets there; the group goes on
-when all have, all flows have arrived and all bytes over NVLink have moved. So a slow GPU, adapter or link holds up its group,
-and through the next phase's groups everybody, as a synchronous job does.
+A phase is a time of computing, then a collective over the member's group. A member's flows start when it reaches the collective; the group
+continues when all members are there, all flows have arrived and all NVLink bytes have moved. So a slow GPU, adapter or link delays its
+group, and through the groups of the next phase the whole job, as in synchronous training.
 """
 
 from typing import NamedTuple
@@ -28,9 +28,9 @@ MEMBER = columns(
     phase=COUNT,
     iteration=COUNT,
     group=COUNT,
-    since_ns=COUNT,  # began to compute
-    ready_ns=COUNT,  # has computed, begins to communicate
-    own_end_ns=COUNT,  # its own part of the collective was done
+    since_ns=COUNT,  # computing began
+    ready_ns=COUNT,  # computing ends, communicating begins
+    own_end_ns=COUNT,  # end of its own part of the collective
     nvlink_left=COUNT,
     wait_ns=COUNT,  # for others, in this iteration
     comm_ns=COUNT,  # in this iteration
@@ -42,25 +42,29 @@ JOB = columns(
     first=COUNT,  # of its phases
     last=COUNT,
     stop_ns=COUNT,
-    queue_pairs=COUNT,  # that are in use
-    begun_ns=COUNT,  # the present iteration
+    queue_pairs=COUNT,  # in use, per connection
+    begun_ns=COUNT,  # begin of the current iteration
     jitter=REAL,
     synchronous=FLAG,
     adaptive=FLAG,
 )
-# Rows over kinds of groups; ``pick``: one connection by lot, of a size by lot; ``connections``: queue pairs of a connection.
+# Rows over kinds of groups; ``pick``: one random connection, of a random size; ``connections``: queue pairs of a connection.
 KIND = columns(connections=COUNT, pick=FLAG)
 GROUP = columns(
     first=COUNT,  # of its members in ``Programs.group_member``
     last=COUNT,
     arrived=COUNT,
-    open=COUNT,  # flows and NVLink transfers that are under way
+    open=COUNT,  # unfinished flows and NVLink transfers
     end_ns=COUNT,
 )
 
 
 class Programs(NamedTuple):
-    """What jobs do. ``group_of`` is (kinds, members); a member's flows of a kind begin at ``flow_index[flow_start[kind, member]]``."""
+    """The jobs' programs as tables.
+
+    ``group_of`` is (kinds, members) int64, ``group_member`` lists the members group by group; the flows of a member for a kind are
+    ``flow_index[flow_start[kind, member]:flow_start[kind, member + 1]]``.
+    """
 
     phases: np.recarray
     jobs: np.recarray
@@ -69,15 +73,19 @@ class Programs(NamedTuple):
     group_member: np.ndarray
     flow_start: np.ndarray
     flow_index: np.ndarray
-    slow: np.ndarray  # (gpus,) factor on the time of computing
+    slow: np.ndarray  # (adapters,) float64, factor on the computing time
 
 
 class Log(NamedTuple):
-    """Rows since the last look: (flow, begin, end, bytes) and (job, n, begin, end, communicating, slowest member, its wait)."""
+    """Rows since the log was last emptied; times in ns.
+
+    ``flow`` (rows, FLOW_LOG): flow, begin, end, bytes. ``iteration`` (rows, ITERATION_LOG): job, number, begin, end, mean communicating
+    time, slowest member, its wait.
+    """
 
     flow: np.ndarray
     iteration: np.ndarray
-    count: np.ndarray  # of flows, of iterations
+    count: np.ndarray  # (2,) rows of flows, rows of iterations
 
 
 @numba.njit(cache=True)
@@ -100,7 +108,7 @@ def _start_flow(world, f, size, begin_ns, group, adaptive):
     flows.group[f] = group
     flows.begin_ns[f] = begin_ns
     flows.rate[f] = flows.goal[f] = ports.rate[2 * flows.source[f]]
-    # After a pause an adapter has forgotten: it starts at line rate with a full alpha.
+    # After a pause an adapter keeps no state: it starts at line rate with alpha 1.
     flows.alpha[f] = 1.0
     flows.timer_ns[f] = flows.counted[f] = flows.timer_stage[f] = flows.byte_stage[f] = flows.quiet_ns[f] = flows.decay_ns[f] = 0
     if (flows.stale[f] or adaptive) and not flows.pinned[f]:
@@ -113,7 +121,7 @@ def _start_flow(world, f, size, begin_ns, group, adaptive):
 
 @numba.njit(cache=True)
 def find_way(world, f, adaptive):
-    """Route an active flow anew; it holds nothing in any queue."""
+    """Route an active flow, which has nothing in any queue, and count it on the ports of its path."""
     flows, ports = world.flows, world.ports
     source, target = world.alias[flows.source[f]], world.alias[flows.target[f]]
     flows.hops[f] = route(world.net, ports, world.seeds, source, target, flows.entropy[f], adaptive, flows.path[f])
@@ -131,7 +139,7 @@ def drop_way(flows, ports, f):
 
 @numba.njit(cache=True)
 def _next_phase(members, programs, m, end_ns, seed):
-    """Let a member go on after a phase that ended at ``end_ns``."""
+    """Start a member's next phase after one that ended at ``end_ns``."""
     job = members.job[m]
     members.phase[m] += 1
     if members.phase[m] == programs.jobs.last[job]:
@@ -148,7 +156,7 @@ def _next_phase(members, programs, m, end_ns, seed):
 
 @numba.njit(cache=True)
 def _enter(world, m, seed):
-    """Let a member begin its collective; return whether a flow started."""
+    """Start a member's collective; return whether a flow started."""
     members, programs, groups, flows = world.members, world.programs, world.groups, world.flows
     phase, job = members.phase[m], members.job[m]
     kind = programs.phases.kind[phase]
@@ -184,7 +192,7 @@ def _enter(world, m, seed):
 
 @numba.njit(cache=True)
 def begin(world, tick):
-    """Start what is due before the end of this step; return whether a flow started."""
+    """Start the phases and collectives that are due before the end of this step; return whether a flow started."""
     members, programs = world.members, world.programs
     started, until = False, tick.now_ns + tick.ns
     for m in range(members.shape[0]):
@@ -202,7 +210,7 @@ def begin(world, tick):
 
 @numba.njit(cache=True)
 def _end_flow(world, f, tick):
-    """Close a flow that has arrived; the end lies inside the step by the rate of the step before."""
+    """Close a flow that has arrived; interpolate its end within the step by the rate of the previous step."""
     flows, members, groups, ports, log = world.flows, world.members, world.groups, world.ports, world.log
     came, before = flows.delivered[f], flows.before[f]
     begun = max(flows.begin_ns[f], tick.now_ns)
@@ -223,7 +231,7 @@ def _end_flow(world, f, tick):
 
 @numba.njit(cache=True)
 def _end_iteration(world, g, end_ns):
-    """Note a job's iteration; its slowest member is the one that waited least for the others."""
+    """Log an iteration of a job; the slowest member is the one that waited least for the others."""
     members, programs, groups, log = world.members, world.programs, world.groups, world.log
     first, last = groups.first[g], groups.last[g]
     job = members.job[programs.group_member[first]]
@@ -242,7 +250,7 @@ def _end_iteration(world, g, end_ns):
 
 @numba.njit(cache=True)
 def finish(world, tick, nvlink_rate):
-    """Close flows and transfers that are done, and let groups go on whose all are; return whether a flow ended."""
+    """Close finished flows and NVLink transfers, and let complete groups continue; return whether a flow ended."""
     members, programs, groups, flows, order = world.members, world.programs, world.groups, world.flows, world.order
     ended = False
     for k in range(order.count[0]):

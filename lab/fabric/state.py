@@ -1,8 +1,8 @@
 """The fabric's state as columns: flows, ports and members of jobs, as the kernels walk over them.
 
-A flow is one queue pair's one direction. It stands in the table from the beginning, is active while it has something to send, and
-has a slot (flow, hop) for each port of its path: ``queued[flow, hop]`` is what waits at that port. Bytes are bytes of the link layer,
-header to checksum, in full-sized packets of ``PACKET_BYTES``; acknowledgements and notifications take no bytes.
+A flow is one direction of a queue pair. It is in the table from the beginning, is active while it has something to send, and has a slot
+(flow, hop) for each port of its path: ``queued[flow, hop]`` bytes wait at that port. Bytes count from header to checksum of the link layer,
+in full-sized packets of ``PACKET_BYTES``; acknowledgements and notifications take no bytes.
 """
 
 from typing import Any, NamedTuple
@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .routing import HOPS_MAX
-from .topology import STAGES, Topology
+from .topology import STAGES, FabricTopology
 
 PAYLOAD_BYTES = 4096
 # Ethernet 14, IPv4 20, UDP 8, BTH 12, ICRC 4, FCS 4.
 PACKET_BYTES = PAYLOAD_BYTES + 62
-# Preamble and gap between packets take line rate and are in no counter.
+# Preamble and gap between packets use line rate and are not counted.
 WIRE_BYTES = PACKET_BYTES + 20
 
 COUNT: Any = np.int64
@@ -26,12 +26,12 @@ HOPS_OF_I8: Any = (np.int64, (HOPS_MAX,))
 
 
 def columns(**types: Any) -> np.dtype:
-    """Return the type of a row with these fields."""
+    """Return the dtype of a row with these fields."""
     return np.dtype([(name, *kind) if isinstance(kind, tuple) else (name, kind) for name, kind in types.items()], align=True)
 
 
 def rows(columns: np.dtype, count: int) -> np.recarray:
-    """Return so many rows of zeros. One array of records costs a kernel one argument, and one flow one place in memory."""
+    """Return ``count`` rows of zeros. An array of records is one kernel argument, and a row is contiguous in memory."""
     return np.zeros(count, columns).view(np.recarray)
 
 
@@ -40,33 +40,33 @@ FLOW = columns(
     target=COUNT,
     entropy=COUNT,  # UDP source port
     queue_pair=COUNT,
-    ordinal=COUNT,  # this queue pair's place among those of its connection
-    ahead=COUNT,  # the flow that this one passes on in a ring, -1: none
-    member=COUNT,  # member that sends it
-    other=COUNT,  # member that receives it, -1: a host outside the job
-    group=COUNT,  # group that waits for it in its present phase
-    turn=COUNT,  # how often it has been started
+    ordinal=COUNT,  # index of the queue pair in its connection
+    ahead=COUNT,  # the flow whose bytes this one forwards in a ring, -1: none
+    member=COUNT,  # that sends
+    other=COUNT,  # member that receives, -1: a host outside the job
+    group=COUNT,  # that waits for it in the current phase
+    turn=COUNT,  # number of starts
     active=FLAG,
-    total=COUNT,  # bytes of the present turn
-    good=COUNT,  # received in order, of the present turn
-    flight=COUNT,  # sent and neither received nor lost
+    total=COUNT,  # bytes of the current turn
+    good=COUNT,  # bytes received in order, current turn
+    flight=COUNT,  # bytes sent and neither received nor lost
     begin_ns=COUNT,
-    received=COUNT,  # all turns, duplicates too
+    received=COUNT,  # bytes of all turns, with duplicates
     resent=COUNT,
     hurt=COUNT,  # bytes lost in this step
-    delivered=COUNT,  # in this step
-    before=COUNT,  # delivered in the step before
-    stall_ns=COUNT,  # sends nothing before
-    deaf_ns=COUNT,  # its receiver discards what comes before
+    delivered=COUNT,  # bytes, in this step
+    before=COUNT,  # bytes delivered in the previous step
+    stall_ns=COUNT,  # sends nothing before this time
+    deaf_ns=COUNT,  # the receiver discards everything before this time
     hops=COUNT,
-    stale=FLAG,  # to be routed anew at its next start
-    pinned=FLAG,  # keeps its path whatever happens
+    stale=FLAG,  # is rerouted at its next start
+    pinned=FLAG,  # is never rerouted
     rate=REAL,  # bytes/s, allowed by congestion control
-    goal=REAL,  # bytes/s, its target rate
+    goal=REAL,  # bytes/s, target rate
     alpha=REAL,
-    clear=REAL,  # chance that a packet of this step met no mark
+    clear=REAL,  # chance that a packet of this step was not marked
     timer_ns=COUNT,
-    counted=COUNT,  # bytes since the last increase by bytes
+    counted=COUNT,  # bytes since the byte counter last raised the rate
     timer_stage=COUNT,
     byte_stage=COUNT,
     quiet_ns=COUNT,  # until the receiver may send another notification
@@ -77,16 +77,16 @@ FLOW = columns(
     moved=HOPS_OF_I8,  # out of the slot in this step
 )
 
-# What begins with ``step`` is of the present step alone; other bytes and times are cumulative.
+# Columns ``step_*`` are of the current step; other bytes and times are cumulative.
 PORT = columns(
     rate=REAL,  # bytes/s on the line, without preambles and gaps
-    limit=REAL,  # bytes/s that the sender can
-    sink=REAL,  # bytes/s that the receiver can take: below ``rate`` only in front of a host in trouble
+    limit=REAL,  # bytes/s that the sender can send
+    sink=REAL,  # bytes/s that the receiver accepts: below ``rate`` only at a faulty host
     up=FLAG,
-    lossless=FLAG,  # whether the receiver stops the sender
+    lossless=FLAG,  # the receiver pauses the sender
     loss=REAL,  # chance that a packet vanishes on the link
-    seen=FLAG,  # whether the receiver counts it as an error
-    ceiling=COUNT,  # bytes that may be sent in this step while paused, -1: not paused
+    seen=FLAG,  # the receiver counts the loss as an error
+    ceiling=COUNT,  # bytes allowed in this step while paused, -1: not paused
     kmin=COUNT,
     kmax=COUNT,
     pmax=REAL,
@@ -102,9 +102,9 @@ PORT = columns(
     listed=COUNT,
     depth=COUNT,  # bytes in the queue of the port
     depth_before=COUNT,
-    held=COUNT,  # bytes that came by this port and wait in the receiving switch
+    held=COUNT,  # bytes that arrived by this port and wait in the receiving switch
     held_before=COUNT,
-    threshold=COUNT,  # of ``held``, at which the receiver pauses
+    threshold=COUNT,  # of ``held``, above which the receiver pauses
     sent=COUNT,
     dropped=COUNT,  # in the queue of the port
     vanished=COUNT,  # on the link, uncounted
@@ -113,7 +113,7 @@ PORT = columns(
     paused_ns=COUNT,
     pauses=COUNT,
     frames=COUNT,
-    depth_max=COUNT,  # since the counters were last read
+    depth_max=COUNT,  # maxima since the last poll
     held_max=COUNT,
     headroom_max=COUNT,
 )
@@ -140,9 +140,9 @@ class Tick(NamedTuple):
 
 
 class Order(NamedTuple):
-    """Slots of the active flows by stage: ``slot[start[s]:start[s + 1]]`` is stage s.
+    """Slots of the active flows by stage: ``slot[start[s]:start[s + 1]]`` is stage s, each flow << 3 | hop.
 
-    ``flows[:count[0]]`` are the flows, ``ports[:count[1]]`` the ports on their way. What is in no list rests.
+    ``flows[:count[0]]`` are the active flows, ``ports[:count[1]]`` the ports on their paths. All others are at rest.
     """
 
     slot: np.ndarray
@@ -162,7 +162,7 @@ def make_flows(count: int) -> np.recarray:
     return flows
 
 
-def make_ports(topology: Topology) -> np.recarray:
+def make_ports(topology: FabricTopology) -> np.recarray:
     """Return ports that are up, lossless and empty; marking thresholds are the caller's to set."""
     ports = rows(PORT, topology.ports)
     for name in ("rate", "limit", "sink"):

@@ -23,7 +23,7 @@ GPUS_MAX = 65_536
 
 
 @dataclass(frozen=True, slots=True)
-class Topology:
+class FabricTopology:
     """A cluster as columns. Device numbers: hosts first, then switches; ``first_switch`` is the first of those."""
 
     rails: int
@@ -72,7 +72,7 @@ class Topology:
         raise ValueError(f"{device} has no port {port}")
 
 
-class _Builder:
+class _TopologyBuilder:
     """Collects devices and links; adapters' links have to be added first."""
 
     def __init__(self) -> None:
@@ -91,7 +91,7 @@ class _Builder:
     def link(self, lower: int, upper: int, speed_bps: int) -> None:
         self.ends.append((lower, upper, speed_bps))
 
-    def build(self, rails: int, gpus: int) -> Topology:
+    def build(self, rails: int, gpus: int) -> FabricTopology:
         tier = np.array(self.tier)
         owner = np.array([end for lower, upper, _ in self.ends for end in (lower, upper)])
         peer = owner[np.arange(len(owner)) ^ 1]
@@ -106,7 +106,7 @@ class _Builder:
         adapters = int((stage == 0).sum())
         ups = [np.flatnonzero((owner == d) & (tier[owner] < tier[peer]) & (tier[owner] > HOST)) for d in range(len(tier))]
         downs = _downs(tier, owner, peer, leaf_devices, top)
-        return Topology(
+        return FabricTopology(
             rails,
             gpus,
             tuple(self.names),
@@ -163,7 +163,7 @@ def rail_fabric(
     spines: int = 8,
     parallel: int = 2,
     storage: int = 1,
-) -> Topology:
+) -> FabricTopology:
     """Return a rail-optimised leaf-spine fabric: in each pod, one leaf per rail; ``parallel`` links from each leaf to each spine.
 
     ``storage`` hosts stand in each pod beside the racks. The defaults are 256 GPUs on 400G with no oversubscription between pods.
@@ -171,7 +171,7 @@ def rail_fabric(
     pods = -(-racks // racks_per_pod)
     if racks * hosts_per_rack * rails > GPUS_MAX:
         raise ValueError(f"more than {GPUS_MAX} GPUs")
-    build = _Builder()
+    build = _TopologyBuilder()
     hosts = [build.device(f"host-{n:04d}", HOST, n // hosts_per_rack) for n in range(racks * hosts_per_rack)]
     stores = [build.device(f"storage-{n:02d}", HOST, n // max(1, storage)) for n in range(storage * pods)]
     leaves = [[build.device(f"leaf-{pod:02d}-{rail}", LEAF) for rail in range(rails)] for pod in range(pods)]
@@ -190,14 +190,14 @@ def rail_fabric(
     return build.build(rails, len(hosts) * rails)
 
 
-def sized(gpus: int) -> Topology:
+def sized(gpus: int) -> FabricTopology:
     """Return a rail-optimised fabric of 64 to 4,096 GPUs (whole racks of 64), non-blocking between pods."""
     racks = -(-gpus // 64)
     per_pod = max(1, racks // 8)
     return rail_fabric(racks, racks_per_pod=per_pod, spines=4 * per_pod, parallel=2)
 
 
-def toy(rails: int = 2, hosts_per_rack: int = 2, *, speed_bps: int = 100_000_000_000, spines: int = 2, parallel: int = 1) -> Topology:
+def toy(rails: int = 2, hosts_per_rack: int = 2, *, speed_bps: int = 100_000_000_000, spines: int = 2, parallel: int = 1) -> FabricTopology:
     """Return two racks, each a pod of its own, small enough to follow by hand."""
     return rail_fabric(2, hosts_per_rack, rails, speed_bps=speed_bps, racks_per_pod=1, spines=spines, parallel=parallel, storage=0)
 
@@ -210,13 +210,13 @@ def clos(
     aggregations: int = 4,
     cores: int = 4,
     parallel: int = 1,
-) -> Topology:
+) -> FabricTopology:
     """Return a three-tier Clos of hosts at the given (core group, pod, leaf) names.
 
     All adapters of a host go to its leaf; each pod has ``aggregations`` switches over all its leaves, each core group ``cores`` switches
     over all aggregation switches of its pods. A leaf's name counts within its pod.
     """
-    build = _Builder()
+    build = _TopologyBuilder()
     if len(places) * adapters_per_host > GPUS_MAX:
         raise ValueError(f"more than {GPUS_MAX} GPUs")
     leaf_keys = sorted(set(places))
@@ -240,7 +240,7 @@ def clos(
     return build.build(adapters_per_host, len(places) * adapters_per_host)
 
 
-def clos_from(path: Path, *, hosts_max: int | None = None, adapters_per_host: int = 2) -> Topology:
+def clos_from(path: Path, *, hosts_max: int | None = None, adapters_per_host: int = 2) -> FabricTopology:
     """Return the Clos of a CSV with a row per host and columns DSW, PSW, ASW (core, aggregation and access switch).
 
     Raises ``InputError`` where the file cannot be read so.

@@ -21,7 +21,7 @@ import numpy as np
 from .rng import units
 from .schedule import COMPUTING, GROUP, JOB, KIND, MEMBER, PHASE, Programs
 from .state import PACKET_BYTES, PAYLOAD_BYTES, make_flows, rows
-from .topology import Topology
+from .topology import FabricTopology
 
 NEVER_NS = 2**62
 PHASES_MAX = 4096
@@ -59,7 +59,7 @@ class Job:
 
 
 @dataclass(slots=True)
-class _Group:
+class _MemberGroup:
     """Members of a group as (host's place, rail's place, member)."""
 
     members: list[tuple[int, int, int]] = field(default_factory=list)
@@ -76,7 +76,7 @@ class _Group:
 Edge = tuple[int, int, int]  # member that sends, member or adapter that receives, edge that it passes on or -1
 
 
-def _ring(group: _Group) -> Iterator[Edge]:
+def _ring(group: _MemberGroup) -> Iterator[Edge]:
     at = {(host, rail): member for host, rail, member in group.members}
     hosts, edges = group.hosts, 0
     for rail in group.rails:
@@ -85,7 +85,7 @@ def _ring(group: _Group) -> Iterator[Edge]:
         edges += len(hosts)
 
 
-def _pairs(group: _Group) -> Iterator[Edge]:
+def _pairs(group: _MemberGroup) -> Iterator[Edge]:
     at = {(host, rail): member for host, rail, member in group.members}
     for rail in group.rails:
         for sender in group.hosts:
@@ -94,7 +94,7 @@ def _pairs(group: _Group) -> Iterator[Edge]:
                     yield at[sender, rail], at[receiver, rail], -1
 
 
-def _trees(group: _Group) -> Iterator[Edge]:
+def _trees(group: _MemberGroup) -> Iterator[Edge]:
     at = {(host, rail): member for host, rail, member in group.members}
     hosts = group.hosts
     for rail in group.rails:
@@ -106,7 +106,7 @@ def _trees(group: _Group) -> Iterator[Edge]:
                 yield parent, child, -1
 
 
-def _next(group: _Group) -> Iterator[Edge]:
+def _next(group: _MemberGroup) -> Iterator[Edge]:
     members = [member for _, _, member in group.members]
     if len(members) > 1:
         yield from ((member, members[(place + 1) % len(members)], -1) for place, member in enumerate(members))
@@ -120,7 +120,7 @@ def _ring_share(times: int) -> Callable[[int, int, int], Fraction]:
 class Collective:
     """How a collective uses the network: its edges, and the share of S on each edge and on each rank's NVLink, by (n, rails, hosts)."""
 
-    edges: Callable[[_Group], Iterator[Edge]]
+    edges: Callable[[_MemberGroup], Iterator[Edge]]
     edge_share: Callable[[int, int, int], Fraction]
     nvlink_share: Callable[[int, int, int], Fraction]
 
@@ -129,25 +129,28 @@ def _inside(times: int) -> Callable[[int, int, int], Fraction]:
     return lambda n, rails, _hosts: Fraction(times * (n - 1) * (rails - 1), n * rails)
 
 
+def _whole(_n: int, _rails: int, _hosts: int) -> Fraction:
+    return Fraction(1)
+
+
 def _nothing(_n: int, _rails: int, _hosts: int) -> Fraction:
     return Fraction(0)
 
 
-def _no_edges(_group: _Group) -> Iterator[Edge]:
+def _no_edges(_group: _MemberGroup) -> Iterator[Edge]:
     yield from ()
 
 
-# ``store``, ``incast`` and ``request`` have their edges from the job, since they leave the group.
+# The edges of these come from the job, since they leave the group.
+_OUTWARD = Collective(_no_edges, _whole, _nothing)
 COLLECTIVES = {
     "allreduce": Collective(_ring, _ring_share(2), _inside(2)),
     "allreduce_tree": Collective(_trees, lambda _n, rails, _hosts: Fraction(1, 2 * rails), _inside(2)),
     "allgather": Collective(_ring, _ring_share(1), _inside(1)),
     "reducescatter": Collective(_ring, _ring_share(1), _inside(1)),
     "alltoall": Collective(_pairs, lambda n, rails, _h: Fraction(rails, n), lambda n, rails, hosts: Fraction((rails - 1) * hosts, n)),
-    "send": Collective(_next, lambda _n, _rails, _hosts: Fraction(1), _nothing),
-    "store": Collective(_no_edges, lambda _n, _rails, _hosts: Fraction(1), _nothing),
-    "incast": Collective(_no_edges, lambda _n, _rails, _hosts: Fraction(1), _nothing),
-    "request": Collective(_no_edges, lambda _n, _rails, _hosts: Fraction(1), _nothing),
+    "send": Collective(_next, _whole, _nothing),
+    **dict.fromkeys(("store", "incast", "request"), _OUTWARD),
     "barrier": Collective(_no_edges, _nothing, _nothing),
 }
 
@@ -168,7 +171,7 @@ PEERS = 8
 class Workload:
     """All jobs as tables; ``flows`` are at rest, ``members`` ready to compute."""
 
-    def __init__(self, topology: Topology, jobs: Sequence[Job], seed: int) -> None:
+    def __init__(self, topology: FabricTopology, jobs: Sequence[Job], seed: int) -> None:
         self._topology, self._seed = topology, seed
         self.jobs = tuple(jobs)
         self._edges: list[tuple[int, int, int, int]] = []  # sender, receiver member, receiver adapter, edge ahead
@@ -214,7 +217,7 @@ class Workload:
 
     def _kind(self, number: int, job: Job, phase: Phase, places: list[tuple[int, int, int]], stage: int) -> tuple[int, int, int, int]:
         """Return the class of a phase's groups, and a group's members, rails and hosts."""
-        groups: dict[tuple[int, ...], _Group] = defaultdict(_Group)
+        groups: dict[tuple[int, ...], _MemberGroup] = defaultdict(_MemberGroup)
         for place, rail, member in places:
             groups[OVER[phase.over](place, rail, stage, job.block)].members.append((place, rail, member))
         shapes = {(len(group.members), len(group.rails), len(group.hosts)) for group in groups.values()}
@@ -228,7 +231,7 @@ class Workload:
             self._enter(job, same, groups, places)
         return (self._kinds[key], *shapes.pop())
 
-    def _enter(self, job: Job, collective: str, groups: dict[tuple[int, ...], _Group], places: list[tuple[int, int, int]]) -> None:
+    def _enter(self, job: Job, collective: str, groups: dict[tuple[int, ...], _MemberGroup], places: list[tuple[int, int, int]]) -> None:
         group_of: dict[int, int] = {}
         edges_of: dict[int, list[int]] = defaultdict(list)
         for group in groups.values():

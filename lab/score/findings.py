@@ -87,7 +87,7 @@ SYMPTOMS: dict[str, Symptom] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Injected:
+class RecordedFault:
     """A fault as the truth has it, UTC nanoseconds."""
 
     kind: str
@@ -96,7 +96,7 @@ class Injected:
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class FaultFinding:
     """The worst place by a fault's symptom; ``is_it``: whether that is where the fault is, None where it has no place."""
 
     device: str
@@ -117,16 +117,16 @@ class Fired(NamedTuple):
     fired_ns: int
 
 
-def injected(data: Path) -> list[Injected]:
+def injected(data: Path) -> list[RecordedFault]:
     """Return the faults as the truth in a demo's folder has them, nothing while there is none."""
     files = [str(path) for path in sorted((data / "lab" / "truth" / "faults").glob("*.parquet"))]
     if not files:
         return []
     with light_reader() as query:
-        return [Injected(*row) for row in query("SELECT kind, place, begin_ts FROM read_parquet(?) ORDER BY begin_ts", [files])]
+        return [RecordedFault(*row) for row in query("SELECT kind, place, begin_ts FROM read_parquet(?) ORDER BY begin_ts", [files])]
 
 
-def find(query: RowQuery, fault: Injected) -> Finding | None:
+def find(query: RowQuery, fault: RecordedFault) -> FaultFinding | None:
     """Return who shows most of what this fault shows, from its begin on; None where nobody shows any."""
     symptom = SYMPTOMS.get(fault.kind)
     if symptom is None:
@@ -142,14 +142,14 @@ def find(query: RowQuery, fault: Injected) -> Finding | None:
     if not ranked:
         return None
     ((device, port, value),) = ranked
-    return Finding(device, port or "", symptom.says.format(float(value)), _same(query, fault, device, port or ""))
+    return FaultFinding(device, port or "", symptom.says.format(float(value)), _same(query, fault, device, port or ""))
 
 
 def _instant(second: float) -> str:
     return f"make_timestamp_ns({second:.0f}000000000)"
 
 
-def _same(query: RowQuery, fault: Injected, device: str, port: str) -> bool | None:
+def _same(query: RowQuery, fault: RecordedFault, device: str, port: str) -> bool | None:
     """Return whether a place that was found is the one of a fault: itself, the other end of its link, a host of the job that it brought."""
     place = fault.place
     if fault.kind == "noisy_neighbour":

@@ -14,7 +14,7 @@ import polars as pl
 
 from ...pipeline.clock import NS_PER_S, SystemClock
 from ...pipeline.errors import StoreError
-from .score import Alert, Place, Run
+from .score import FaultPlace, ScoredAlert, ScoredRun
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ...analytics.store.writer import Store
     from ...pipeline.bus import Bus
     from ..fabric.fabric import Fabric
-    from ..fabric.faults import Fault
+    from ..fabric.faults import InjectedFault
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +51,15 @@ class Error:
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class CaseResult:
     """What came of a case."""
 
     case: Case
-    run: Run
+    run: ScoredRun
     errors: tuple[Error, ...]
 
 
-def execute(case: Case, rules: "Sequence[Rule]", folder: Path) -> Result:
+def execute(case: Case, rules: "Sequence[Rule]", folder: Path) -> CaseResult:
     """Run a case in an empty folder and evaluate ``rules``. Raises ``InputError`` where its scale or fault is none."""
     from ...analytics.store.writer import Store, StoreConfig
     from ...pipeline.bus import BusConfig, open_bus
@@ -79,7 +79,7 @@ def execute(case: Case, rules: "Sequence[Rule]", folder: Path) -> Result:
     finally:
         store.stop()
         bus.close()
-    return Result(case, _run_of(case, fabric, alerts), errors)
+    return CaseResult(case, _run_of(case, fabric, alerts), errors)
 
 
 def _feed(fabric: "Fabric", bus: "Bus", truth: Path, until_ns: int) -> pl.DataFrame:
@@ -87,9 +87,9 @@ def _feed(fabric: "Fabric", bus: "Bus", truth: Path, until_ns: int) -> pl.DataFr
     from ...collectors.base import Batch
     from ...collectors.publish import Feed
     from ..fabric.answers import Answers
-    from ..telemetry.export import Exporter
+    from ..telemetry.export import FabricExporter
 
-    exporter, answers = Exporter(fabric), Answers(truth, fabric)
+    exporter, answers = FabricExporter(fabric), Answers(truth, fabric)
     producer = bus.producer("lab")
     feed = Feed(producer, "lab", SystemClock(), live=False, epoch=0)
     feed.publish([Batch("inventory", exporter.inventory())])
@@ -141,7 +141,7 @@ def _process(bus: "Bus") -> None:
     service.stop()
 
 
-def _judge(store: "Store", bus: "Bus", rules: "Sequence[Rule]", until_ns: int) -> tuple[Alert, ...]:
+def _judge(store: "Store", bus: "Bus", rules: "Sequence[Rule]", until_ns: int) -> tuple[ScoredAlert, ...]:
     """Store everything, and return the alerts that the rules make of it."""
     from ...analytics import alerts
     from ...analytics.alerts.evaluate import Evaluator
@@ -171,32 +171,32 @@ def _judge(store: "Store", bus: "Bus", rules: "Sequence[Rule]", until_ns: int) -
     if wrong:
         raise StoreError(f"the rule {wrong[0]['rule']} cannot be judged: {wrong[0]['last_error']}", "correct its query")
     rows = store.query("SELECT rule, labels, fired_at FROM state.alerts WHERE fired_at IS NOT NULL")
-    return tuple(Alert(str(row["rule"]), json.loads(str(row["labels"])), int(str(row["fired_at"]))) for row in rows)
+    return tuple(ScoredAlert(str(row["rule"]), json.loads(str(row["labels"])), int(str(row["fired_at"]))) for row in rows)
 
 
-def _run_of(case: Case, fabric: "Fabric", alerts: tuple[Alert, ...]) -> Run:
+def _run_of(case: Case, fabric: "Fabric", alerts: tuple[ScoredAlert, ...]) -> ScoredRun:
     start, span = fabric.config.start_ns, round(case.seconds * NS_PER_S)
     if not case.fault:
-        return Run("quiet", span, alerts)
+        return ScoredRun("quiet", span, alerts)
     fault = fabric.config.faults[0]
-    return Run(case.kind, span, alerts, place_of(fabric, fault), start + fault.begin_ns, start + min(fault.end_ns, span))
+    return ScoredRun(case.kind, span, alerts, place_of(fabric, fault), start + fault.begin_ns, start + min(fault.end_ns, span))
 
 
-def place_of(fabric: "Fabric", fault: "Fault") -> Place:
+def place_of(fabric: "Fabric", fault: "InjectedFault") -> FaultPlace:
     """Return the place of a fault: both ends of a link, a device, a job, or everywhere."""
     from ..fabric.faults import FAULTS
 
     topology = fabric.topology
     wanted = FAULTS[fault.kind].place
     if not fault.place:
-        return Place()
+        return FaultPlace()
     if wanted == "job":
-        return Place(job=fault.place)
+        return FaultPlace(job=fault.place)
     if "/" in fault.place:
         device, _, port = fault.place.partition("/")
         number = topology.port_of(device, port)
-        return Place(frozenset((topology.device_names[topology.owner[end]], topology.port_names[end]) for end in (number, number ^ 1)))
-    return Place(devices=frozenset(fault.place.split(",")))
+        return FaultPlace(frozenset((topology.device_names[topology.owner[end]], topology.port_names[end]) for end in (number, number ^ 1)))
+    return FaultPlace(devices=frozenset(fault.place.split(",")))
 
 
 def measured(store: "Store", truth: Path, latency: pl.DataFrame) -> tuple[Error, ...]:

@@ -14,7 +14,7 @@ GRACE_NS = 2_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Alert:
+class ScoredAlert:
     """An alert as far as scoring goes: its labels, and when it fired (ns)."""
 
     rule: str
@@ -23,7 +23,7 @@ class Alert:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class FaultPlace:
     """Where a fault is: (device, port) that are right, or devices alone, or a job. Nothing of all: everywhere."""
 
     ports: frozenset[tuple[str, str]] = frozenset()
@@ -47,22 +47,22 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class ScoredRun:
     """One run: its fault's time and place (``None``: a quiet run), how long it was, and the alerts."""
 
     kind: str
     span_ns: int
-    alerts: tuple[Alert, ...]
-    place: Place | None = None
+    alerts: tuple[ScoredAlert, ...]
+    place: FaultPlace | None = None
     begin_ns: int = 0
     end_ns: int = 0
 
     @property
-    def in_time(self) -> list[Alert]:
+    def in_time(self) -> list[ScoredAlert]:
         return sorted((a for a in self.alerts if self.begin_ns <= a.fired_ns <= self.end_ns + GRACE_NS), key=lambda a: a.fired_ns)
 
     @property
-    def right(self) -> list[Alert]:
+    def right(self) -> list[ScoredAlert]:
         return [alert for alert in self.in_time if self.place is not None and self.place.has(alert.labels)]
 
 
@@ -100,7 +100,7 @@ class Score:
         return self.first_right / self.runs
 
 
-def score(kind: str, runs: Sequence[Run]) -> Score:
+def score(kind: str, runs: Sequence[ScoredRun]) -> Score:
     """Return the score of at least one run with a fault of this kind."""
     places = [(run, run.place) for run in runs if run.place is not None]
     delays = [(run.right[0].fired_ns - run.begin_ns) / 1e9 for run in runs if run.right]
@@ -133,7 +133,7 @@ class FalseAlarms:
         return _poisson_upper(self.alarms) * 86_400 / self.seconds
 
 
-def false_alarms(runs: Iterable[Run]) -> FalseAlarms | None:
+def false_alarms(runs: Iterable[ScoredRun]) -> FalseAlarms | None:
     """Return what the quiet runs say, ``None`` where there are none."""
     quiet = [run for run in runs if run.place is None]
     return FalseAlarms(sum(len(run.alerts) for run in quiet), sum(run.span_ns for run in quiet) / 1e9) if quiet else None

@@ -17,8 +17,8 @@ from gnmi_pb import gnmi_pb2, gnmi_pb2_grpc
 from ...pipeline.clock import NS_PER_S, Clock
 from ...pipeline.errors import ServiceError
 from . import tree
-from .paths import ENCODINGS, PROTO, Asked, document, relative, typed
-from .script import Source
+from .paths import ENCODINGS, PROTO, RequestPath, document, relative, typed
+from .script import SwitchSource
 
 # A stream holds a thread.
 STREAMS_MAX = 64
@@ -29,7 +29,7 @@ MESSAGE_BYTES_MAX = 16 * 1024 * 1024
 class ServerConfig:
     """Where to listen and how. With ``certificate`` and ``key`` by TLS; with ``client_ca`` clients must show a certificate too.
 
-    ``users`` are names and passwords, asked for in the metadata of each call if there are any. ``sample_ns`` is used where a
+    ``users`` are names and passwords, query for in the metadata of each call if there are any. ``sample_ns`` is used where a
     subscription leaves the interval to the server, ``change_ns`` is how often values are looked at for ON_CHANGE. Without
     ``prefixes`` each update has its whole path. With ``trees`` a subscription in JSON gets one tree an object, as some devices
     send, not one value a leaf.
@@ -60,7 +60,7 @@ def server_credentials(certificate: Path, key: Path, client_ca: Path | None) -> 
 class Server:
     """A switch's gNMI service. ``stop`` and ``start`` again keep the port."""
 
-    def __init__(self, source: Source, config: ServerConfig, clock: Clock) -> None:
+    def __init__(self, source: SwitchSource, config: ServerConfig, clock: Clock) -> None:
         self._config, self._clock = config, clock
         self._servicer = _Servicer(source, config, clock)
         self._server: grpc.Server | None = None
@@ -96,7 +96,7 @@ class Server:
 class _Watch:
     """One subscription under way: its leaves by number, when they are due, and what was sent of them last."""
 
-    asked: Asked
+    query: RequestPath
     leaves: list[int]
     every_ns: int
     changes: bool
@@ -108,7 +108,7 @@ class _Watch:
 
 
 class _Servicer(gnmi_pb2_grpc.gNMIServicer):
-    def __init__(self, source: Source, config: ServerConfig, clock: Clock) -> None:
+    def __init__(self, source: SwitchSource, config: ServerConfig, clock: Clock) -> None:
         self._source, self._config, self._clock = source, config, clock
         self._trees = {one.origin: one for one in (tree.openconfig(source), tree.sonic(source))}
         self.ended = threading.Event()
@@ -127,14 +127,14 @@ class _Servicer(gnmi_pb2_grpc.gNMIServicer):
         now = self._clock.now_ns()
         response = gnmi_pb2.GetResponse()
         for path in request.path or [gnmi_pb2.Path()]:
-            asked = Asked(request.prefix, path)
-            leaves = self._find(asked)
-            values = self._values(asked.origin, now)
+            query = RequestPath(request.prefix, path)
+            leaves = self._find(query)
+            values = self._values(query.origin, now)
             found = [(number, values[number]) for number in leaves if values[number] is not None]
             if not found:
-                _refuse(context, grpc.StatusCode.NOT_FOUND, f"nothing at {_text(asked)}")
-            note = response.notification.add(timestamp=now, prefix=asked.prefix())
-            self._documents(note, asked, found, request.encoding)
+                _refuse(context, grpc.StatusCode.NOT_FOUND, f"nothing at {_text(query)}")
+            note = response.notification.add(timestamp=now, prefix=query.prefix())
+            self._documents(note, query, found, request.encoding)
         return response
 
     def Subscribe(
@@ -168,11 +168,11 @@ class _Servicer(gnmi_pb2_grpc.gNMIServicer):
         if encoding not in ENCODINGS:
             _refuse(context, grpc.StatusCode.UNIMPLEMENTED, f"encoding {gnmi_pb2.Encoding.Name(encoding)} is not offered")
 
-    def _find(self, asked: Asked) -> list[int]:
-        one = self._trees.get(asked.origin)
+    def _find(self, query: RequestPath) -> list[int]:
+        one = self._trees.get(query.origin)
         if one is None:
             return []
-        return [number for number, leaf in enumerate(one.leaves) if tree.matches(asked.elements, leaf, one.origin)]
+        return [number for number, leaf in enumerate(one.leaves) if tree.matches(query.elements, leaf, one.origin)]
 
     def _values(self, origin: str, ts: int) -> list[Any]:
         """Return the value of every leaf of an origin at an instant."""
@@ -183,10 +183,10 @@ class _Servicer(gnmi_pb2_grpc.gNMIServicer):
         return [columns[leaf.column][leaf.index] for leaf in one.leaves]
 
     def _watch(self, wanted: gnmi_pb2.SubscriptionList, one: gnmi_pb2.Subscription) -> _Watch:
-        asked = Asked(wanted.prefix, one.path)
+        query = RequestPath(wanted.prefix, one.path)
         changes = one.mode == gnmi_pb2.ON_CHANGE
         every = self._config.change_ns if changes else one.sample_interval or self._config.sample_ns
-        return _Watch(asked, self._find(asked), every, changes, one.heartbeat_interval, changes or one.suppress_redundant)
+        return _Watch(query, self._find(query), every, changes, one.heartbeat_interval, changes or one.suppress_redundant)
 
     def _snapshot(self, watches: list[_Watch], encoding: int) -> Iterator[gnmi_pb2.SubscribeResponse]:
         now = self._clock.now_ns()
@@ -224,13 +224,13 @@ class _Servicer(gnmi_pb2_grpc.gNMIServicer):
             _refuse(context, grpc.StatusCode.UNAVAILABLE, "the server stops")
 
     def _remember(self, watch: _Watch, now: int) -> None:
-        values = self._values(watch.asked.origin, now)
+        values = self._values(watch.query.origin, now)
         watch.sent = {number: values[number] for number in watch.leaves if values[number] is not None}
 
     def _send(self, watch: _Watch, now: int, encoding: int, *, everything: bool) -> Iterator[gnmi_pb2.SubscribeResponse]:
         """Yield what is due of a subscription, object by object, and what has gone since."""
-        asked, values = watch.asked, self._values(watch.asked.origin, now)
-        leaves = self._trees[asked.origin].leaves if watch.leaves else ()
+        query, values = watch.query, self._values(watch.query.origin, now)
+        leaves = self._trees[query.origin].leaves if watch.leaves else ()
         objects: dict[tuple[tree.Element, ...], list[tuple[int, Any]]] = {}
         gone: set[tuple[tree.Element, ...]] = set()
         touched: set[tuple[tree.Element, ...]] = set()
@@ -246,10 +246,10 @@ class _Servicer(gnmi_pb2_grpc.gNMIServicer):
             if everything or watch.sent.get(number) != value:
                 touched.add(key)
         for key in gone:
-            note = gnmi_pb2.Notification(timestamp=now, prefix=asked.prefix(), delete=[asked.path(key)])
+            note = gnmi_pb2.Notification(timestamp=now, prefix=query.prefix(), delete=[query.path(key)])
             yield gnmi_pb2.SubscribeResponse(update=note)
         due = {key: some for key, some in objects.items() if key in touched}
-        if asked.origin == tree.SONIC and encoding != PROTO and due:
+        if query.origin == tree.SONIC and encoding != PROTO and due:
             yield self._database(watch, due, now, encoding)
         else:
             for key, some in due.items():
@@ -260,36 +260,36 @@ class _Servicer(gnmi_pb2_grpc.gNMIServicer):
         self, watch: _Watch, key: tuple[tree.Element, ...], some: list[tuple[int, Any]], now: int, encoding: int, everything: bool
     ) -> gnmi_pb2.SubscribeResponse:
         """Return one object's leaves in a notification; of an atomic one all of them, whatever has changed."""
-        asked, leaves = watch.asked, self._trees[watch.asked.origin].leaves
+        query, leaves = watch.query, self._trees[watch.query.origin].leaves
         atomic = leaves[some[0][0]].atomic
         short = atomic or self._config.prefixes
-        note = gnmi_pb2.Notification(timestamp=now, prefix=asked.prefix(key if short else ()), atomic=atomic)
+        note = gnmi_pb2.Notification(timestamp=now, prefix=query.prefix(key if short else ()), atomic=atomic)
         if self._config.trees and encoding != PROTO:
             pairs = [(leaves[number], value) for number, value in some]
-            note.update.add(path=relative(()) if short else asked.path(key), val=document(pairs, len(key), encoding))
+            note.update.add(path=relative(()) if short else query.path(key), val=document(pairs, len(key), encoding))
             return gnmi_pb2.SubscribeResponse(update=note)
         for number, value in some:
             if everything or atomic or watch.sent.get(number) != value:
                 leaf = leaves[number]
-                path = relative(leaf.elements[leaf.depth :]) if short else asked.path(leaf.elements)
+                path = relative(leaf.elements[leaf.depth :]) if short else query.path(leaf.elements)
                 note.update.add(path=path, val=typed(leaf, value, encoding))
         return gnmi_pb2.SubscribeResponse(update=note)
 
     def _database(
         self, watch: _Watch, due: dict[tuple[tree.Element, ...], list[tuple[int, Any]]], now: int, encoding: int
     ) -> gnmi_pb2.SubscribeResponse:
-        """Return the answer of SONiC's database: one value for the path as it was asked."""
-        note = gnmi_pb2.Notification(timestamp=now, prefix=watch.asked.prefix())
-        self._documents(note, watch.asked, [pair for some in due.values() for pair in some], encoding)
+        """Return the answer of SONiC's database: one value for the path as the request names it."""
+        note = gnmi_pb2.Notification(timestamp=now, prefix=watch.query.prefix())
+        self._documents(note, watch.query, [pair for some in due.values() for pair in some], encoding)
         return gnmi_pb2.SubscribeResponse(update=note)
 
-    def _documents(self, note: gnmi_pb2.Notification, asked: Asked, found: list[tuple[int, Any]], encoding: int) -> None:
+    def _documents(self, note: gnmi_pb2.Notification, query: RequestPath, found: list[tuple[int, Any]], encoding: int) -> None:
         """Add leaves, or for JSON one tree for each node that the path means."""
-        leaves = self._trees[asked.origin].leaves
-        depth = len(asked.elements)
-        if asked.origin == tree.SONIC and encoding != PROTO:
+        leaves = self._trees[query.origin].leaves
+        depth = len(query.elements)
+        if query.origin == tree.SONIC and encoding != PROTO:
             pairs = [(leaves[number], value) for number, value in found]
-            note.update.add(path=asked.path(asked.elements), val=_database_value(asked, pairs, encoding))
+            note.update.add(path=query.path(query.elements), val=_database_value(query, pairs, encoding))
             return
         nodes: dict[tuple[tree.Element, ...], list[tuple[tree.Leaf, Any]]] = {}
         for number, value in found:
@@ -298,28 +298,28 @@ class _Servicer(gnmi_pb2_grpc.gNMIServicer):
         for key, some in nodes.items():
             if encoding == PROTO or len(some[0][0].elements) == depth:
                 for leaf, value in some:
-                    note.update.add(path=asked.path(leaf.elements), val=typed(leaf, value, encoding))
+                    note.update.add(path=query.path(leaf.elements), val=typed(leaf, value, encoding))
             else:
-                note.update.add(path=asked.path(key) if key else gnmi_pb2.Path(), val=document(some, depth, encoding))
+                note.update.add(path=query.path(key) if key else gnmi_pb2.Path(), val=document(some, depth, encoding))
 
 
 class Stream:
     """What subscriptions get of a switch, at instants of the caller's choice and without a connection.
 
-    Each of ``asked`` is a path, which of the leaves below it are wanted, and whether they are sent again only when they have
+    Each of ``query`` is a path, which of the leaves below it are wanted, and whether they are sent again only when they have
     changed. Every notification names the switch as its target.
     """
 
     def __init__(
-        self, source: Source, clock: Clock, asked: Sequence[tuple[Sequence[tree.Element], Callable[[tree.Leaf], bool], bool]]
+        self, source: SwitchSource, clock: Clock, query: Sequence[tuple[Sequence[tree.Element], Callable[[tree.Leaf], bool], bool]]
     ) -> None:
         self._servicer = _Remembering(source, ServerConfig(), clock)
         wanted = gnmi_pb2.SubscriptionList(prefix=gnmi_pb2.Path(target=source.switch.device), encoding=PROTO)
         self._watches = []
-        for elements, keep, changes in asked:
+        for elements, keep, changes in query:
             one = wanted.subscription.add(path=relative(elements), mode=gnmi_pb2.ON_CHANGE if changes else gnmi_pb2.SAMPLE)
             watch = self._servicer._watch(wanted, one)
-            leaves = self._servicer._trees[watch.asked.origin].leaves
+            leaves = self._servicer._trees[watch.query.origin].leaves
             watch.leaves = [number for number in watch.leaves if keep(leaves[number])]
             self._watches.append(watch)
 
@@ -336,7 +336,7 @@ class Stream:
 class _Remembering(_Servicer):
     """Keeps the values of the last instant: a subscription of many paths asks for them once a path."""
 
-    def __init__(self, source: Source, config: ServerConfig, clock: Clock) -> None:
+    def __init__(self, source: SwitchSource, config: ServerConfig, clock: Clock) -> None:
         super().__init__(source, config, clock)
         self._kept: dict[str, tuple[int, list[Any]]] = {}
 
@@ -356,9 +356,9 @@ def _varint(number: int) -> bytes:
     return bytes(made)
 
 
-def _database_value(asked: Asked, found: list[tuple[tree.Leaf, Any]], encoding: int) -> gnmi_pb2.TypedValue:
+def _database_value(query: RequestPath, found: list[tuple[tree.Leaf, Any]], encoding: int) -> gnmi_pb2.TypedValue:
     """Return a field as a text, fields as an object, and several keys' fields as objects by key."""
-    names = [element.name for element in asked.elements]
+    names = [element.name for element in query.elements]
     below = next((at + 1 for at, name in enumerate(names) if name in ("Queues", "PriorityGroups")), 0)
     wild = next((at for at, name in enumerate(names) if "*" in name), len(names))
     skip = min(below, len(names)) if below else wild
@@ -367,8 +367,8 @@ def _database_value(asked: Asked, found: list[tuple[tree.Leaf, Any]], encoding: 
     return document(found, min(skip, min(len(leaf.elements) for leaf, _ in found) - 1), encoding)
 
 
-def _text(asked: Asked) -> str:
-    return "/" + "/".join(element.name + "".join(f"[{key}={value}]" for key, value in element.keys) for element in asked.elements)
+def _text(query: RequestPath) -> str:
+    return "/" + "/".join(element.name + "".join(f"[{key}={value}]" for key, value in element.keys) for element in query.elements)
 
 
 def _refuse(context: grpc.ServicerContext, code: grpc.StatusCode, why: str) -> NoReturn:

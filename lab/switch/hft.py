@@ -13,8 +13,8 @@ from typing import Literal
 import numpy as np
 
 from . import sai
-from .script import Source
-from .wire import Datagrams, join, rows
+from .script import SwitchSource
+from .wire import MessageBuffer, join, rows
 
 MESSAGE_BYTES_MAX = 65_535
 # (65535 - headers of message, set and template - time) / 8: one template must fit into a message.
@@ -61,7 +61,7 @@ class Session:
     first: int = 0
 
 
-def session(source: Source, object_type: int, stats: Sequence[str] = (), queues: Sequence[int] = ()) -> Session:
+def session(source: SwitchSource, object_type: int, stats: Sequence[str] = (), queues: Sequence[int] = ()) -> Session:
     """Return the session of all objects of a type, or of the given queues of every port."""
     count = len(sai.objects(source.switch, object_type))
     chosen = tuple(n for n in range(count) if not queues or n % 8 in queues)
@@ -69,7 +69,7 @@ def session(source: Source, object_type: int, stats: Sequence[str] = (), queues:
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
+class _TemplatePlan:
     """A template and where its counters lie: runs of (first byte, width, first counter, last counter) of equal width."""
 
     template: bytes
@@ -87,10 +87,10 @@ class Generation:
         self.next_id = first_id + len(self.plans)
 
 
-class Exporter:
+class HftExporter:
     """The stream of one observation domain. What it is asked for comes out in order; when to send templates is the caller's to say."""
 
-    def __init__(self, source: Source, sessions: Sequence[Session], layout: Layout | None = None, *, domain: int = 0) -> None:
+    def __init__(self, source: SwitchSource, sessions: Sequence[Session], layout: Layout | None = None, *, domain: int = 0) -> None:
         self._source, self._domain, self._sequence = source, domain, 0
         self.generations = [Generation(sessions, layout or Layout(), 256)]
 
@@ -105,7 +105,7 @@ class Exporter:
         self.generations.append(Generation(sessions or last.sessions, layout or last.layout, last.next_id))
         return len(self.generations) - 1
 
-    def templates(self, generation: int = -1, export_ns: int = 0) -> Datagrams:
+    def templates(self, generation: int = -1, export_ns: int = 0) -> MessageBuffer:
         """Return messages with the templates of a generation, as many in one set as fit."""
         sets, size = [[]], 0
         for plan in self.generations[generation].plans:
@@ -116,12 +116,12 @@ class Exporter:
             size += len(plan.template)
         return join([self._template_message(b"".join(some), 2, export_ns) for some in sets])
 
-    def withdrawal(self, generation: int = 0, export_ns: int = 0) -> Datagrams:
+    def withdrawal(self, generation: int = 0, export_ns: int = 0) -> MessageBuffer:
         """Return the message that withdraws a generation's templates: their numbers with no fields."""
         ids = range(self.generations[generation].first_id, self.generations[generation].next_id)
         return self._template_message(b"".join(number.to_bytes(2, "big") + bytes(2) for number in ids), 2, export_ns)
 
-    def data(self, ts: Sequence[int] | np.ndarray, generation: int = -1) -> Datagrams:
+    def data(self, ts: Sequence[int] | np.ndarray, generation: int = -1) -> MessageBuffer:
         """Return the records of all sessions at the instants ``ts``, message by message in time order."""
         ts = np.asarray(ts, np.int64)
         parts, firsts, counts = [], [], []
@@ -139,7 +139,7 @@ class Exporter:
         whole = join(parts)
         order = np.argsort(np.concatenate([*firsts, np.empty(0, np.int64)]), kind="stable")
         counted = np.concatenate([*counts, np.empty(0, np.int64)])[order]
-        ordered = Datagrams(whole.buffer, whole.offsets[order], whole.lengths[order])
+        ordered = MessageBuffer(whole.buffer, whole.offsets[order], whole.lengths[order])
         # The number of data records before this message, in its domain.
         sequence = (self._sequence + np.cumsum(counted) - counted).astype(">u4").view(np.uint8).reshape(-1, 4)
         ordered.buffer[ordered.offsets[:, None] + _SEQUENCE_AT + np.arange(4)] = sequence
@@ -166,7 +166,7 @@ class Exporter:
             }
         return found
 
-    def _template_message(self, body: bytes, set_id: int, export_ns: int) -> Datagrams:
+    def _template_message(self, body: bytes, set_id: int, export_ns: int) -> MessageBuffer:
         message = np.zeros(1, np.dtype([("head", _HEAD), ("set", _SET), ("body", f"V{len(body)}")]))
         self._head(message["head"], message.itemsize, export_ns)
         message["head"]["sequence"] = self._sequence & 0xFFFFFFFF
@@ -178,8 +178,8 @@ class Exporter:
         head["export_s"] = export_ns // 1_000_000_000
 
     def _messages(
-        self, ts: np.ndarray, values: np.ndarray, plan: _Plan, template_id: int, layout: Layout
-    ) -> Iterator[tuple[Datagrams, np.ndarray, np.ndarray]]:
+        self, ts: np.ndarray, values: np.ndarray, plan: _TemplatePlan, template_id: int, layout: Layout
+    ) -> Iterator[tuple[MessageBuffer, np.ndarray, np.ndarray]]:
         """Yield messages with the times of their first records and the numbers of their records; the last one has the rest."""
         fit = max(1, (layout.message_bytes_max - 20 - layout.tail) // plan.stride)
         each = min(layout.records, fit) if layout.records else fit
@@ -202,13 +202,13 @@ def enterprise(stat: sai.Stat) -> int:
     return halves[0] << 16 | halves[1]
 
 
-def stream(datagrams: Datagrams, messages: int = 0) -> Datagrams:
+def stream(datagrams: MessageBuffer, messages: int = 0) -> MessageBuffer:
     """Return the same messages, ``messages`` of them (or all) in one write each."""
     whole = list(datagrams)
     each = messages or len(whole) or 1
     parts = [b"".join(whole[first : first + each]) for first in range(0, len(whole), each)]
     lengths = np.array([len(part) for part in parts], np.int64)
-    return Datagrams(np.frombuffer(b"".join(parts), np.uint8), np.cumsum(lengths) - lengths, lengths)
+    return MessageBuffer(np.frombuffer(b"".join(parts), np.uint8), np.cumsum(lengths) - lengths, lengths)
 
 
 def _split(whole: Session) -> Iterator[Session]:
@@ -217,7 +217,7 @@ def _split(whole: Session) -> Iterator[Session]:
         yield replace(whole, objects=whole.objects[first : first + each], first=first)
 
 
-def _plan(one: Session, layout: Layout, template_id: int) -> _Plan:
+def _plan(one: Session, layout: Layout, template_id: int) -> _TemplatePlan:
     fields = [(_NANOSECONDS, 8)] if layout.time == "nanoseconds" else [(_SECONDS, 4), (_NANOSECONDS, 4)]
     template = [element.to_bytes(2, "big") + size.to_bytes(2, "big") for element, size in fields]
     at, runs = sum(size for _, size in fields), []
@@ -234,14 +234,14 @@ def _plan(one: Session, layout: Layout, template_id: int) -> _Plan:
             runs.append((at, width, column, column + 1))
         at += width
     head = template_id.to_bytes(2, "big") + len(template).to_bytes(2, "big")
-    return _Plan(head + b"".join(template), at, tuple(runs))
+    return _TemplatePlan(head + b"".join(template), at, tuple(runs))
 
 
 def _field(element: int, size: int, number: int) -> bytes:
     return (_ENTERPRISE | element).to_bytes(2, "big") + size.to_bytes(2, "big") + number.to_bytes(4, "big")
 
 
-def _write(records: np.ndarray, ts: np.ndarray, values: np.ndarray, plan: _Plan, layout: Layout) -> None:
+def _write(records: np.ndarray, ts: np.ndarray, values: np.ndarray, plan: _TemplatePlan, layout: Layout) -> None:
     """Write instants and values into the bytes of records, of shape (messages, records of each, stride)."""
 
     def put(at: int, numbers: np.ndarray, width: int) -> None:

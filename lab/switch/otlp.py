@@ -1,6 +1,6 @@
 """A sender of OTLP metrics over gRPC as SONiC's countersyncd is one: a gauge for each SAI statistic, named by numbers.
 
-Points are flushed when there are 10,000 of them or after a second. What the receiver refuses for now is sent again after 1 s, 2 s,
+GaugePoints are flushed when there are 10,000 of them or after a second. What the receiver refuses for now is sent again after 1 s, 2 s,
 4 s ... 10 s; after 30 refusals the points are given up and counted.
 """
 
@@ -18,7 +18,7 @@ from ...pipeline.clock import NS_PER_S, Clock
 from ...pipeline.errors import ServiceError
 from . import sai
 from .hft import Session
-from .script import Source
+from .script import SwitchSource
 
 # What OTLP calls retryable; an answer that came too late may mean that points arrive twice.
 _AGAIN = (
@@ -28,7 +28,7 @@ _AGAIN = (
 
 
 @dataclass(frozen=True, slots=True)
-class SenderConfig:
+class OtlpSenderConfig:
     """Where to send and how. ``ca`` verifies the receiver by TLS; with ``certificate`` and ``key`` the sender shows who it is.
 
     ``values`` are floating-point numbers as newer versions write them, or integers as older ones do. ``number_attributes``
@@ -50,7 +50,7 @@ class SenderConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class Points:
+class GaugePoints:
     """Values of one statistic: parallel columns of time (ns UTC), object number in the order of ``sai.objects``, and value."""
 
     stat: sai.Stat
@@ -59,7 +59,7 @@ class Points:
     value: np.ndarray
 
 
-def points(source: Source, sessions: Sequence[Session], ts: Sequence[int] | np.ndarray) -> list[Points]:
+def points(source: SwitchSource, sessions: Sequence[Session], ts: Sequence[int] | np.ndarray) -> list[GaugePoints]:
     """Return what the sessions read at the instants ``ts``, in time order within each statistic."""
     ts = np.asarray(ts, np.int64)
     state = source.at(ts)
@@ -68,17 +68,17 @@ def points(source: Source, sessions: Sequence[Session], ts: Sequence[int] | np.n
         objects = np.array(one.objects)
         for stat in one.stats:
             value = stat.values(state)[:, objects].reshape(-1)
-            made.append(Points(stat, np.repeat(ts, len(objects)), np.tile(objects, len(ts)), value))
+            made.append(GaugePoints(stat, np.repeat(ts, len(objects)), np.tile(objects, len(ts)), value))
     return made
 
 
-class Sender:
+class OtlpSender:
     """Sends points of one switch. Once ``ended`` is set nothing waits any more; ``stop`` sets it."""
 
-    def __init__(self, source: Source, config: SenderConfig, clock: Clock, ended: threading.Event | None = None) -> None:
+    def __init__(self, source: SwitchSource, config: OtlpSenderConfig, clock: Clock, ended: threading.Event | None = None) -> None:
         self._switch, self._config, self._clock = source.switch, config, clock
         self._names = {kind: sai.objects(source.switch, kind) for kind in (sai.PORT, sai.QUEUE, sai.POOL, sai.GROUP)}
-        self._held: list[Points] = []
+        self._held: list[GaugePoints] = []
         self._held_points, self._since_ns = 0, 0
         self._ended = ended or threading.Event()
         self._channel: grpc.Channel | None = None
@@ -96,7 +96,7 @@ class Sender:
             raise ServiceError(f"lab: {error.filename} cannot be read ({error.strerror})", "name the folder of the certificates") from None
         self._channel = grpc.secure_channel(config.address, grpc.ssl_channel_credentials(ca, key, certificate))
 
-    def send(self, some: Sequence[Points]) -> None:
+    def send(self, some: Sequence[GaugePoints]) -> None:
         """Take points, and flush what is enough or has waited long enough; blocks while the receiver refuses."""
         if not self._held:
             self._since_ns = self._clock.monotonic_ns()
@@ -141,20 +141,20 @@ class Sender:
         self.sent += _count(request) - rejected
         self.given_up += rejected
 
-    def _take(self, most: int) -> Iterator[Points]:
+    def _take(self, most: int) -> Iterator[GaugePoints]:
         while most and self._held:
             first = self._held[0]
             count = min(most, len(first.ts))
-            yield Points(first.stat, first.ts[:count], first.object[:count], first.value[:count])
+            yield GaugePoints(first.stat, first.ts[:count], first.object[:count], first.value[:count])
             if count == len(first.ts):
                 del self._held[0]
             else:
-                self._held[0] = Points(first.stat, first.ts[count:], first.object[count:], first.value[count:])
+                self._held[0] = GaugePoints(first.stat, first.ts[count:], first.object[count:], first.value[count:])
             most -= count
             self._held_points -= count
         self._since_ns = self._clock.monotonic_ns()
 
-    def _request(self, some: list[Points]) -> metrics_service_pb2.ExportMetricsServiceRequest:
+    def _request(self, some: list[GaugePoints]) -> metrics_service_pb2.ExportMetricsServiceRequest:
         request = metrics_service_pb2.ExportMetricsServiceRequest()
         resource = request.resource_metrics.add()
         resource.resource.attributes.add(key="service.name").value.string_value = "countersyncd"

@@ -13,7 +13,7 @@ ENCODINGS = (PROTO, JSON, JSON_IETF)
 _LOCALHOST = Element("localhost")
 
 
-class Asked:
+class RequestPath:
     """A path of a request: what it means, and the form in which answers have to be written.
 
     SONiC's database is named by the target, by the origin, or by the first element, with or without the name of the

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .script import FEC_BINS, PRIORITIES, State, Switch
+from .script import FEC_BINS, PRIORITIES, Switch, SwitchState
 
 PORT, QUEUE, POOL, GROUP = 1, 21, 24, 26
 # A vendor's own statistics are numbered from here.
@@ -32,7 +32,7 @@ class Stat:
     column: str
     index: int = -1
 
-    def values(self, state: State) -> np.ndarray:
+    def values(self, state: SwitchState) -> np.ndarray:
         """Return the value of every object of its type at every instant: shape (instants, objects), in the order of ``objects``."""
         if self.object_type == POOL:
             return state.pool(self.column)[:, None]

@@ -45,7 +45,7 @@ class Switch:
         return np.arange(1, len(self.ports) + 1)
 
 
-class State(Protocol):
+class SwitchState(Protocol):
     """What a switch counts at t instants. Names and units are those of the columns of the families; arrays are integers."""
 
     @property
@@ -80,13 +80,13 @@ class State(Protocol):
         ...
 
 
-class Source(Protocol):
+class SwitchSource(Protocol):
     """Who drives an exporter: a switch and its state at any instants."""
 
     @property
     def switch(self) -> Switch: ...
 
-    def at(self, ts: Sequence[int] | Array) -> State: ...
+    def at(self, ts: Sequence[int] | Array) -> SwitchState: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ class Shape:
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
+class _QueuePlan:
     """The queues that carry something, one element each."""
 
     port: Array
@@ -131,7 +131,7 @@ class _Inputs:
 
 
 class Script:
-    """A ``Source`` that is a pure function of its shape and of time."""
+    """A ``SwitchSource`` that is a pure function of its shape and of time."""
 
     def __init__(self, shape: Shape | None = None) -> None:
         self.shape = shape = shape or Shape()
@@ -151,7 +151,7 @@ class Script:
 
 
 class ScriptState:
-    """A ``State``, every column a closed form."""
+    """A ``SwitchState``, every column a closed form."""
 
     def __init__(self, script: Script, ts: Array) -> None:
         self._script, self._shape, self._plan = script, script.shape, script.plan
@@ -343,12 +343,12 @@ class ScriptState:
         return whole * us[0] + us[1], whole * frames[0] + frames[1], whole * over[0] + over[1]
 
 
-def _dropped(plan: _Plan, phase: Array) -> Array:
+def _dropped(plan: _QueuePlan, phase: Array) -> Array:
     excess = np.maximum(plan.arrive - plan.serve, 0)
     return np.maximum(excess * np.minimum(phase, plan.on) // plan.on - plan.buffer, 0)
 
 
-def _sent(plan: _Plan, phase: Array) -> Array:
+def _sent(plan: _QueuePlan, phase: Array) -> Array:
     """Return whole packets sent since the start of the period: all that was accepted, as far as the line has had time."""
     during = np.minimum(phase, plan.on)
     excess = np.maximum(plan.arrive - plan.serve, 0)
@@ -356,11 +356,11 @@ def _sent(plan: _Plan, phase: Array) -> Array:
     return np.minimum(accepted, plan.serve * phase) // plan.on
 
 
-def _peak(plan: _Plan) -> Array:
+def _peak(plan: _QueuePlan) -> Array:
     return np.minimum(np.maximum(plan.arrive - plan.serve, 0), plan.buffer)
 
 
-def _above(plan: _Plan, threshold: Array) -> tuple[Array, Array]:
+def _above(plan: _QueuePlan, threshold: Array) -> tuple[Array, Array]:
     """Return when in a period a queue rises above ``threshold`` packets and when it falls below; zeros where it never does."""
     excess, peak = np.maximum(plan.arrive - plan.serve, 1), _peak(plan)
     ever = peak > threshold
@@ -395,7 +395,7 @@ def _draws(seed: int, stream: int, count: int) -> Array:
     return ((mixed ^ (mixed >> np.uint64(31))) >> np.uint64(2)).astype(np.int64)
 
 
-def _plan(shape: Shape) -> tuple[_Plan, _Inputs]:
+def _plan(shape: Shape) -> tuple[_QueuePlan, _Inputs]:
     rows, inputs = [], []
     draw = iter(_draws(shape.seed, 1, 16 * shape.ports).tolist())
 
@@ -417,4 +417,4 @@ def _plan(shape: Shape) -> tuple[_Plan, _Inputs]:
         for port in range(4):
             add(base, offset, (port + 1) % 4, (port,), BACKGROUND, next(draw))
         add(base, offset, 0, (2,), CNP, next(draw))
-    return _Plan(*np.array(rows, np.int64).T), _Inputs(*np.array(inputs, np.int64).T)
+    return _QueuePlan(*np.array(rows, np.int64).T), _Inputs(*np.array(inputs, np.int64).T)

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from ...pipeline.errors import ServiceError
 from ...pipeline.memory import keep_freed
 from . import hft, roce, sai
 from .gnmi import Server, ServerConfig
-from .otlp import Sender, SenderConfig, points
+from .otlp import OtlpSender, OtlpSenderConfig, points
 from .script import LOSSLESS, Script, Shape
 from .sflow import NO_BUFFER_SPACE, Agent
 from .wire import Udp
@@ -70,7 +71,7 @@ class Lab:
         self._agent, self._counters_ns = Agent(self.script), 0
         lossless = hft.session(self.script, sai.QUEUE, config.queue_stats, (LOSSLESS,))
         self._sessions = [hft.session(self.script, sai.PORT, config.port_stats), lossless][: 2 if config.queue_stats else 1]
-        self._exporter = hft.Exporter(self.script, self._sessions, config.layout)
+        self._exporter = hft.HftExporter(self.script, self._sessions, config.layout)
         self._skipped, self._templates_ns = 0, 0
         self._hft_ns = now // config.poll_ns * config.poll_ns
         keep_freed()
@@ -114,14 +115,14 @@ class Lab:
         port = self._gnmi.port if self._gnmi else to["gnmi"]
         dial, take = self._tls()
         target = {"name": device, "address": f"{'localhost' if dial else '127.0.0.1'}:{port}", **(dial or {"insecure": True})}
-        named = f'devices = {{ "127.0.0.1" = "{device}" }}'
-        sections = {
-            "gnmi": [f"targets = [{_inline(target | {'packs': ['openconfig', 'sonic', 'lldp']})}]"],
-            "sflow": ["enabled = true", f"port = {to['sflow']}", f'devices = {{ "192.0.2.1" = "{device}" }}'],
-            "hft": ["enabled = true", f"port = {to['hft']}", named, f"sessions = {_inline({'*': str(self.sessions_file)})}"],
-            "otlp": ["enabled = true", f"port = {to['otlp']}", named, *(f"{key} = {json.dumps(value)}" for key, value in take.items())],
+        local, sessions = {"127.0.0.1": device}, {"*": str(self.sessions_file)}
+        sections: dict[str, dict[str, Any]] = {
+            "gnmi": {"targets": [target | {"packs": ["openconfig", "sonic", "lldp"]}]},
+            "sflow": {"enabled": True, "port": to["sflow"], "devices": {"192.0.2.1": device}},
+            "hft": {"enabled": True, "port": to["hft"], "devices": local, "sessions": sessions},
+            "otlp": {"enabled": True, "port": to["otlp"], "devices": local, **take},
         }
-        return "\n".join("\n".join((f"[collect.{name}]", *sections[name], "")) for name in self._config.only)
+        return collect_toml({name: sections[name] for name in self._config.only})
 
     def _tls(self) -> tuple[dict[str, str], dict[str, str]]:
         """Return what a client of gNMI and what a receiver of OTLP have to be told of the certificates."""
@@ -197,8 +198,8 @@ class Lab:
         ca, certificate, key = ((folder / name if folder else None) for name in ("ca.crt", "client.crt", "client.key"))
         shows = certificate if certificate and certificate.exists() else None
         address = f"localhost:{self._to['otlp']}" if ca else f"127.0.0.1:{self._to['otlp']}"
-        config = SenderConfig(address, ca if ca and ca.exists() else None, shows, key if shows else None)
-        sender = Sender(self.script, config, self._clock, self._ended)
+        config = OtlpSenderConfig(address, ca if ca and ca.exists() else None, shows, key if shows else None)
+        sender = OtlpSender(self.script, config, self._clock, self._ended)
         sender.start()
         while not self._ended.is_set():
             now = self._clock.now_ns() // NS_PER_S * NS_PER_S
@@ -207,6 +208,17 @@ class Lab:
         sender.stop()
 
 
-def _inline(table: dict[str, Any]) -> str:
-    """Return an inline table of TOML, whose texts, numbers and lists are written as JSON's."""
-    return "{ " + ", ".join(f"{json.dumps(key)} = {json.dumps(value)}" for key, value in table.items()) + " }"
+def collect_toml(sections: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the sections ``[collect.*]`` of a configuration as TOML."""
+    return "\n".join(
+        f"[collect.{name}]\n" + "".join(f"{key} = {_toml(value)}\n" for key, value in section.items()) for name, section in sections.items()
+    )
+
+
+def _toml(value: Any) -> str:
+    """Return a value as TOML: texts, numbers and booleans are written as in JSON, tables inline."""
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{json.dumps(key)} = {_toml(one)}" for key, one in value.items()) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return json.dumps(value)

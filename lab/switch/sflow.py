@@ -11,24 +11,24 @@ from typing import Any
 import numpy as np
 
 from .roce import Flows
-from .script import LOSSLESS, Source, State
-from .wire import Datagrams, join, rows
+from .script import LOSSLESS, SwitchSource, SwitchState
+from .wire import MessageBuffer, join, rows
 
 FLOW, COUNTERS, FLOW_EXPANDED, COUNTERS_EXPANDED, DISCARDED = 1, 2, 3, 4, 5
 NO_BUFFER_SPACE, RED, ACL = 259, 260, 258
 
-Layout = list[tuple[str, Any]]
+Fields = list[tuple[str, Any]]
 
 
-def _words(*names: str) -> Layout:
+def _words(*names: str) -> Fields:
     return [(name, ">u4") for name in names]
 
 
-def _record(name: str, body: Layout) -> tuple[str, Any]:
+def _record(name: str, body: Fields) -> tuple[str, Any]:
     return (name, [*_words("tag", "length"), ("body", body)])
 
 
-GENERIC: Layout = [
+GENERIC: Fields = [
     *_words("index", "type"),
     ("speed", ">u8"),
     *_words("direction", "status"),
@@ -40,14 +40,14 @@ ETHERNET = _words(
     *("alignment", "fcs", "single", "multiple", "sqe", "deferred", "late", "excessive", "tx_internal", "carrier", "too_long"),
     *("rx_internal", "symbol"),
 )
-INFINIBAND: Layout = [
+INFINIBAND: Fields = [
     *(("tx_packets", ">u8"), ("rx_packets", ">u8")),
     *_words("symbol", "recovery", "downed", "rx", "remote", "relay", "tx_discards", "tx_constraint", "rx_constraint", "integrity"),
     *_words("overrun", "vl15"),
 ]
 LANES = 4
 LANE = _words("index", "bias", "tx", "tx_min", "tx_max", "tx_wavelength", "rx", "rx_min", "rx_max", "rx_wavelength")
-OPTICS: Layout = [*_words("module", "lanes", "millivolts", "millidegrees", "count"), ("lane", (np.dtype(LANE), (LANES,)))]
+OPTICS: Fields = [*_words("module", "lanes", "millivolts", "millidegrees", "count"), ("lane", (np.dtype(LANE), (LANES,)))]
 QUEUE_LENGTH = _words(
     *("queue", "segment_bytes", "segments", "length_0", "length_1", "length_2", "length_4", "length_8", "length_32", "length_128"),
     *("length_1024", "length_more", "dropped"),
@@ -55,7 +55,7 @@ QUEUE_LENGTH = _words(
 # What a flow sample says beside the packet's header, one word each.
 FLOW_RECORDS = {"queue": 1036, "transit": 1039, "depth": 1040}
 # Name: structure number, body.
-RECORDS: dict[str, tuple[int, Layout]] = {
+RECORDS: dict[str, tuple[int, Fields]] = {
     "generic": (1, GENERIC),
     "ethernet": (2, ETHERNET),
     "infiniband": (9, INFINIBAND),
@@ -81,7 +81,7 @@ class AgentConfig:
 class Agent:
     """Makes the datagrams of one sub-agent; sequence numbers begin anew when the switch boots or ``restart`` is called."""
 
-    def __init__(self, source: Source, config: AgentConfig | None = None) -> None:
+    def __init__(self, source: SwitchSource, config: AgentConfig | None = None) -> None:
         self._source, self._config = source, config or AgentConfig()
         packed = ipaddress.ip_address(self._config.address).packed
         self._address = np.frombuffer(packed, np.uint8)
@@ -94,7 +94,7 @@ class Agent:
         self._sequence = 0
         self._of_source = {kind: np.zeros(ports, np.int64) for kind in (COUNTERS, FLOW, DISCARDED)}
 
-    def counters(self, ts: int) -> Datagrams:
+    def counters(self, ts: int) -> MessageBuffer:
         """Return the counter samples of all ports at ``ts``."""
         state = self._at(ts)
         ports = np.arange(len(self._source.switch.ports))
@@ -107,7 +107,7 @@ class Agent:
             parts.append(self._pack(self._counter_samples(state, some, int(width)), ts))
         return join(parts)
 
-    def flows(self, flows: Flows, ts: int) -> Datagrams:
+    def flows(self, flows: Flows, ts: int) -> MessageBuffer:
         """Return flow samples: the packet's header, its egress queue, the delay in the switch, the depth of the queue."""
         self._at(ts)
         expanded = self._config.expanded
@@ -131,7 +131,7 @@ class Agent:
             sample[name]["body"]["value"] = np.minimum(values[name], 0xFFFFFFFF)
         return self._pack(sample, ts)
 
-    def discards(self, flows: Flows, reasons: np.ndarray, ts: int) -> Datagrams:
+    def discards(self, flows: Flows, reasons: np.ndarray, ts: int) -> MessageBuffer:
         """Return notifications of packets that were dropped, each with its reason, header and egress queue."""
         self._at(ts)
         sample = self._samples(
@@ -147,7 +147,7 @@ class Agent:
         sample["queue"]["body"]["value"] = flows.queue
         return self._pack(sample, ts)
 
-    def _at(self, ts: int) -> State:
+    def _at(self, ts: int) -> SwitchState:
         state = self._source.at([ts])
         boot = int(state.boot_ts[0])
         if boot != self._boot_ts:
@@ -155,7 +155,7 @@ class Agent:
             self.restart()
         return state
 
-    def _samples(self, count: int, kind: int, head: Layout, records: list[tuple[int, str, Layout]]) -> np.ndarray:
+    def _samples(self, count: int, kind: int, head: Fields, records: list[tuple[int, str, Fields]]) -> np.ndarray:
         """Return zeroed samples with all tags and lengths in place."""
         dtype = np.dtype([*_words("tag", "length"), *head, *(_record(name, body) for _, name, body in records)])
         sample = np.zeros(count, dtype)
@@ -175,10 +175,10 @@ class Agent:
         numbers += counts
         return rank
 
-    def _pack(self, samples: np.ndarray, ts: int) -> Datagrams:
+    def _pack(self, samples: np.ndarray, ts: int) -> MessageBuffer:
         """Return datagrams of as many samples as fit, the last one with the rest."""
         address_type = 1 if len(self._address) == 4 else 2
-        head: Layout = [*_words("version", "address_type"), ("address", ("u1", (len(self._address),)))]
+        head: Fields = [*_words("version", "address_type"), ("address", ("u1", (len(self._address),)))]
         head += _words("sub_agent", "sequence", "uptime_ms", "count")
         fit = max(1, (self._config.datagram_bytes_max - np.dtype(head).itemsize) // samples.dtype.itemsize)
         parts = []
@@ -199,7 +199,7 @@ class Agent:
             parts.append(rows(datagram))
         return join(parts)
 
-    def _counter_samples(self, state: State, ports: np.ndarray, name_bytes: int) -> np.ndarray:
+    def _counter_samples(self, state: SwitchState, ports: np.ndarray, name_bytes: int) -> np.ndarray:
         expanded = self._config.expanded
         head = [("index_type", ">u4"), ("source", ">u4")] if expanded else [("source", ">u4")]
         bodies = dict(RECORDS)
@@ -218,7 +218,7 @@ class Agent:
         return sample
 
 
-def _generic(body: np.ndarray, source: Source, state: State, ports: np.ndarray) -> None:
+def _generic(body: np.ndarray, source: SwitchSource, state: SwitchState, ports: np.ndarray) -> None:
     body["index"], body["type"], body["direction"] = source.switch.if_indexes[ports], 6, 1
     body["speed"] = state.port("speed_bps")[0, ports]
     body["status"] = state.port("admin_up")[0, ports] | state.port("oper_up")[0, ports] << 1
@@ -232,17 +232,17 @@ def _generic(body: np.ndarray, source: Source, state: State, ports: np.ndarray) 
         body[name] = 0xFFFFFFFF
 
 
-def _ethernet(body: np.ndarray, source: Source, state: State, ports: np.ndarray) -> None:
+def _ethernet(body: np.ndarray, source: SwitchSource, state: SwitchState, ports: np.ndarray) -> None:
     body["fcs"], body["symbol"] = state.port("fcs_errors")[0, ports], state.port("symbol_errors")[0, ports]
 
 
-def _infiniband(body: np.ndarray, source: Source, state: State, ports: np.ndarray) -> None:
+def _infiniband(body: np.ndarray, source: SwitchSource, state: SwitchState, ports: np.ndarray) -> None:
     body["tx_packets"], body["rx_packets"] = state.port("tx_packets")[0, ports], state.port("rx_packets")[0, ports]
     body["symbol"], body["downed"] = state.port("symbol_errors")[0, ports], state.port("carrier_changes")[0, ports] // 2
     body["tx_discards"] = state.port("tx_discards")[0, ports]
 
 
-def _optics(body: np.ndarray, source: Source, state: State, ports: np.ndarray) -> None:
+def _optics(body: np.ndarray, source: SwitchSource, state: SwitchState, ports: np.ndarray) -> None:
     body["module"], body["lanes"], body["count"] = source.switch.if_indexes[ports], LANES, LANES
     body["millivolts"], body["millidegrees"] = 3300, 40_000 + 250 * (ports % 16)
     lane = body["lane"]
@@ -251,7 +251,7 @@ def _optics(body: np.ndarray, source: Source, state: State, ports: np.ndarray) -
         lane[side], lane[f"{side}_min"], lane[f"{side}_max"], lane[f"{side}_wavelength"] = power, power - 200, power + 200, 1310
 
 
-def _queue_length(body: np.ndarray, source: Source, state: State, ports: np.ndarray) -> None:
+def _queue_length(body: np.ndarray, source: SwitchSource, state: SwitchState, ports: np.ndarray) -> None:
     """Packets that met the marking threshold's fill, and those that met less, as the two ends of the histogram."""
     marked = state.queue("ecn_marked_packets")[0, ports, LOSSLESS]
     body["queue"], body["segment_bytes"], body["segments"] = LOSSLESS, 256, 8192
@@ -259,7 +259,7 @@ def _queue_length(body: np.ndarray, source: Source, state: State, ports: np.ndar
     body["dropped"] = state.queue("dropped_packets")[0, ports, LOSSLESS]
 
 
-def _raw(flows: Flows) -> Layout:
+def _raw(flows: Flows) -> Fields:
     size = flows.header.shape[1]
     return [*_words("protocol", "frame_length", "stripped", "header_length"), ("header", ("u1", (-(-size // 4) * 4,)))]
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import sai
-from .script import PRIORITIES, Source, State, Switch
+from .script import PRIORITIES, Switch, SwitchSource, SwitchState
 
 OPENCONFIG, SONIC = "openconfig", "sonic-db"
 DATABASE = "COUNTERS_DB"
@@ -63,7 +63,7 @@ class Tree:
 
     origin: str
     leaves: tuple[Leaf, ...]
-    read: Callable[[State], dict[str, list[Any]]]
+    read: Callable[[SwitchState], dict[str, list[Any]]]
 
 
 def matches(pattern: Sequence[Element], leaf: Leaf, origin: str) -> bool:
@@ -92,7 +92,7 @@ def _match(pattern: tuple[Element, ...], elements: tuple[Element, ...]) -> bool:
     return here and _match(pattern[1:], elements[1:])
 
 
-def openconfig(source: Source) -> Tree:
+def openconfig(source: SwitchSource) -> Tree:
     """Return OpenConfig's interfaces, Ethernet counters, queues, neighbours and system."""
     switch = source.switch
     leaves = (*_interfaces(switch), *_queues(switch), *_neighbours(switch), *_system())
@@ -162,7 +162,7 @@ def _system() -> Iterator[Leaf]:
     yield Leaf((*state, Element("boot-time")), "uint", "boot-time", 0, 2)
 
 
-def _openconfig_columns(switch: Switch, state: State) -> dict[str, list[Any]]:
+def _openconfig_columns(switch: Switch, state: SwitchState) -> dict[str, list[Any]]:
     up = state.port("oper_up")[0].astype(bool).tolist()
     columns: dict[str, list[Any]] = {
         "name": list(switch.ports),
@@ -185,7 +185,7 @@ def _openconfig_columns(switch: Switch, state: State) -> dict[str, list[Any]]:
     return columns
 
 
-def sonic(source: Source) -> Tree:
+def sonic(source: SwitchSource) -> Tree:
     """Return the virtual paths of COUNTERS_DB: ports, their queues, and the periodic watermarks of queues and priority groups."""
     switch = source.switch
     tables = (

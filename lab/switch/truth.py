@@ -3,7 +3,7 @@
 import numpy as np
 import polars as pl
 
-from .script import FEC_BINS, PRIORITIES, State, Switch
+from .script import FEC_BINS, PRIORITIES, Switch, SwitchState
 
 PORT_COLUMNS = (
     *("speed_bps", "oper_up", "admin_up"),
@@ -20,7 +20,7 @@ POOL_COLUMNS = ("occupancy_bytes", "watermark_bytes", "dropped_packets")
 _BOOLEANS = ("oper_up", "admin_up")
 
 
-def port_frame(switch: Switch, state: State) -> pl.DataFrame:
+def port_frame(switch: Switch, state: SwitchState) -> pl.DataFrame:
     """Return one row per instant and port: ``ts, boot_ts, device, port`` and the columns of family ``port`` that the switch has."""
     columns = {name: _column(name, state.port(name)) for name in PORT_COLUMNS}
     bins = pl.Series("fec_bins", state.fec_bins.reshape(-1, FEC_BINS).astype(np.uint64)).arr.to_list()
@@ -29,7 +29,7 @@ def port_frame(switch: Switch, state: State) -> pl.DataFrame:
     )
 
 
-def queue_frame(switch: Switch, state: State) -> pl.DataFrame:
+def queue_frame(switch: Switch, state: SwitchState) -> pl.DataFrame:
     """Return the rows of family ``queue``: egress queues and priorities (tx), ingress priority groups (rx), the shared buffer (pool)."""
     ports = np.repeat(np.array(switch.ports, object), PRIORITIES).tolist()
     queues = [str(number) for number in range(PRIORITIES)] * len(switch.ports)
@@ -42,7 +42,7 @@ def queue_frame(switch: Switch, state: State) -> pl.DataFrame:
 
 
 def _part(
-    switch: Switch, state: State, ports: list[str], queues: list[str], direction: str, columns: dict[str, np.ndarray]
+    switch: Switch, state: SwitchState, ports: list[str], queues: list[str], direction: str, columns: dict[str, np.ndarray]
 ) -> pl.DataFrame:
     instants = len(state.ts)
     return _frame(switch, state, len(ports)).with_columns(
@@ -53,7 +53,7 @@ def _part(
     )
 
 
-def _frame(switch: Switch, state: State, objects: int) -> pl.DataFrame:
+def _frame(switch: Switch, state: SwitchState, objects: int) -> pl.DataFrame:
     times = {"ts": np.repeat(state.ts, objects), "boot_ts": np.repeat(state.boot_ts, objects)}
     return pl.DataFrame(times).with_columns(pl.lit(switch.device).alias("device"))
 

@@ -29,7 +29,7 @@ _MMSGHDR = np.dtype(
 
 
 @dataclass(frozen=True, slots=True)
-class Datagrams:
+class MessageBuffer:
     """Messages in one buffer of bytes: where each begins and how long it is."""
 
     buffer: np.ndarray
@@ -44,19 +44,19 @@ class Datagrams:
             yield self.buffer[offset : offset + length].tobytes()
 
 
-def rows(array: np.ndarray) -> Datagrams:
+def rows(array: np.ndarray) -> MessageBuffer:
     """Return one datagram for each element of an array of any fixed layout, without a copy."""
     array = np.ascontiguousarray(array)
     size = array.nbytes // len(array) if len(array) else 0
-    return Datagrams(array.reshape(-1).view(np.uint8), np.arange(len(array)) * size, np.full(len(array), size))
+    return MessageBuffer(array.reshape(-1).view(np.uint8), np.arange(len(array)) * size, np.full(len(array), size))
 
 
-def join(parts: list[Datagrams]) -> Datagrams:
+def join(parts: list[MessageBuffer]) -> MessageBuffer:
     """Return the datagrams of all parts, in order."""
     if len(parts) == 1:
         return parts[0]
     starts = np.cumsum([0] + [len(part.buffer) for part in parts])
-    return Datagrams(
+    return MessageBuffer(
         np.concatenate([np.empty(0, np.uint8), *(part.buffer for part in parts)]),
         np.concatenate([np.empty(0, np.int64), *(part.offsets + start for part, start in zip(parts, starts[:-1], strict=True))]),
         np.concatenate([np.empty(0, np.int64), *(part.lengths for part in parts)]),
@@ -82,7 +82,7 @@ class Udp:
             self.stop()
             raise ServiceError(f"lab: cannot send to {self._to[0]} ({error.strerror})", "write an address of this machine") from None
 
-    def send(self, datagrams: Datagrams, rate: float | None = None) -> None:
+    def send(self, datagrams: MessageBuffer, rate: float | None = None) -> None:
         """Send all, at ``rate`` datagrams per second if there is one."""
         step = CALL_MESSAGES_MAX if rate is None else min(CALL_MESSAGES_MAX, max(1, int(rate * PACE_S)))
         began = self._clock.monotonic_ns()
@@ -97,7 +97,7 @@ class Udp:
             self._socket.close()
         self._socket = None
 
-    def _some(self, datagrams: Datagrams, first: int, last: int) -> None:
+    def _some(self, datagrams: MessageBuffer, first: int, last: int) -> None:
         assert self._socket is not None
         if self._sendmmsg is None:
             for offset, length in zip(datagrams.offsets[first:last].tolist(), datagrams.lengths[first:last].tolist(), strict=True):
@@ -148,7 +148,7 @@ class Tcp:
         self._socket.settimeout(None)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
-    def send(self, messages: Datagrams, piece_bytes: int = 0) -> None:
+    def send(self, messages: MessageBuffer, piece_bytes: int = 0) -> None:
         """Send all, in writes of so many bytes if told, which need not end where a message does."""
         assert self._socket is not None
         whole = memoryview(contents(messages))
@@ -175,6 +175,6 @@ def free_port() -> int:
             return stream.getsockname()[1]
 
 
-def contents(messages: Datagrams) -> bytes:
+def contents(messages: MessageBuffer) -> bytes:
     """Return all messages in order as one run of bytes, as a stream or a file has them."""
     return b"".join(messages)

@@ -13,12 +13,11 @@ import numpy as np
 
 from ...pipeline.clock import NS_PER_MS, NS_PER_S, Clock
 from ...pipeline.errors import ServiceError
-from ..fabric.fabric import HOP_NS, Fabric, Step
-from ..fabric.state import PACKET_BYTES
-from ..switch import hft, roce, sai
+from ..fabric.fabric import Fabric, Step
+from ..switch import hft, sai
 from ..switch.gnmi import Server, ServerConfig
 from ..switch.hft import Session
-from ..switch.otlp import Points, Sender, SenderConfig, points
+from ..switch.otlp import GaugePoints, OtlpSender, OtlpSenderConfig, points
 from ..switch.script import LOSSLESS
 from ..switch.sflow import Agent, AgentConfig
 from ..switch.wire import Udp, free_port
@@ -89,7 +88,7 @@ class Carriers:
             self._udp[name].start()
         if "hft" in self._taps:
             tap = self._taps["hft"]
-            self._exporter = hft.Exporter(tap, _sessions(tap, _BYTES + _PORT), hft.Layout(records=10, message_bytes_max=9000))
+            self._exporter = hft.HftExporter(tap, _sessions(tap, _BYTES + _PORT), hft.Layout(records=10, message_bytes_max=9000))
             self._write(self._folder / "hft-sessions.json", json.dumps(self._exporter.side_channel(), indent=1))
         if "sflow" in self._taps:
             rate = max(1, self._fabric.config.packet_sampling)
@@ -162,17 +161,16 @@ class Carriers:
             self._hft_ns = int(due[-1]) + POLL_NS
 
     def _send_sflow(self, udp: Udp, step: Step, until_ns: int) -> None:
-        tap = self._taps["sflow"]
         if until_ns - self._sflow_ns >= NS_PER_S:
             self._sflow_ns = until_ns
             udp.send(self._agent.counters(until_ns))
-        for flows in sampled(self._fabric, tap, step).values():
+        for flows in self._taps["sflow"].sampled(export.sampled(self._fabric, step)):
             udp.send(self._agent.flows(flows, until_ns))
 
     def _run_otlp(self) -> None:
         tap = self._taps["otlp"]
         fast, slow = _sessions(tap, _BYTES)[:1], _sessions(tap, _PORT)
-        sender = Sender(tap, SenderConfig(f"127.0.0.1:{self._ports['otlp']}", pause_s_max=1.0), self._time, self._ended)
+        sender = OtlpSender(tap, OtlpSenderConfig(f"127.0.0.1:{self._ports['otlp']}", pause_s_max=1.0), self._time, self._ended)
         sender.start()
         last_ns = self._time.until_ns
         while not self._clock.wait(0.2, self._ended):
@@ -180,7 +178,7 @@ class Carriers:
             # While nobody listens the sender waits; what was before is gone, as the switch keeps no more.
             last_ns = max(last_ns, until_ns - NS_PER_S)
             if until_ns > last_ns:
-                made: list[Points] = points(tap, fast, np.arange(last_ns + OTLP_POLL_NS, until_ns + 1, OTLP_POLL_NS))
+                made: list[GaugePoints] = points(tap, fast, np.arange(last_ns + OTLP_POLL_NS, until_ns + 1, OTLP_POLL_NS))
                 sender.send(made + points(tap, slow, [until_ns]))
                 last_ns = until_ns
         sender.stop()
@@ -194,24 +192,3 @@ def _sessions(tap: Tap, ports: tuple[str, ...]) -> list[Session]:
         hft.session(tap, sai.GROUP, _GROUP, (LOSSLESS,)),
         hft.session(tap, sai.POOL, ("WATERMARK_BYTES",)),
     ]
-
-
-def sampled(fabric: Fabric, tap: Tap, step: Step) -> dict[int, roce.Flows]:
-    """Return the packets of a step that this leaf samples on their way in from their senders, by operation."""
-    flows, topology = fabric.world.flows, fabric.topology
-    packets = export.sampled(fabric, step)
-    mine = packets.pick(topology.leaf[flows.source[packets.flow]] == topology.device_names.index(tap.device))
-    made = {}
-    for opcode, some in mine.by_operation():
-        who, count = some.flow, len(some.flow)
-        came, went = 2 * flows.source[who] + 1, flows.path[who, 1]
-        row = ((some.at_ns - step.first_ns) // fabric.config.sample_ns).clip(0, len(step.depth) - 1)
-        depth = step.depth[row, went]
-        here = np.searchsorted(tap.ports, came), np.searchsorted(tap.ports, went)
-        ends = roce.Ends(*here, (10 << 24) + flows.source[who], (10 << 24) + flows.target[who], flows.entropy[who])
-        header = roce.headers(ends, opcode, flows.queue_pair[who], some.psn, some.marked)
-        length = roce.wire_bytes(opcode) + 4
-        assert length == PACKET_BYTES + (16 if opcode == roce.WRITE_FIRST else 0)
-        delay = (depth * 8e9 / topology.speed_bps[went]).astype(np.int64) + HOP_NS
-        made[opcode] = roce.Flows(*here, np.full(count, LOSSLESS), delay, depth, np.full(count, length), header)
-    return made

@@ -12,17 +12,17 @@ import polars as pl
 
 from ...pipeline.clock import NS_PER_MS, NS_PER_S
 from ...pipeline.tables.families import FAMILIES
-from ..fabric.fabric import Fabric, Reading, Step
-from ..fabric.faults import Fault
+from ..fabric.fabric import Fabric, FabricCounters, Step
+from ..fabric.faults import InjectedFault
 from ..fabric.rng import unit, units, units_of
 from ..fabric.state import PACKET_BYTES, PAYLOAD_BYTES
 from ..fabric.topology import HOST
+from ..switch.roce import WRITE_FIRST, WRITE_LAST, WRITE_MIDDLE
 
 SOURCE = "lab"
 QUEUE = "3"  # the lossless priority
 DSCP = 26
 POOL = "lossless"
-WRITE_FIRST, WRITE_MIDDLE, WRITE_LAST = 6, 7, 8
 MESSAGE_PACKETS = 256  # of an RDMA write of 1 MiB
 NONE, CONGESTED = 2, 3  # ECN field: capable, congestion experienced
 SKEW_DRAW, LOSS_DRAW, MARK_DRAW = 11 << 40, 12 << 40, 13 << 40
@@ -61,7 +61,7 @@ def sampled(fabric: Fabric, step: Step) -> Packets:
     return Packets(flow, at, opcode, psn, units_of(fabric.seed, MARK_DRAW + flow, number) < chance / 2**40)
 
 
-class Exporter:
+class FabricExporter:
     """Turns the steps of one fabric into frames, each step once and in order; its state is what readings are compared with."""
 
     def __init__(self, fabric: Fabric) -> None:
@@ -140,7 +140,7 @@ class Exporter:
             (pl.col(name) if name in frame.columns else pl.lit(None)).cast(dtype).alias(name) for name, dtype in table.polars.items()
         )
 
-    def _active(self, kind: str, device: int, at_ns: int) -> Fault | None:
+    def _active(self, kind: str, device: int, at_ns: int) -> InjectedFault | None:
         """Return the fault of this kind that a device has at a time since the fabric's start."""
         return next((f for f in self._faults if f.kind == kind and f.place == self._names[device] and f.begin_ns <= at_ns < f.end_ns), None)
 
@@ -239,7 +239,7 @@ class Exporter:
         device = pairs[:, 0] // topology.rails
         return self._rows("latency", at, device, src=addresses[pairs[:, 0]], dst=addresses[pairs[:, 1]], kind="probe", values_ns=values)
 
-    def _reading(self, reading: Reading) -> dict[str, pl.DataFrame]:
+    def _reading(self, reading: FabricCounters) -> dict[str, pl.DataFrame]:
         nvlink, gpu = self._gpu_rows(reading)
         return {
             "port": self._port_rows(reading),
@@ -249,7 +249,7 @@ class Exporter:
             "gpu": gpu,
         }
 
-    def _port_rows(self, reading: Reading) -> pl.DataFrame:
+    def _port_rows(self, reading: FabricCounters) -> pl.DataFrame:
         topology, read = self._topology, reading.ports
         ports = np.arange(topology.ports)
         far = ports ^ 1
@@ -282,7 +282,7 @@ class Exporter:
             ecn_marked_packets=read["marked"].astype(np.int64),
         )
 
-    def _queue_rows(self, reading: Reading) -> pl.DataFrame:
+    def _queue_rows(self, reading: FabricCounters) -> pl.DataFrame:
         """Return egress queues, ingress priority groups and buffers of the switches."""
         topology, read, at = self._topology, reading.ports, self._fabric.config.start_ns + reading.at_ns
         ports = np.flatnonzero(topology.tier[topology.owner] > HOST)
@@ -324,7 +324,7 @@ class Exporter:
         pool = self._rows("queue", at, switches, port="", queue=POOL, direction="pool", occupancy_bytes=used)
         return pl.concat([out, into, pool])
 
-    def _nic_rows(self, reading: Reading) -> pl.DataFrame:
+    def _nic_rows(self, reading: FabricCounters) -> pl.DataFrame:
         topology, read, counters = self._topology, reading.ports, reading.adapters
         adapters = np.arange(topology.adapters)
         tx_bytes = read["sent"][2 * adapters]
@@ -350,7 +350,7 @@ class Exporter:
             **nothing,
         )
 
-    def _gpu_rows(self, reading: Reading) -> tuple[pl.DataFrame, pl.DataFrame]:
+    def _gpu_rows(self, reading: FabricCounters) -> tuple[pl.DataFrame, pl.DataFrame]:
         topology, at = self._topology, self._fabric.config.start_ns + reading.at_ns
         gpus = np.arange(topology.gpus)
         device, number = gpus // topology.rails, np.array([str(gpu % topology.rails) for gpu in gpus])

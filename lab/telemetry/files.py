@@ -28,16 +28,16 @@ from ...collectors.recordings.recording import Recorder
 from ...pipeline.clock import NS_PER_S, ManualClock
 from ...pipeline.errors import ServiceError
 from ..fabric.answers import Answers
-from ..fabric.fabric import HOP_NS, Fabric, FabricConfig, Step
+from ..fabric.fabric import Fabric, FabricConfig, Step
 from ..fabric.topology import HOST
 from ..switch import hft, roce, sai
 from ..switch.gnmi import Stream
 from ..switch.script import LOSSLESS
 from ..switch.sflow import Agent, AgentConfig
 from ..switch.tree import DATABASE, Element, Leaf
-from ..switch.wire import Datagrams
-from .export import Exporter, Packets, sampled
-from .tap import Tap
+from ..switch.wire import MessageBuffer
+from .export import FabricExporter, Packets, sampled
+from .tap import Tap, address_of
 
 # Calls of the fabric, and what counters by gNMI are apart.
 STEP_NS = NS_PER_S
@@ -53,7 +53,7 @@ _PCAP_HEAD = struct.pack("<IHHiIII", 0xA1B23C4D, 2, 4, 0, 0, 262_144, 1)  # time
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class RecordProgress:
     """How far a run is, in ns of its own time, and what was written so far."""
 
     done_ns: int
@@ -65,14 +65,14 @@ class Files:
 
     def __init__(self, folder: Path, config: FabricConfig, seed: int) -> None:
         self._folder, self._fabric = folder, Fabric(config, seed)
-        self._exporter = Exporter(self._fabric)
+        self._exporter = FabricExporter(self._fabric)
         topology = self._fabric.topology
         self._switches = [_Switch(self._fabric, self._exporter, n) for n in range(topology.first_switch, len(topology.tier))]
         self._ping = _Ping(self._fabric)
         self._recorder = Recorder(folder / "hosts.weft", ManualClock(config.start_ns))
         self._hosts = [name for name, tier in zip(topology.device_names, topology.tier.tolist(), strict=True) if tier == HOST]
 
-    def write(self, until_ns: int, progress: Callable[[Progress], None] = lambda _progress: None) -> None:
+    def write(self, until_ns: int, progress: Callable[[RecordProgress], None] = lambda _progress: None) -> None:
         """Run to ``until_ns`` since the start and write everything.
 
         Raises ``ServiceError`` where the folder is there already or cannot be written.
@@ -89,7 +89,7 @@ class Files:
                     step = self._fabric.advance(min(until_ns, self._fabric.now_ns + STEP_NS))
                     answers.write(step)
                     self._step(step, samples, pings)
-                    progress(Progress(step.until_ns, samples.bytes + pings.bytes + sum(switch.bytes for switch in self._switches)))
+                    progress(RecordProgress(step.until_ns, samples.bytes + pings.bytes + sum(switch.bytes for switch in self._switches)))
             answers.close()
             self._recorder.close()
             (folder / INDEX).write_text(self._index())
@@ -138,7 +138,7 @@ class Files:
 class _Switch:
     """One switch and its exporters."""
 
-    def __init__(self, fabric: Fabric, exporter: Exporter, device: int) -> None:
+    def __init__(self, fabric: Fabric, exporter: FabricExporter, device: int) -> None:
         self._fabric, self._exporter, self._device = fabric, exporter, device
         self.name = fabric.topology.device_names[device]
         config = fabric.config
@@ -151,7 +151,7 @@ class _Switch:
             hft.session(self._tap, sai.PORT, ("IF_IN_OCTETS", "IF_OUT_OCTETS")),
             hft.session(self._tap, sai.QUEUE, ("CURR_OCCUPANCY_BYTES",), (LOSSLESS,)),
         ]
-        self._hft = hft.Exporter(self._tap, sessions, hft.Layout(records=10))
+        self._hft = hft.HftExporter(self._tap, sessions, hft.Layout(records=10))
         self._gnmi = Stream(self._tap, ManualClock(config.start_ns), _SUBSCRIPTIONS)
         self._begun = False
         self.bytes = 0
@@ -188,28 +188,11 @@ class _Switch:
 
     def sample(self, packets: Packets, tick: int, out: "_Pcap") -> None:
         """Write the datagrams with what was sampled in the ``SFLOW_NS`` before ``tick``, the packets that came from adapters."""
-        mine = self._fabric.topology.leaf[self._fabric.world.flows.source[packets.flow]] == self._device
-        if not mine.any() or self._exporter.lost(self._device, tick):
+        if self._exporter.lost(self._device, tick):
             return
         ts = self._fabric.config.start_ns + tick
-        for opcode, some in packets.pick(mine).by_operation():
-            out.write(self._agent.flows(self._flows(some, opcode), ts), ts, self.address, SFLOW_PORT)
-
-    def _flows(self, packets: Packets, opcode: int) -> roce.Flows:
-        """Return sampled packets of one operation as an agent takes them; depth and delay are those of their egress queue."""
-        flows, start, flow = self._fabric.world.flows, self._fabric.config.start_ns, packets.flow
-        source, target = flows.source[flow], flows.target[flow]
-        ingress = np.searchsorted(self._tap.ports, 2 * source + 1)
-        # A flow that is led another way by now counts on the way that it has now.
-        leaving = np.where(flows.path[flow, 1] >= 0, flows.path[flow, 1], 2 * target + 1)
-        egress = np.searchsorted(self._tap.ports, leaving).clip(max=len(self._tap.ports) - 1)
-        ends, _, _, depths = self._tap.samples()
-        depth = depths[np.searchsorted(ends, start + packets.at_ns).clip(max=len(ends) - 1), egress]
-        delay = depth * 8 * NS_PER_S // self._tap.speeds[egress] + HOP_NS
-        between = roce.Ends(source, target, _address(source), _address(target), flows.entropy[flow])
-        header = roce.headers(between, opcode, flows.queue_pair[flow], packets.psn, packets.marked)
-        length = np.full(len(flow), roce.wire_bytes(opcode) + 4)
-        return roce.Flows(ingress, egress, np.full(len(flow), LOSSLESS), delay, depth, length, header)
+        for flows in self._tap.sampled(packets):
+            out.write(self._agent.flows(flows, ts), ts, self.address, SFLOW_PORT)
 
     def _write(self, file: BinaryIO, content: bytes) -> None:
         file.write(content)
@@ -269,8 +252,8 @@ class _Ping:
             source, target = (np.full(count, end) for end in self._fabric.probe_pairs[number])
             delay = step.latency_ns[:, number]
             pair, none = np.full(count, 0x800000 + number), np.zeros(count, bool)
-            there = roce.Ends(source, target, _address(source), _address(target), np.full(count, 0xC000 + number))
-            back = roce.Ends(target, source, _address(target), _address(source), np.full(count, 0xC000 + number))
+            there = roce.Ends(source, target, address_of(source), address_of(target), np.full(count, 0xC000 + number))
+            back = roce.Ends(target, source, address_of(target), address_of(source), np.full(count, 0xC000 + number))
             asked = roce.headers(there, roce.SEND_ONLY, pair, psn, none, PING_BYTES)
             answered = roce.headers(back, roce.ACKNOWLEDGE, pair, psn, none)
             parts += [(sent, asked, roce.wire_bytes(roce.SEND_ONLY, PING_BYTES))]
@@ -292,7 +275,7 @@ class _Pcap:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def write(self, datagrams: Datagrams, ts: int, source: str, port: int) -> None:
+    def write(self, datagrams: MessageBuffer, ts: int, source: str, port: int) -> None:
         """Write datagrams that came at ``ts`` from an address to the collector."""
         for body in datagrams:
             udp = struct.pack(">HHHH", port, port, 8 + len(body), 0) + body
@@ -323,8 +306,3 @@ class _Pcap:
 def _split(records: np.ndarray) -> list[bytes]:
     raw, size = records.tobytes(), records.dtype.itemsize
     return [raw[first:last] for first, last in pairwise(range(0, len(raw) + 1, size))]
-
-
-def _address(adapter: np.ndarray) -> np.ndarray:
-    """Return IPv4 addresses as numbers, as the fabric gives them to its adapters."""
-    return 0x0A000000 + adapter

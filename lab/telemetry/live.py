@@ -5,12 +5,10 @@ A live source like the collectors, drained by the same service: it hands out wha
 much is counted and said, and the time in the data stays the fabric's own.
 """
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -20,9 +18,10 @@ from ...pipeline.clock import NS_PER_MS, NS_PER_S, Clock
 from ...pipeline.errors import ConfigError, ServiceError
 from ..fabric.answers import Answers
 from ..fabric.fabric import Fabric, FabricConfig, Step
+from ..switch.serve import collect_toml
 from . import scene
 from .carry import Carriers
-from .export import Exporter
+from .export import FabricExporter
 
 TICK_NS = 250 * NS_PER_MS
 COUNTER_NS = 500 * NS_PER_MS
@@ -87,7 +86,7 @@ class LiveFabric:
             raise ConfigError("--fault", str(error), "choose another place, or another --scale") from None
         start_ns = (self._clock.now_ns() // NS_PER_S + 1) * NS_PER_S + PHASE_NS
         self.fabric = Fabric(replace(made, start_ns=start_ns), config.seed)
-        self._exporter = Exporter(self.fabric)
+        self._exporter = FabricExporter(self.fabric)
         self._carriers = Carriers(self.fabric, self.carried, self._clock, self._folder)
         try:
             self._answers = Answers(self._folder / "truth", self.fabric)
@@ -167,8 +166,7 @@ class LiveFabric:
 
     def _tell(self) -> None:
         """Write the settings, whole or not at all: whoever waits for them reads them at once."""
-        text = "\n".join(f"[collect.{name}]\n{_lines(section)}" for name, section in self._carriers.settings().items())
-        (self._folder / "collect.toml.new").write_text(text)
+        (self._folder / "collect.toml.new").write_text(collect_toml(self._carriers.settings()))
         (self._folder / "collect.toml.new").rename(self._folder / "collect.toml")
 
 
@@ -179,16 +177,3 @@ def joined(steps: list[Step]) -> Step:
     readings = tuple(reading for step in steps for reading in step.readings)
     left_out = sum(step.packets_left_out for step in steps)
     return Step(first_ns=steps[0].first_ns, until_ns=steps[-1].until_ns, readings=readings, packets_left_out=left_out, **columns)
-
-
-def _lines(section: Mapping[str, Any]) -> str:
-    return "".join(f"{name} = {toml(value)}\n" for name, value in section.items())
-
-
-def toml(value: Any) -> str:
-    """Return a value as TOML writes it: texts, numbers and truths as JSON does, tables inline."""
-    if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{json.dumps(key)} = {toml(one)}" for key, one in value.items()) + " }"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(toml, value)) + "]"
-    return json.dumps(value)

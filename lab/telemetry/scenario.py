@@ -11,9 +11,9 @@ import numpy as np
 from ...pipeline.clock import NS_PER_MS, NS_PER_S
 from ...pipeline.errors import InputError
 from ..fabric.fabric import FabricConfig
-from ..fabric.faults import FAULTS, Fault, wrong
+from ..fabric.faults import FAULTS, InjectedFault, wrong
 from ..fabric.rng import unit
-from ..fabric.topology import LEAF, Topology
+from ..fabric.topology import LEAF, FabricTopology
 from ..fabric.workload import Job, Phase
 from .scene import layout
 
@@ -41,7 +41,7 @@ def job_of(hosts: Sequence[int]) -> Job:
     return Job(JOB, tuple(hosts), (Phase(40 * NS_PER_MS), Phase(0, "alltoall", "rail", 400_000_000), bucket, bucket))
 
 
-def fault_of(topology: Topology, text: str, seed: int, seconds: float) -> Fault:
+def fault_of(topology: FabricTopology, text: str, seed: int, seconds: float) -> InjectedFault:
     """Return the fault that a text asks for. Raises ``InputError``."""
     kind, *said = text.split("@")
     if len(said) > 4:
@@ -58,10 +58,10 @@ def fault_of(topology: Topology, text: str, seed: int, seconds: float) -> Fault:
         ) from None
     if not (0 <= onset < 2**32 and 0 < duration < 2**32 and 0 <= severity < 2**32):
         raise InputError(text, "has a number that is out of range", "write times in seconds, at least 0")
-    return Fault(kind, place or _place(topology, kind, seed), round(onset * NS_PER_S), round(duration * NS_PER_S), severity)
+    return InjectedFault(kind, place or _place(topology, kind, seed), round(onset * NS_PER_S), round(duration * NS_PER_S), severity)
 
 
-def _place(topology: Topology, kind: str, seed: int) -> str:
+def _place(topology: FabricTopology, kind: str, seed: int) -> str:
     """Return a place of the kind that the fault wants, by lot."""
     lot = float(unit(seed, PLACE_DRAW + list(FAULTS).index(kind), 0))
     wanted = FAULTS[kind].place

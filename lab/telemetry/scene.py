@@ -11,8 +11,8 @@ import polars as pl
 
 from ...pipeline.clock import NS_PER_MS, NS_PER_S
 from ...pipeline.errors import ConfigError
-from ..fabric.faults import FAULTS, Fault, link_of, wrong
-from ..fabric.topology import AGGREGATION, LEAF, Topology, clos, rail_fabric, sized, toy
+from ..fabric.faults import FAULTS, InjectedFault, link_of, wrong
+from ..fabric.topology import AGGREGATION, LEAF, FabricTopology, clos, rail_fabric, sized, toy
 from ..fabric.workload import Job, Phase, dense
 
 HOST_GPUS = 8
@@ -23,19 +23,19 @@ GPUS_MAX = 4096
 FINE_PORTS_MAX = 600
 
 
-def _rail(gpus: int = 64) -> Topology:
+def _rail(gpus: int = 64) -> FabricTopology:
     racks, hosts = (gpus // 16, 2) if gpus >= 32 else (2, 1)
     return rail_fabric(racks, hosts, HOST_GPUS, racks_per_pod=max(1, racks // 2), spines=max(2, racks // 2 * hosts), parallel=1, storage=0)
 
 
-def _clos() -> Topology:
+def _clos() -> FabricTopology:
     return clos([("a", f"p{pod}", f"l{leaf}") for pod in range(2) for leaf in range(2) for _ in range(4)])
 
 
-LAYOUTS: dict[str, Callable[[], Topology]] = {"toy": toy, "rail": _rail, "clos": _clos}
+LAYOUTS: dict[str, Callable[[], FabricTopology]] = {"toy": toy, "rail": _rail, "clos": _clos}
 
 
-def layout(scale: str) -> Topology:
+def layout(scale: str) -> FabricTopology:
     """Return the layout of a name in ``LAYOUTS`` or of so many GPUs. Raises ``ConfigError``."""
     if scale in LAYOUTS:
         return LAYOUTS[scale]()
@@ -47,12 +47,12 @@ def layout(scale: str) -> Topology:
     return sized(gpus) if gpus >= SIZED_GPUS else _rail(gpus)
 
 
-def step_ns(topology: Topology) -> int:
+def step_ns(topology: FabricTopology) -> int:
     """Return the step that a layout can be run with in real time."""
     return 100_000 if topology.ports <= FINE_PORTS_MAX else 1_000_000
 
 
-def jobs(topology: Topology, count: int) -> tuple[Job, ...]:
+def jobs(topology: FabricTopology, count: int) -> tuple[Job, ...]:
     """Return ``count`` jobs on equal shares of the hosts, each spread over all pods; training and plain data parallelism in turn.
 
     Raises ``ConfigError`` where there are not two hosts for each.
@@ -107,7 +107,7 @@ APART = ("frozen_counter", "counter_reset", "lossy_collector", "late_collector",
 _LINK_STATE = ("link_flap", "rail_down")
 
 
-def place_faults(asked: Sequence[str], topology: Topology, seed: int, onset_s: float, apart_s: float) -> tuple[Fault, ...]:
+def place_faults(asked: Sequence[str], topology: FabricTopology, seed: int, onset_s: float, apart_s: float) -> tuple[InjectedFault, ...]:
     """Return the faults asked for as ``kind`` or ``kind@place``, one beginning after the other; a place that is not told is drawn.
 
     Raises ``ConfigError`` for a kind or a place that there is not.
@@ -120,11 +120,11 @@ def place_faults(asked: Sequence[str], topology: Topology, seed: int, onset_s: f
         place = place or _drawn(kind, topology, np.random.default_rng([seed, number]))
         shown = SHOWN.get(kind, Shown())
         begin_ns = int((onset_s + number * apart_s) * NS_PER_S)
-        made.append(Fault(kind, place, begin_ns, shown.duration_s * NS_PER_S or 2**62, shown.severity))
+        made.append(InjectedFault(kind, place, begin_ns, shown.duration_s * NS_PER_S or 2**62, shown.severity))
     return tuple(made)
 
 
-def _drawn(kind: str, topology: Topology, lots: np.random.Generator) -> str:
+def _drawn(kind: str, topology: FabricTopology, lots: np.random.Generator) -> str:
     """Return a place of the kind that a fault has; empty where it needs none."""
     names = topology.device_names
     leaves = [name for name, tier in zip(names, topology.tier.tolist(), strict=True) if tier == LEAF]
@@ -155,7 +155,7 @@ TELLS: dict[str, tuple[str, ...]] = {
 }
 
 
-def carriers(topology: Topology, faults: Sequence[Fault], protocols: Sequence[str] = tuple(TELLS)) -> dict[str, str]:
+def carriers(topology: FabricTopology, faults: Sequence[InjectedFault], protocols: Sequence[str] = tuple(TELLS)) -> dict[str, str]:
     """Return which protocol carries which leaf: one leaf for each, first those on which something goes wrong."""
     names = topology.device_names
     kept = {device for fault in faults if fault.kind in APART for device in _ends(fault.place, topology)}
@@ -172,7 +172,7 @@ def carriers(topology: Topology, faults: Sequence[Fault], protocols: Sequence[st
     return found | dict(zip(free, order, strict=False))
 
 
-def _ends(place: str, topology: Topology) -> set[str]:
+def _ends(place: str, topology: FabricTopology) -> set[str]:
     """Return the devices that a place names, and of a port also the one at its other end."""
     names = topology.device_names
     ends = {part.partition("/")[0] for part in place.split(",")}

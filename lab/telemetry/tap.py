@@ -1,4 +1,4 @@
-"""One switch of the virtual fabric as the exporters see it: a ``Source`` whose state comes from the fabric's steps.
+"""One switch of the virtual fabric as the exporters see it: a ``SwitchSource`` whose state comes from the fabric's steps.
 
 Bytes, packets and occupancy are known at the grain of samples, everything else at that of readings; an instant sees the last one
 before it. Steps have to be taken from the fabric's start; of the past, so much is kept as was asked for. Faults of the telemetry act on
@@ -8,21 +8,22 @@ by one thread while others ask: a state is of the moment at which it was asked f
 
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
 
+from ...pipeline.clock import NS_PER_MS, NS_PER_S
 from ..fabric import fec
-from ..fabric.fabric import Fabric, Reading, Step
-from ..fabric.faults import NS_PER_MS
+from ..fabric.fabric import HOP_NS, Fabric, FabricCounters, Step
 from ..fabric.state import PACKET_BYTES
+from ..switch import roce
 from ..switch.script import FEC_BINS, LOSSLESS, PRIORITIES, Switch
-from .export import POOL
+from .export import POOL, Packets
 
 
 class Tap:
-    """A ``Source`` of one switch."""
+    """A ``SwitchSource`` of one switch."""
 
     def __init__(self, fabric: Fabric, device: str, steps_kept: int = 64) -> None:
         topology = fabric.topology
@@ -37,7 +38,7 @@ class Tap:
         none = np.zeros(len(self.ports), np.int64)
         # Each row: instants, and (instants, ports) of sent, received and queued bytes; it begins with nothing at the start.
         self._samples: deque[tuple[np.ndarray, ...]] = deque([(np.array([start]), none[None], none[None], none[None])], steps_kept)
-        self._readings: deque[Reading] = deque(maxlen=steps_kept * 16)
+        self._readings: deque[FabricCounters] = deque(maxlen=steps_kept * 16)
         self._changes: list[tuple[int, int]] = []
         self._lock = threading.Lock()
         mine = [fault for fault in fabric.config.faults if fault.place == device]
@@ -69,14 +70,38 @@ class Tap:
             true = np.where((true >= begin) & (true < end), begin, true)
         return TapState(self, ts, true)
 
-    def kept(self) -> tuple[list[tuple[np.ndarray, ...]], list[Reading], list[tuple[int, int]]]:
+    def kept(self) -> tuple[list[tuple[np.ndarray, ...]], list[FabricCounters], list[tuple[int, int]]]:
         """Return what is kept: samples (instants, and what was sent, received and queued by then), readings, changes of carrier."""
         with self._lock:
             return list(self._samples), list(self._readings), list(self._changes)
 
+    def sampled(self, packets: Packets) -> Iterator[roce.Flows]:
+        """Yield the packets that this leaf samples on entry from adapters, by operation, with depth and delay of the egress queue."""
+        table, topology, start = self.fabric.world.flows, self.fabric.topology, self.fabric.config.start_ns
+        own = packets.pick(topology.leaf[table.source[packets.flow]] == topology.device_names.index(self.device))
+        ends, _, _, depths = self.samples()
+        for opcode, some in own.by_operation():
+            flow, lossless = some.flow, np.full(len(some.flow), LOSSLESS)
+            source, target = table.source[flow], table.target[flow]
+            # A flow that has been rerouted counts on its present path.
+            leaving = np.where(table.path[flow, 1] >= 0, table.path[flow, 1], 2 * target + 1)
+            ingress = np.searchsorted(self.ports, 2 * source + 1)
+            egress = np.searchsorted(self.ports, leaving).clip(max=len(self.ports) - 1)
+            depth = depths[np.searchsorted(ends, start + some.at_ns).clip(max=len(ends) - 1), egress]
+            delay = depth * 8 * NS_PER_S // self.speeds[egress] + HOP_NS
+            between = roce.Ends(source, target, address_of(source), address_of(target), table.entropy[flow])
+            header = roce.headers(between, opcode, table.queue_pair[flow], some.psn, some.marked)
+            length = np.full(len(flow), roce.wire_bytes(opcode) + 4)
+            yield roce.Flows(ingress, egress, lossless, delay, depth, length, header)
+
     def samples(self) -> tuple[np.ndarray, ...]:
         """Return the samples that are kept as four arrays: instants, and what was sent, received and queued by then."""
         return tuple(np.concatenate(part) for part in zip(*self.kept()[0], strict=True))
+
+
+def address_of(adapter: np.ndarray) -> np.ndarray:
+    """Return the IPv4 addresses of adapters (n,) as numbers (n,)."""
+    return 0x0A000000 + adapter
 
 
 # Column of a reading, 1 where it is the far end's, bytes of a unit.
@@ -89,7 +114,7 @@ _PORT_COUNTS = {
 
 
 class TapState:
-    """A ``State`` of a tapped switch; columns are looked up when they are asked for."""
+    """A ``SwitchState`` of a tapped switch; columns are looked up when they are asked for."""
 
     def __init__(self, tap: Tap, ts: np.ndarray, true: np.ndarray) -> None:
         self._tap, self.ts, self._true = tap, ts, true

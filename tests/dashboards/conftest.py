@@ -22,10 +22,10 @@ from weft.analytics.store.ddl import stored
 from weft.analytics.store.publish import PublishConfig, Publisher
 from weft.analytics.store.writer import Store
 from weft.lab.fabric.fabric import Fabric, FabricConfig
-from weft.lab.fabric.faults import Fault
+from weft.lab.fabric.faults import InjectedFault
 from weft.lab.fabric.topology import rail_fabric
 from weft.lab.fabric.workload import dense, training
-from weft.lab.telemetry.export import Exporter
+from weft.lab.telemetry.export import FabricExporter
 from weft.pipeline.clock import SystemClock
 from weft.pipeline.process import METRICS, MetricConfig
 from weft.pipeline.process.base import Closing
@@ -237,11 +237,11 @@ def _run_fabric(adapter: tuple[str, str], racks: int, hosts: int, rails: int, se
     count, second = racks * hosts, 1_000_000_000
     first = count * 5 // 8 // 4 * 4
     jobs = (training("pretrain-moe", range(first)), dense("finetune", range(first, count * 7 // 8)))
-    fault = Fault("slow_nic", "/".join(adapter), seconds * second // 4, severity=0.7)
+    fault = InjectedFault("slow_nic", "/".join(adapter), seconds * second // 4, severity=0.7)
     topology = rail_fabric(racks, hosts, rails, spines=rails, parallel=1)
     config = FabricConfig(topology, jobs, (fault,), step_ns=200_000, packet_sampling=0, counter_ns=second // 2)
     fabric = Fabric(config, 1)
-    exporter = Exporter(fabric)
+    exporter = FabricExporter(fabric)
     steps = [exporter.frames(fabric.advance(k * second)) for k in range(1, seconds + 1)]
     return {family: pl.concat([step[family] for step in steps if family in step]) for family in steps[0]}, exporter.inventory()
 

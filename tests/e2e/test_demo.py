@@ -18,6 +18,7 @@ from weft.commands import demo
 from weft.commands.lab import FAULT_NAMES
 from weft.lab.fabric.faults import FAULTS
 from weft.lab.score import findings as demo_findings
+from weft.lab.score.verdict import Watch
 from weft.pipeline.bus import BusConfig, open_bus
 from weft.pipeline.clock import SystemClock
 from weft.pipeline.codec import decode, table_of
@@ -174,7 +175,7 @@ def test_the_names_of_the_command_line_are_those_of_the_fabric():
 
 def test_progress_is_for_terminals(tmp_path, capsys):
     """Without a terminal and without a store the watch says nothing and does not fail."""
-    watch = demo.Watch(tmp_path)
+    watch = Watch(tmp_path)
     watch.step(SystemClock(), 1.0)
     watch.close()
     assert capsys.readouterr() == ("", "")

@@ -7,13 +7,13 @@ import pytest
 
 from weft.lab.fabric.answers import Answers
 from weft.lab.fabric.fabric import Fabric, FabricConfig
-from weft.lab.fabric.faults import FAULTS, Fault
+from weft.lab.fabric.faults import FAULTS, InjectedFault
 from weft.lab.fabric.topology import toy
 from weft.lab.fabric.workload import Job, Phase
 
 MS = 1_000_000
 JOB = Job("ring", (0, 1, 2, 3), (Phase(5 * MS, "allreduce", "rail", 20_000_000),), jitter=0.1)
-FAULT = Fault("slow_gpu", "host-0002/mlx5_1", 50 * MS, 60 * MS, 0.5)
+FAULT = InjectedFault("slow_gpu", "host-0002/mlx5_1", 50 * MS, 60 * MS, 0.5)
 
 
 def written(folder, cuts) -> dict[str, pl.DataFrame]:
@@ -80,4 +80,4 @@ def test_every_fault_has_a_line():
         assert kind.doc and (kind.on_export or kind.apply or kind.jobs)
         assert f"| `{name}` |" in page
     with pytest.raises(ValueError, match="slow_nic"):
-        Fabric(FabricConfig(toy(), (JOB,), (Fault("nonsense"),)))
+        Fabric(FabricConfig(toy(), (JOB,), (InjectedFault("nonsense"),)))

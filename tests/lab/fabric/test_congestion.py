@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from weft.lab.fabric.fabric import Fabric, FabricConfig
-from weft.lab.fabric.faults import Fault
+from weft.lab.fabric.faults import InjectedFault
 from weft.lab.fabric.topology import rail_fabric
 from weft.lab.fabric.workload import Job, Phase
 
@@ -54,7 +54,7 @@ def test_marks_come_before_pauses():
 
 def test_late_marks_let_pauses_come_first():
     """With marking thresholds beyond the buffer's share, the same senders are paused and nothing is marked."""
-    config = star(2, faults=(Fault("ecn_thresholds", severity=1.0),))
+    config = star(2, faults=(InjectedFault("ecn_thresholds", severity=1.0),))
     last = Fabric(config, 1).advance(10 * MS).readings[-1]
     assert last.ports["paused_ns"][[2, 4]].min() > 0 and last.ports["frames"][[2, 4]].min() > 0
     assert last.ports["marked"].sum() == 0 and last.ports["dropped"].sum() == 0
@@ -62,7 +62,7 @@ def test_late_marks_let_pauses_come_first():
 
 def test_paused_senders_stand_still_for_what_they_cannot_send():
     """Two senders paused to half the line rate each are paused half of the time."""
-    config = star(2, dcqcn=False, faults=(Fault("ecn_thresholds", severity=1.0),))
+    config = star(2, dcqcn=False, faults=(InjectedFault("ecn_thresholds", severity=1.0),))
     readings = Fabric(config, 1).advance(20 * MS).readings
     first, last = readings[4], readings[-1]
     share = (last.ports["paused_ns"] - first.ports["paused_ns"])[[2, 4]] / (last.at_ns - first.at_ns)
@@ -109,7 +109,7 @@ def test_no_lossless_queue_drops(step_ns):
 
 def test_a_hop_without_pauses_drops():
     """Where one switch does not pause its senders, the same incast overflows it, is resent, and the other switches drop nothing."""
-    config = two_leaves(8, dcqcn=False, faults=(Fault("pfc_off", "leaf-00-0"),), buffer_bytes=8_000_000)
+    config = two_leaves(8, dcqcn=False, faults=(InjectedFault("pfc_off", "leaf-00-0"),), buffer_bytes=8_000_000)
     last = Fabric(config, 1).advance(20 * MS).readings[-1]
     owner = config.topology.owner
     at_leaf = owner == config.topology.device_names.index("leaf-00-0")
@@ -141,7 +141,7 @@ def test_victims_wait_behind_a_paused_port():
 
 def test_a_stopped_host_stops_its_leaf():
     """A receiver that takes nothing pauses its leaf all the time, and within a moment the senders."""
-    config = star(2, dcqcn=False, faults=(Fault("pause_storm", "host-0000/mlx5_0", 5 * MS, 10 * MS, 1.0),))
+    config = star(2, dcqcn=False, faults=(InjectedFault("pause_storm", "host-0000/mlx5_0", 5 * MS, 10 * MS, 1.0),))
     readings = Fabric(config, 1).advance(20 * MS).readings
     at = {reading.at_ns: reading for reading in readings}
     during = at[14 * MS].ports["paused_ns"] - at[7 * MS].ports["paused_ns"]
@@ -153,7 +153,7 @@ def test_a_stopped_host_stops_its_leaf():
 def test_waiting_in_a_ring_never_ends():
     """Flows that two misroutes lead up twice fill the four switches of a ring until nothing moves; without the misroutes all goes on."""
     topology = rail_fabric(2, 2, 1, speed_bps=LINE_BPS, racks_per_pod=1, spines=2, parallel=1, storage=0)
-    fault = Fault("cyclic_buffers", "leaf-00-0,leaf-01-0", severity=1.0)
+    fault = InjectedFault("cyclic_buffers", "leaf-00-0,leaf-01-0", severity=1.0)
     config = FabricConfig(topology, (), (fault,), step_ns=10 * US, counter_ns=MS, dcqcn=False, buffer_bytes=4_000_000)
     fabric = Fabric(config, 1)
     readings = fabric.advance(50 * MS).readings
@@ -170,7 +170,7 @@ def test_waiting_in_a_ring_never_ends():
 
 def test_silent_loss_is_lost_and_uncounted():
     """A link that loses a thousandth of its packets does so, resends follow, and no drop counter moves."""
-    config = star(1, faults=(Fault("silent_loss", "host-0001/mlx5_0", severity=1e-3),))
+    config = star(1, faults=(InjectedFault("silent_loss", "host-0001/mlx5_0", severity=1e-3),))
     # Some 1,200 packets are lost: three deviations are a tenth.
     last = Fabric(config, 1).advance(100 * MS).readings[-1]
     assert last.ports["vanished"][2] / last.ports["sent"][2] == pytest.approx(1e-3, rel=0.1)
@@ -183,7 +183,7 @@ def test_silent_loss_is_lost_and_uncounted():
 @pytest.mark.parametrize("step_ns", [10 * US, 250 * US])
 def test_goodput_under_go_back_n(chance, within, step_ns):
     """Each gap costs a round trip of what is in flight: goodput is 1 / (1 + p w), w packets a round trip, at fine and coarse steps."""
-    faults = (Fault("silent_loss", "host-0001/mlx5_0", severity=chance),)
+    faults = (InjectedFault("silent_loss", "host-0001/mlx5_0", severity=chance),)
     config = star(1, jobs=senders(1, 10**11), faults=faults, step_ns=step_ns, sample_ns=MS)
     fabric = Fabric(config, 1)
     fabric.advance(200 * MS)
@@ -196,7 +196,7 @@ def test_goodput_under_go_back_n(chance, within, step_ns):
 def test_a_timeout_takes_the_last_packet(step_ns, chance, span_ns):
     """A sender waits for its timer only where a flow's last packet is lost: as often as any other, whatever the step."""
     timeout = 100 * US
-    faults = (Fault("silent_loss", "host-0001/mlx5_0", severity=chance),)
+    faults = (InjectedFault("silent_loss", "host-0001/mlx5_0", severity=chance),)
     config = star(1, jobs=senders(1, 1_000_000), faults=faults, step_ns=step_ns, sample_ns=MS, ack_timeout_ns=timeout)
     step = Fabric(config, 1).advance(span_ns)
     flows, timeouts = len(step.flows), step.readings[-1].adapters["ack_timeout"][1]

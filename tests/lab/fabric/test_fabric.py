@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weft.lab.fabric.fabric import Fabric, FabricConfig
-from weft.lab.fabric.faults import Fault
+from weft.lab.fabric.faults import InjectedFault
 from weft.lab.fabric.topology import clos, rail_fabric, toy
 from weft.lab.fabric.workload import Job, Phase, dense, inference, training
 
@@ -61,7 +61,7 @@ def troubles(draw):
     for kind in draw(st.lists(st.sampled_from(sorted(places)), max_size=4)):
         severity = draw(st.floats(0.001, 0.01)) if kind in ("dirty_fibre", "silent_loss") else draw(st.floats(0.0, 1.0))
         begin, span = draw(st.integers(0, 3 * MS)), draw(st.integers(1, 3 * MS))
-        made.append(Fault(kind, draw(places[kind]), begin, span, severity))
+        made.append(InjectedFault(kind, draw(places[kind]), begin, span, severity))
     return tuple(made)
 
 
@@ -94,9 +94,9 @@ def test_the_books_of_three_tiers(step_ns):
     """In a three-tier fabric with equal seeds, a tier that does not pause and small buffers, nothing leaks either."""
     topology = clos([("G", f"P{n % 2}", f"S{n // 2 % 3}") for n in range(12)], aggregations=2, cores=2)
     faults = (
-        Fault("hash_polarization", "", 2 * MS, 3 * MS),
-        Fault("pfc_off", "agg-G-P0-0"),
-        Fault("noisy_neighbour", "", MS, 5 * MS, 0.01),
+        InjectedFault("hash_polarization", "", 2 * MS, 3 * MS),
+        InjectedFault("pfc_off", "agg-G-P0-0"),
+        InjectedFault("noisy_neighbour", "", MS, 5 * MS, 0.01),
     )
     job = Job("mixed", tuple(range(12)), (Phase(100 * US, "alltoall", "all", 2_000_000), Phase(0, "allreduce", "rail", 4_000_000)))
     config = FabricConfig(topology, (job,), faults, step_ns=step_ns, sample_ns=step_ns, counter_ns=step_ns, buffer_bytes=400_000)
@@ -116,10 +116,10 @@ def same(one: np.ndarray, other: np.ndarray) -> bool:
 def test_any_cut_gives_the_same_bytes(cuts):
     """The fabric is a function of its configuration, its seed and time: how often it was asked does not show."""
     faults = (
-        Fault("silent_loss", "leaf-00-0/Ethernet16", 3 * MS, 20 * MS, 0.01),
-        Fault("link_flap", "leaf-01-1/Ethernet16", 3_333_333, 15 * MS, 1.0),
-        Fault("dirty_fibre", "host-0001/mlx5_1", 5 * MS, 20 * MS, 2e-3),
-        Fault("slow_nic", "host-0003/mlx5_0", 12_345_678, 5 * MS, 0.5),
+        InjectedFault("silent_loss", "leaf-00-0/Ethernet16", 3 * MS, 20 * MS, 0.01),
+        InjectedFault("link_flap", "leaf-01-1/Ethernet16", 3_333_333, 15 * MS, 1.0),
+        InjectedFault("dirty_fibre", "host-0001/mlx5_1", 5 * MS, 20 * MS, 2e-3),
+        InjectedFault("slow_nic", "host-0003/mlx5_0", 12_345_678, 5 * MS, 0.5),
     )
     config = FabricConfig(toy(), (replace(ring(8_000_000), jitter=0.1),), faults, counter_ns=4 * MS, packet_sampling=50)
     whole, cut = Fabric(config, 7), Fabric(config, 7)
@@ -161,7 +161,7 @@ def test_a_ring_runs_at_line_rate(collective, share):
 def test_an_iteration_pays_for_its_slowest_adapter():
     """At half the rate of one adapter, a ring takes twice as long, and everybody's bytes slow down with it."""
     config = FabricConfig(toy(rails=1, spines=1, parallel=2), (ring(20_000_000, queue_pairs=1),), step_ns=10 * US)
-    fault = Fault("slow_nic", "host-0002/mlx5_0", severity=0.5)
+    fault = InjectedFault("slow_nic", "host-0002/mlx5_0", severity=0.5)
     sound, slowed = Fabric(config, 1).advance(40 * MS), Fabric(replace(config, faults=(fault,)), 1).advance(40 * MS)
     assert slowed.iterations[1:, 4] == pytest.approx(2 * sound.iterations[1, 4], rel=0.02)
     pace = slowed.flows[:, 3] / (slowed.flows[:, 2] - slowed.flows[:, 1])
@@ -171,7 +171,7 @@ def test_an_iteration_pays_for_its_slowest_adapter():
 def test_a_neighbour_is_felt():
     """Another job on the same hosts takes bandwidth while it is there, and only then."""
     job = Job("ring", tuple(range(4)), (Phase(2 * MS, "allreduce", "rail", 40_000_000),), jitter=0.0)
-    fault = Fault("noisy_neighbour", "host-0000", 60 * MS, 100 * MS, 1.0)
+    fault = InjectedFault("noisy_neighbour", "host-0000", 60 * MS, 100 * MS, 1.0)
     ended = Fabric(FabricConfig(toy(), (job,), (fault,), step_ns=100 * US), 1).advance(260 * MS).iterations
     mine = ended[ended[:, 0] == 0]
     before, after = mine[mine[:, 3] < 60 * MS, 4], mine[mine[:, 2] > 200 * MS, 4]
@@ -182,7 +182,7 @@ def test_a_neighbour_is_felt():
 
 def test_an_incast_fills_one_queue():
     """A repeated incast makes the one queue stand high every 20 ms, its packets be marked, and the path's delay grow."""
-    config = FabricConfig(rail_fabric(1, 8, 2, racks_per_pod=1), (), (Fault("incast", "host-0000/mlx5_1", severity=0.2),))
+    config = FabricConfig(rail_fabric(1, 8, 2, racks_per_pod=1), (), (InjectedFault("incast", "host-0000/mlx5_1", severity=0.2),))
     fabric = Fabric(config, 1)
     step = fabric.advance(200 * MS)
     port = 2 * 1 + 1
@@ -197,7 +197,7 @@ def test_an_incast_fills_one_queue():
 def test_a_slow_gpu_is_named():
     """A GPU that computes twice as long makes the iteration longer by that, and is the one that waits for nobody."""
     job = replace(ring(1_000_000), phases=(Phase(4 * MS, "allreduce", "rail", 1_000_000),))
-    config = FabricConfig(toy(), (job,), (Fault("slow_gpu", "host-0001/mlx5_1", severity=1.0),), step_ns=50 * US)
+    config = FabricConfig(toy(), (job,), (InjectedFault("slow_gpu", "host-0001/mlx5_1", severity=1.0),), step_ns=50 * US)
     ended = Fabric(config, 1).advance(60 * MS).iterations
     assert (ended[2:, 5] == 3).all()
     assert (ended[2:, 3] - ended[2:, 2]).min() >= 8 * MS

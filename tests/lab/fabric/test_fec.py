@@ -7,7 +7,7 @@ import pytest
 
 from weft.lab.fabric import fec
 from weft.lab.fabric.fabric import Fabric, FabricConfig
-from weft.lab.fabric.faults import Fault
+from weft.lab.fabric.faults import InjectedFault
 from weft.lab.fabric.topology import toy
 from weft.lab.fabric.workload import Job, Phase
 
@@ -50,7 +50,7 @@ def test_a_links_bins_add_up():
 def test_a_dirty_fibre_ends_in_retransmissions():
     """As a link's error ratio doubles, wrong symbols grow first, then codewords are lost, frames break and are sent again."""
     job = Job("ring", (0, 1, 2, 3), (Phase(MS, "allreduce", "rail", 10_000_000),), queue_pairs=1)
-    fault = Fault("dirty_fibre", "host-0001/mlx5_0", 100 * MS, 800 * MS, 2.5e-3)
+    fault = InjectedFault("dirty_fibre", "host-0001/mlx5_0", 100 * MS, 800 * MS, 2.5e-3)
     readings = Fabric(FabricConfig(toy(), (job,), (fault,)), 1).advance(1000 * MS).readings
     out = 4  # host-0001's first adapter sends by it
     grown = np.diff(np.stack([reading.fec_bins[out] for reading in readings]), axis=0)

@@ -5,7 +5,7 @@ import pytest
 from shared_data import SHARED
 
 from weft.lab.fabric.fabric import Fabric, FabricConfig
-from weft.lab.fabric.faults import Fault
+from weft.lab.fabric.faults import InjectedFault
 from weft.lab.fabric.routing import HOPS_MAX, net_of, route
 from weft.lab.fabric.state import make_ports
 from weft.lab.fabric.topology import clos, clos_from, rail_fabric, sized, toy
@@ -104,7 +104,7 @@ def balance(faults):
 def test_one_seed_everywhere_polarises():
     """With a seed of its own at each switch the balance is the null's; with one seed spines use a fraction of their links."""
     assert balance(()) == pytest.approx(1, abs=0.1)
-    assert balance((Fault("hash_polarization"),)) < 0.5
+    assert balance((InjectedFault("hash_polarization"),)) < 0.5
 
 
 def test_few_queue_pairs_collide():
@@ -112,7 +112,7 @@ def test_few_queue_pairs_collide():
     topology = rail_fabric(racks=2, hosts_per_rack=8, rails=1, racks_per_pod=1, spines=4, parallel=2, storage=0)
     job = Job("pairs", tuple(range(16)), (Phase(MS, "send", "column", 50_000_000),), stages=2, queue_pairs=32, jitter=0.0)
     times = []
-    for faults in ((), (Fault("few_qps", "pairs"),)):
+    for faults in ((), (InjectedFault("few_qps", "pairs"),)):
         times.append(Fabric(FabricConfig(topology, (job,), faults, step_ns=50_000), 1).advance(60 * MS).iterations[1:, 4].mean())
     assert times[1] > 1.3 * times[0]
 
@@ -120,7 +120,7 @@ def test_few_queue_pairs_collide():
 def test_a_dead_rail_is_taken_over():
     """When an adapter's link dies, its host's next rail carries both, the iteration goes on, and an event tells."""
     job = Job("ring", (0, 1, 2, 3), (Phase(MS, "allreduce", "rail", 10_000_000),), jitter=0.0)
-    fabric = Fabric(FabricConfig(toy(), (job,), (Fault("rail_down", "host-0001/mlx5_0", 20 * MS),), step_ns=50_000), 1)
+    fabric = Fabric(FabricConfig(toy(), (job,), (InjectedFault("rail_down", "host-0001/mlx5_0", 20 * MS),), step_ns=50_000), 1)
     before = fabric.advance(20 * MS)
     after = fabric.advance(120 * MS)
     assert after.sent[2:, [4, 5]].sum() == 0 and before.sent[:, 4].sum() > 0
@@ -135,7 +135,7 @@ def test_a_flapping_link_is_led_around():
     job = Job("ring", (0, 1, 2, 3), (Phase(MS, "allreduce", "rail", 10_000_000),), jitter=0.0)
     topology = toy()
     port = topology.port_of(*place.split("/"))
-    fabric = Fabric(FabricConfig(topology, (job,), (Fault("link_flap", place, 50 * MS, 400 * MS, 1.0),), step_ns=50_000), 1)
+    fabric = Fabric(FabricConfig(topology, (job,), (InjectedFault("link_flap", place, 50 * MS, 400 * MS, 1.0),), step_ns=50_000), 1)
     step = fabric.advance(500 * MS)
     assert [(at, up) for at, p, up in step.events.tolist() if p == port] == [
         (at * MS, up) for at, up in ((50, 0), (150, 1), (250, 0), (350, 1))

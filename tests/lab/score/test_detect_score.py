@@ -2,21 +2,21 @@
 
 import pytest
 
-from weft.lab.score.score import Alert, Place, Run, false_alarms, score
+from weft.lab.score.score import FaultPlace, ScoredAlert, ScoredRun, false_alarms, score
 
 S = 1_000_000_000
-LINK = Place(frozenset({("leaf-0", "Ethernet8"), ("host-1", "mlx5_0")}))
+LINK = FaultPlace(frozenset({("leaf-0", "Ethernet8"), ("host-1", "mlx5_0")}))
 
 
-def alert(at_s: float, device: str = "", port: str = "", rule: str = "r", **labels: str) -> Alert:
+def alert(at_s: float, device: str = "", port: str = "", rule: str = "r", **labels: str) -> ScoredAlert:
     """Return an alert with these labels; an empty one is none."""
     named = {name: value for name, value in {"device": device, "port": port, **labels}.items() if value}
-    return Alert(rule, named, round(at_s * S))
+    return ScoredAlert(rule, named, round(at_s * S))
 
 
-def run(*alerts: Alert, place: Place = LINK, begin_s: float = 3, end_s: float = 6) -> Run:
+def run(*alerts: ScoredAlert, place: FaultPlace = LINK, begin_s: float = 3, end_s: float = 6) -> ScoredRun:
     """Return a run of 10 s with a fault from 3 to 6 s."""
-    return Run("fault", 10 * S, alerts, place, round(begin_s * S), round(end_s * S))
+    return ScoredRun("fault", 10 * S, alerts, place, round(begin_s * S), round(end_s * S))
 
 
 def test_both_ends_of_a_link_are_its_place():
@@ -58,9 +58,9 @@ def test_the_first_alert_says_where_one_looks_first():
 
 def test_devices_jobs_and_everywhere():
     """A device's fault has no port, a job's is named by its label, one of all switches by any alert."""
-    assert score("frozen", [run(alert(4, "leaf-0", "Ethernet0"), place=Place(devices=frozenset({"leaf-0"})))]).precision == 1.0
-    assert score("qps", [run(alert(4, "leaf-0"), alert(5, job="train"), place=Place(job="train"))]).precision == 0.5
-    assert score("seeds", [run(alert(4, "leaf-0"), place=Place())]).recall == 1.0
+    assert score("frozen", [run(alert(4, "leaf-0", "Ethernet0"), place=FaultPlace(devices=frozenset({"leaf-0"})))]).precision == 1.0
+    assert score("qps", [run(alert(4, "leaf-0"), alert(5, job="train"), place=FaultPlace(job="train"))]).precision == 0.5
+    assert score("seeds", [run(alert(4, "leaf-0"), place=FaultPlace())]).recall == 1.0
 
 
 def test_nothing_found_is_zero_and_no_precision():
@@ -71,11 +71,11 @@ def test_nothing_found_is_zero_and_no_precision():
 
 def test_false_alarms_a_day():
     """Two alarms in 20 quiet seconds are 8,640 a day; none in so long excludes only more than three such spans' worth (Poisson)."""
-    quiet = Run("quiet", 10 * S, (alert(1), alert(2)))
-    found = false_alarms([quiet, Run("quiet", 10 * S, ()), run(alert(4))])
+    quiet = ScoredRun("quiet", 10 * S, (alert(1), alert(2)))
+    found = false_alarms([quiet, ScoredRun("quiet", 10 * S, ()), run(alert(4))])
     assert found is not None and (found.alarms, found.seconds, found.a_day) == (2, 20.0, 8640.0)
     # Upper limits of a Poisson mean at 95 %: 2.996 after none, 6.296 after two (tables of Garwood, 1936).
     assert found.at_most == pytest.approx(6.296 * 4320, rel=1e-3)
-    none = false_alarms([Run("quiet", 86_400 * S, ())])
+    none = false_alarms([ScoredRun("quiet", 86_400 * S, ())])
     assert none is not None and none.at_most == pytest.approx(2.996, rel=1e-3)
     assert false_alarms([run()]) is None

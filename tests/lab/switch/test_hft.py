@@ -101,7 +101,7 @@ LAYOUTS = {
 def test_every_layout_holds_the_counters_of_the_switch(script, layout):
     """Read by its template, each record has its time and the switch's values, cut to the bytes that the field has."""
     wanted = sessions(script)
-    exporter = hft.Exporter(script, wanted, layout)
+    exporter = hft.HftExporter(script, wanted, layout)
     (announced,) = exporter.templates()
     known = templates(announced)
     assert len(known) == 2
@@ -121,7 +121,7 @@ def test_every_layout_holds_the_counters_of_the_switch(script, layout):
 
 def test_fields_name_the_object_and_the_statistic(script):
     """The element is the object's label under the enterprise bit; the enterprise is type and statistic, a vendor's with the top bit."""
-    exporter = hft.Exporter(script, sessions(script), hft.Layout(first_label=7))
+    exporter = hft.HftExporter(script, sessions(script), hft.Layout(first_label=7))
     port, queue = templates(next(iter(exporter.templates()))).values()
     assert port[:4] == [(325, 8, 0), (0x8007, 8, 0x0001_0000), (0x8007, 8, 0x0001_0009), (0x8007, 8, 0x0001_8005)]
     assert queue[:3] == [(325, 8, 0), (0x8007, 8, 0x0015_0001), (0x8007, 8, 0x0015_0018)]
@@ -130,7 +130,7 @@ def test_fields_name_the_object_and_the_statistic(script):
 
 def test_tshark_reads_templates_and_counters(script, tshark):
     """tshark finds the templates, every record, every counter's bytes, and the sequence without a gap."""
-    exporter = hft.Exporter(script, sessions(script), hft.Layout(widths=(8, 4), pad_every=5, records=3))
+    exporter = hft.HftExporter(script, sessions(script), hft.Layout(widths=(8, 4), pad_every=5, records=3))
     sent = [*exporter.templates(), *exporter.data(TS)]
     out = tshark(sent, IPFIX_PORT, "-o", "cflow.max_template_fields:0", "-d", f"udp.port=={IPFIX_PORT},cflow", "-V")
     assert "Malformed" not in out
@@ -153,7 +153,7 @@ def test_tshark_reads_templates_and_counters(script, tshark):
 
 def test_sequence_numbers_count_records(script):
     """A message's sequence number is the number of data records before it in its domain, templates not counted."""
-    exporter = hft.Exporter(script, sessions(script), hft.Layout(records=4), domain=77)
+    exporter = hft.HftExporter(script, sessions(script), hft.Layout(records=4), domain=77)
     first, template, second = list(exporter.data(TS)), list(exporter.templates()), list(exporter.data(TS + 10**9))
     heads = [struct.unpack(">IIII", message[:16]) for message in (*first, *template, *second)]
     assert {head[3] for head in heads} == {77}
@@ -164,7 +164,7 @@ def test_sequence_numbers_count_records(script):
 
 def test_generations_overlap(script):
     """A stream configured anew has other template numbers; the old generation may go on beside it until it is withdrawn."""
-    exporter = hft.Exporter(script, sessions(script))
+    exporter = hft.HftExporter(script, sessions(script))
     renewed = exporter.renew(sessions(script)[:1], hft.Layout(widths=(4,)))
     old, new = (set(templates(next(iter(exporter.templates(number))))) for number in (0, renewed))
     assert (old, new) == ({256, 257}, {258})
@@ -177,7 +177,7 @@ def test_generations_overlap(script):
 def test_a_large_session_is_split_over_templates():
     """Where one message cannot hold a template, objects are spread over several, and labels count on through them."""
     script = Script(Shape(ports=128))
-    exporter = hft.Exporter(script, [hft.session(script, sai.PORT)])
+    exporter = hft.HftExporter(script, [hft.session(script, sai.PORT)])
     announced = list(exporter.templates())
     assert len(announced) > 1
     assert max(map(len, announced)) <= 65_535
@@ -190,7 +190,7 @@ def test_a_large_session_is_split_over_templates():
 
 def test_the_side_channel_names_labels_and_holds_the_template(script):
     """The database's record lists names and numbers of the objects in order, and its template is the one that is sent."""
-    exporter = hft.Exporter(script, sessions(script))
+    exporter = hft.HftExporter(script, sessions(script))
     records = json.loads(json.dumps(exporter.side_channel("leaf", ids_on_wire=True)))
     assert list(records) == [f"HIGH_FREQUENCY_TELEMETRY_SESSION_TABLE|leaf|{group}" for group in ("PORT", "QUEUE")]
     port, queue = records.values()
@@ -204,7 +204,7 @@ def test_the_side_channel_names_labels_and_holds_the_template(script):
 
 def test_messages_share_a_write(script):
     """Several messages in one datagram, and all of them in one stream, are the same bytes in the same order."""
-    made = hft.Exporter(script, sessions(script)).data(TS)
+    made = hft.HftExporter(script, sessions(script)).data(TS)
     whole = b"".join(made)
     assert [len(list(hft.stream(made, each))) for each in (1, 3, 0)] == [20, 7, 1]
     assert all(b"".join(hft.stream(made, each)) == whole for each in (1, 3, 0))
@@ -213,7 +213,7 @@ def test_messages_share_a_write(script):
 @pytest.mark.parametrize("piece_bytes", [0, 7, 1000])
 def test_a_connection_carries_the_same_bytes(script, piece_bytes):
     """Over TCP all messages arrive in order, whatever the pieces in which they are written."""
-    made = hft.Exporter(script, sessions(script)).data(TS)
+    made = hft.HftExporter(script, sessions(script)).data(TS)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(10)
         sender = Tcp(*listener.getsockname())

@@ -10,7 +10,7 @@ import pytest
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2, metrics_service_pb2_grpc
 
 from weft.lab.switch import hft, sai
-from weft.lab.switch.otlp import Sender, SenderConfig, points
+from weft.lab.switch.otlp import OtlpSender, OtlpSenderConfig, points
 from weft.lab.switch.script import LOSSLESS, START_NS, Script, Shape
 from weft.pipeline.clock import ManualClock, SystemClock
 from weft.pipeline.errors import ServiceError
@@ -90,7 +90,7 @@ def sessions(script: Script) -> list[hft.Session]:
 def test_every_value_arrives_under_its_numbers(script, receive, kind):
     """Each value of each object and time arrives once, as a gauge named by type and statistic."""
     receiver, port = receive()
-    sender = Sender(script, SenderConfig(f"127.0.0.1:{port}", values=kind), SystemClock())
+    sender = OtlpSender(script, OtlpSenderConfig(f"127.0.0.1:{port}", values=kind), SystemClock())
     sender.start()
     sender.send(points(script, sessions(script), TS))
     sender.stop()
@@ -113,7 +113,7 @@ def test_points_are_flushed_by_number_and_by_time(script, receive):
     """A request holds at most the points that make a flush; what is fewer goes when it has waited long enough."""
     receiver, port = receive()
     clock = ManualClock()
-    sender = Sender(script, SenderConfig(f"127.0.0.1:{port}", flush_points=20), clock)
+    sender = OtlpSender(script, OtlpSenderConfig(f"127.0.0.1:{port}", flush_points=20), clock)
     sender.start()
     made = points(script, sessions(script), TS)
     total = sum(len(one.ts) for one in made)
@@ -134,7 +134,7 @@ def test_what_is_refused_for_now_is_sent_again(script, receive):
     """After RESOURCE_EXHAUSTED and UNAVAILABLE the same points come again, after 1, 2 and 4 s, and arrive once."""
     receiver, port = receive(grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED)
     clock = ManualClock()
-    sender = Sender(script, SenderConfig(f"127.0.0.1:{port}", flush_points=10), clock)
+    sender = OtlpSender(script, OtlpSenderConfig(f"127.0.0.1:{port}", flush_points=10), clock)
     sender.start()
     began = clock.monotonic_ns()
     made = points(script, sessions(script)[:1], TS[:1])
@@ -154,7 +154,7 @@ def test_what_is_refused_for_good_is_counted(script, receive, refusals, seconds)
     """A refusal for good, or as many as are allowed, gives the points up and counts them; pauses are 10 s at most."""
     receiver, port = receive(*refusals)
     clock = ManualClock()
-    sender = Sender(script, SenderConfig(f"127.0.0.1:{port}", flush_points=16, refusals_max=5), clock)
+    sender = OtlpSender(script, OtlpSenderConfig(f"127.0.0.1:{port}", flush_points=16, refusals_max=5), clock)
     sender.start()
     began = clock.monotonic_ns()
     sender.send(points(script, sessions(script)[:1], TS[:1]))
@@ -166,7 +166,7 @@ def test_what_is_refused_for_good_is_counted(script, receive, refusals, seconds)
 def test_points_that_the_receiver_drops_are_counted(script, receive):
     """A partial success counts what was rejected as given up."""
     _, port = receive(rejected=5)
-    sender = Sender(script, SenderConfig(f"127.0.0.1:{port}"), SystemClock())
+    sender = OtlpSender(script, OtlpSenderConfig(f"127.0.0.1:{port}"), SystemClock())
     sender.start()
     sender.send(points(script, sessions(script)[:1], TS[:1]))
     sender.stop()
@@ -181,8 +181,8 @@ def test_both_ends_show_certificates(script, receive, certificates: Path):
     own = (certificates / "client.crt", certificates / "client.key")
     for ca, pair, arrives in (("ca.crt", own, True), ("other.crt", own, False), ("ca.crt", (None, None), False)):
         receiver.requests.clear()
-        config = SenderConfig(f"localhost:{port}", certificates / ca, *pair, refusals_max=1)
-        sender = Sender(script, config, ManualClock())
+        config = OtlpSenderConfig(f"localhost:{port}", certificates / ca, *pair, refusals_max=1)
+        sender = OtlpSender(script, config, ManualClock())
         sender.start()
         sender.send(points(script, sessions(script)[:1], TS[:1]))
         sender.stop()
@@ -192,4 +192,4 @@ def test_both_ends_show_certificates(script, receive, certificates: Path):
 def test_a_missing_certificate_is_said(script, tmp_path: Path):
     """A file that is not there is one sentence with its name."""
     with pytest.raises(ServiceError, match=r"nothing\.crt cannot be read"):
-        Sender(script, SenderConfig(ca=tmp_path / "nothing.crt"), SystemClock()).start()
+        OtlpSender(script, OtlpSenderConfig(ca=tmp_path / "nothing.crt"), SystemClock()).start()

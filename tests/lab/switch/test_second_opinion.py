@@ -14,7 +14,7 @@ from weft.collectors.base import Batch, Live, Options
 from weft.collectors.gnmi.config import Target
 from weft.lab.switch import hft, roce, sai
 from weft.lab.switch.gnmi import Server, ServerConfig
-from weft.lab.switch.otlp import Sender, SenderConfig, points
+from weft.lab.switch.otlp import OtlpSender, OtlpSenderConfig, points
 from weft.lab.switch.script import LOSSLESS, START_NS, Script, Shape
 from weft.lab.switch.sflow import Agent, AgentConfig
 from weft.lab.switch.truth import port_frame, queue_frame
@@ -99,7 +99,7 @@ def test_telemetry_samples_are_the_deltas_of_the_switch(tmp_path: Path, live, la
     """Over a connection, each port's and queue's samples are the differences of its counters, under its name."""
     script = Script(Shape(ports=8))
     wanted = [hft.session(script, sai.PORT, ("IF_IN_OCTETS", "IF_OUT_OCTETS")), hft.session(script, sai.QUEUE, ("BYTES",), (LOSSLESS,))]
-    exporter = hft.Exporter(script, wanted, layout)
+    exporter = hft.HftExporter(script, wanted, layout)
     names = tmp_path / "sessions.json"
     names.write_text(json.dumps(exporter.side_channel()))
     collector = live("hft", enabled=True, port=0, udp=False, sessions={"*": str(names)})
@@ -163,7 +163,7 @@ def test_otlp_values_are_those_of_the_switch(live):
     ]
     ts = [NOW + n * NS_PER_S for n in range(5)]
     collector = live("otlp", enabled=True, port=0)
-    sender = Sender(script, SenderConfig(f"127.0.0.1:{collector.port}", flush_points=40), CLOCK)
+    sender = OtlpSender(script, OtlpSenderConfig(f"127.0.0.1:{collector.port}", flush_points=40), CLOCK)
     sender.start()
     sender.send(points(script, wanted, ts))
     sender.stop()

@@ -14,7 +14,7 @@ from scapy.layers.l2 import Ether
 from weft.lab.switch import roce
 from weft.lab.switch.script import LOSSLESS, START_NS, Script, Shape
 from weft.lab.switch.sflow import ACL, NO_BUFFER_SPACE, RED, Agent, AgentConfig
-from weft.lab.switch.wire import Datagrams, Udp, join, rows
+from weft.lab.switch.wire import MessageBuffer, Udp, join, rows
 from weft.pipeline.clock import SystemClock
 
 SFLOW_PORT = 6343
@@ -203,7 +203,7 @@ def test_datagrams_arrive_as_they_were_made(monkeypatch, bulk):
     sizes = [40 + n * 37 % 1400 for n in range(3000)]
     made = [bytes([n % 251]) * size for n, size in enumerate(sizes)]
     lengths = np.array(sizes)
-    datagrams = Datagrams(np.frombuffer(b"".join(made), np.uint8), np.cumsum(lengths) - lengths, lengths)
+    datagrams = MessageBuffer(np.frombuffer(b"".join(made), np.uint8), np.cumsum(lengths) - lengths, lengths)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
         receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**23)
         receiver.bind(("127.0.0.1", 0))
@@ -215,7 +215,7 @@ def test_datagrams_arrive_as_they_were_made(monkeypatch, bulk):
         received = []
         # In parts that any receive buffer holds.
         for first in range(0, 3000, 50):
-            part = Datagrams(datagrams.buffer, datagrams.offsets[first : first + 50], datagrams.lengths[first : first + 50])
+            part = MessageBuffer(datagrams.buffer, datagrams.offsets[first : first + 50], datagrams.lengths[first : first + 50])
             sender.send(part)
             received += [receiver.recv(2000) for _ in range(50)]
         sender.stop()

@@ -5,10 +5,10 @@ import polars as pl
 import pytest
 
 from weft.lab.fabric.fabric import Fabric, FabricConfig
-from weft.lab.fabric.faults import Fault
+from weft.lab.fabric.faults import InjectedFault
 from weft.lab.fabric.topology import rail_fabric, toy
 from weft.lab.fabric.workload import Job, Phase
-from weft.lab.telemetry.export import Exporter
+from weft.lab.telemetry.export import FabricExporter
 from weft.pipeline.tables.families import FAMILIES
 
 US, MS, SECOND = 1_000, 1_000_000, 1_000_000_000
@@ -17,11 +17,11 @@ LEAF = "leaf-00-0"
 LOSSY = "leaf-00-0/Ethernet24"
 
 
-def run(*faults: Fault, calls: int = 4, **more) -> dict[str, pl.DataFrame]:
+def run(*faults: InjectedFault, calls: int = 4, **more) -> dict[str, pl.DataFrame]:
     """Return all rows of a second of the toy fabric, exported in some calls."""
     config = FabricConfig(toy(), (JOB,), faults, **{"packet_sampling": 100, "step_ns": 100 * US, "clock_skew_ns": 0, **more})
     fabric = Fabric(config, 1)
-    exporter = Exporter(fabric)
+    exporter = FabricExporter(fabric)
     parts: dict[str, list[pl.DataFrame]] = {}
     for call in range(1, calls + 1):
         for family, frame in exporter.frames(fabric.advance(call * SECOND // calls)).items():
@@ -32,7 +32,9 @@ def run(*faults: Fault, calls: int = 4, **more) -> dict[str, pl.DataFrame]:
 @pytest.fixture(scope="module")
 def rows() -> dict[str, pl.DataFrame]:
     """A second in health but for a flap, so that there are events, and a link that loses packets, so that its ends differ."""
-    return run(Fault("link_flap", f"{LEAF}/Ethernet16", 100 * MS, 150 * MS, 1.0), Fault("silent_loss", LOSSY, severity=1e-3))
+    return run(
+        InjectedFault("link_flap", f"{LEAF}/Ethernet16", 100 * MS, 150 * MS, 1.0), InjectedFault("silent_loss", LOSSY, severity=1e-3)
+    )
 
 
 def test_every_family_has_its_columns(rows):
@@ -97,7 +99,7 @@ def test_gpus_and_nvlink(rows):
 def test_a_frozen_counter_stands_still():
     """During the fault a device repeats itself with new times; before and after, and elsewhere, it tells the truth."""
     sound = run()["port"].sort("device", "port", "ts")
-    frozen = run(Fault("frozen_counter", LEAF, 300 * MS, 300 * MS))["port"].sort("device", "port", "ts")
+    frozen = run(InjectedFault("frozen_counter", LEAF, 300 * MS, 300 * MS))["port"].sort("device", "port", "ts")
     start = sound["ts"].min() - 100 * MS
     during = pl.col("ts").is_between(start + 300 * MS, start + 599 * MS) & (pl.col("device") == LEAF)
     assert frozen.filter(~during).equals(sound.filter(~during))
@@ -108,7 +110,7 @@ def test_a_frozen_counter_stands_still():
 def test_a_reset_counter_starts_again():
     """From the reset on, counters are what has come since, and the epoch has changed; gauges and others are as before."""
     sound = run()
-    reset = run(Fault("counter_reset", LEAF, 450 * MS))
+    reset = run(InjectedFault("counter_reset", LEAF, 450 * MS))
     for family, column, tx in (("port", "tx_bytes", pl.lit(True)), ("queue", "packets", pl.col("direction") == "tx")):
         a, b = (made[family].filter(pl.col("device") == LEAF, tx) for made in (sound, reset))
         at = a["ts"].min() - 100 * MS + 450 * MS
@@ -124,7 +126,7 @@ def test_a_reset_counter_starts_again():
 
 def test_a_lossy_collector_loses_its_share():
     """About half of a device's readings are missing, all families of one together; nobody else's are."""
-    rows = run(Fault("lossy_collector", LEAF, severity=0.5), calls=20)
+    rows = run(InjectedFault("lossy_collector", LEAF, severity=0.5), calls=20)
     kept = rows["port"].filter(pl.col("device") == LEAF)["ts"].n_unique()
     assert 1 <= kept <= 9
     assert rows["queue"].filter(pl.col("device") == LEAF)["ts"].n_unique() == kept
@@ -134,7 +136,11 @@ def test_a_lossy_collector_loses_its_share():
 
 def test_late_and_skewed():
     """A late collector's rows come later by its delay; a skewed clock's stamps run ahead, on the grid of samples still."""
-    rows = run(Fault("late_collector", LEAF, severity=0.7), Fault("skewed_clock", "leaf-01-0", 500 * MS, severity=0.25), clock_skew_ns=300)
+    rows = run(
+        InjectedFault("late_collector", LEAF, severity=0.7),
+        InjectedFault("skewed_clock", "leaf-01-0", 500 * MS, severity=0.25),
+        clock_skew_ns=300,
+    )
     delay = rows["port"].group_by("device").agg((pl.col("recv_ts") - pl.col("ts")).max())
     assert dict(delay.iter_rows())[LEAF] == pytest.approx(702 * MS, abs=1000)
     assert dict(delay.iter_rows())["leaf-01-1"] == pytest.approx(2 * MS, abs=1000)
@@ -147,7 +153,7 @@ def test_inventory_names_everything():
     """Each device, each end of each link with its peer, and each host of each job stand in the inventory once."""
     topology = rail_fabric(racks=2, racks_per_pod=1)
     fabric = Fabric(FabricConfig(topology, (Job("a", (0, 5), (Phase(MS),)),)), 1)
-    rows = Exporter(fabric).inventory()
+    rows = FabricExporter(fabric).inventory()
     counts = dict(rows.group_by("kind").len().iter_rows())
     assert counts == {"device": len(topology.device_names), "port": topology.ports, "link": topology.ports, "job": 2}
     assert rows.select("kind", "device", "key").n_unique() == rows.height
@@ -158,4 +164,4 @@ def test_inventory_names_everything():
 def test_an_export_fault_names_a_device():
     """A fault on a device that does not exist is refused by name."""
     with pytest.raises(ValueError, match="leaf-99"):
-        Exporter(Fabric(FabricConfig(toy(), (JOB,), (Fault("frozen_counter", "leaf-99"),)), 1))
+        FabricExporter(Fabric(FabricConfig(toy(), (JOB,), (InjectedFault("frozen_counter", "leaf-99"),)), 1))

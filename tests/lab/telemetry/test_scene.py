@@ -4,10 +4,10 @@ import polars as pl
 import pytest
 
 from weft.lab.fabric.fabric import Fabric, FabricConfig
-from weft.lab.fabric.faults import FAULTS, Fault
+from weft.lab.fabric.faults import FAULTS, InjectedFault
 from weft.lab.fabric.topology import LEAF
 from weft.lab.telemetry import scene
-from weft.lab.telemetry.export import Exporter
+from weft.lab.telemetry.export import FabricExporter
 from weft.pipeline.errors import ConfigError
 
 MS = 1_000_000
@@ -47,7 +47,7 @@ def test_every_fault_finds_a_place(kind):
     (fault,) = scene.place_faults([kind], topology, 3, 1.0, 5.0)
     assert (fault.kind, fault.begin_ns) == (kind, 1000 * MS)
     assert scene.place_faults([kind], topology, 3, 1.0, 5.0) == (fault,)
-    Exporter(Fabric(FabricConfig(topology, scene.jobs(topology, 1), (fault,), step_ns=MS), 1))
+    FabricExporter(Fabric(FabricConfig(topology, scene.jobs(topology, 1), (fault,), step_ns=MS), 1))
 
 
 @pytest.mark.parametrize(
@@ -70,10 +70,10 @@ def test_a_place_that_is_not_there_is_told(text, words):
 @pytest.mark.parametrize(
     ("fault", "device", "protocol"),
     [
-        (Fault("pause_storm", "host-0003/mlx5_6"), "leaf-00-6", "hft"),
-        (Fault("link_flap", "leaf-01-2/Ethernet32"), "leaf-01-2", "gnmi"),
-        (Fault("frozen_counter", "leaf-00-0"), "leaf-00-0", None),
-        (Fault("silent_loss", "leaf-00-1/Ethernet32"), "leaf-00-1", None),
+        (InjectedFault("pause_storm", "host-0003/mlx5_6"), "leaf-00-6", "hft"),
+        (InjectedFault("link_flap", "leaf-01-2/Ethernet32"), "leaf-01-2", "gnmi"),
+        (InjectedFault("frozen_counter", "leaf-00-0"), "leaf-00-0", None),
+        (InjectedFault("silent_loss", "leaf-00-1/Ethernet32"), "leaf-00-1", None),
     ],
 )
 def test_a_protocol_carries_what_it_can_tell(fault, device, protocol):
@@ -88,7 +88,7 @@ def test_a_protocol_carries_what_it_can_tell(fault, device, protocol):
 def test_what_a_protocol_tells_is_told_by_it_alone():
     """Of a carried switch the lab's rows leave out the families of its protocol and no others; of all other devices nothing."""
     fabric = Fabric(FabricConfig(scene.layout("toy"), scene.jobs(scene.layout("toy"), 1), step_ns=100_000, packet_sampling=100), 1)
-    frames = Exporter(fabric).frames(fabric.advance(200 * MS))
+    frames = FabricExporter(fabric).frames(fabric.advance(200 * MS))
     carried = scene.carriers(fabric.topology, ())
     assert len(carried) == 4
     left = scene.untold(frames, carried)

@@ -5,12 +5,12 @@ import polars as pl
 import pytest
 
 from weft.lab.fabric.fabric import Fabric, FabricConfig
-from weft.lab.fabric.faults import Fault
+from weft.lab.fabric.faults import InjectedFault
 from weft.lab.fabric.topology import toy
 from weft.lab.fabric.workload import Job, Phase
 from weft.lab.switch import hft, sai
 from weft.lab.switch.truth import port_frame, queue_frame
-from weft.lab.telemetry.export import Exporter
+from weft.lab.telemetry.export import FabricExporter
 from weft.lab.telemetry.tap import Tap
 
 MS = 1_000_000
@@ -18,10 +18,10 @@ LEAF = "leaf-00-0"
 JOB = Job("ring", (0, 1, 2, 3), (Phase(MS, "allreduce", "rail", 5_000_000),))
 
 
-def tapped(*faults: Fault) -> tuple[Tap, dict[str, pl.DataFrame]]:
+def tapped(*faults: InjectedFault) -> tuple[Tap, dict[str, pl.DataFrame]]:
     """Return a leaf after half a second in five calls, and the rows that were exported of it."""
     fabric = Fabric(FabricConfig(toy(), (JOB,), faults, step_ns=100_000, clock_skew_ns=0), 1)
-    tap, exporter, parts = Tap(fabric, LEAF), Exporter(fabric), []
+    tap, exporter, parts = Tap(fabric, LEAF), FabricExporter(fabric), []
     for call in range(1, 6):
         step = fabric.advance(call * 100 * MS)
         tap.take(step)
@@ -32,10 +32,13 @@ def tapped(*faults: Fault) -> tuple[Tap, dict[str, pl.DataFrame]]:
 @pytest.mark.parametrize(
     "faults",
     [
-        (Fault("link_flap", f"{LEAF}/Ethernet16", 120 * MS, 100 * MS, 1.0), Fault("dirty_fibre", f"{LEAF}/Ethernet0", severity=3e-3)),
-        (Fault("counter_reset", LEAF, 200 * MS),),
-        (Fault("counter_reset", LEAF, 250 * MS),),
-        (Fault("frozen_counter", LEAF, 200 * MS, 150 * MS),),
+        (
+            InjectedFault("link_flap", f"{LEAF}/Ethernet16", 120 * MS, 100 * MS, 1.0),
+            InjectedFault("dirty_fibre", f"{LEAF}/Ethernet0", severity=3e-3),
+        ),
+        (InjectedFault("counter_reset", LEAF, 200 * MS),),
+        (InjectedFault("counter_reset", LEAF, 250 * MS),),
+        (InjectedFault("frozen_counter", LEAF, 200 * MS, 150 * MS),),
     ],
 )
 def test_exporters_and_rows_agree(faults):
@@ -76,7 +79,7 @@ def test_telemetry_of_a_tapped_switch():
     tap, rows = tapped()
     session = hft.session(tap, sai.PORT, ("IF_OUT_OCTETS",))
     ts = tap.fabric.config.start_ns + MS * np.arange(1, 500)
-    message = bytes(next(iter(hft.Exporter(tap, [session], hft.Layout(records=len(ts))).data(ts))))
+    message = bytes(next(iter(hft.HftExporter(tap, [session], hft.Layout(records=len(ts))).data(ts))))
     # 16 bytes of message header, 4 of set header, then 8 of time and 8 of each counter.
     records = np.frombuffer(message, ">u8", offset=20).reshape(-1, 1 + len(tap.switch.ports)).astype(np.int64)
     assert (records[:, 0] == ts[: len(records)]).all() and (np.diff(records[:, 1:], axis=0) >= 0).all()
@@ -88,7 +91,7 @@ def test_telemetry_of_a_tapped_switch():
 def test_a_skewed_clock_calls_another_moment_now():
     """With its clock ahead by 4 ms, what a switch says at a time is what was true 4 ms before."""
     tap, _ = tapped()
-    ahead, _ = tapped(Fault("skewed_clock", LEAF, severity=4.0))
+    ahead, _ = tapped(InjectedFault("skewed_clock", LEAF, severity=4.0))
     ts = tap.fabric.config.start_ns + MS * np.arange(50, 400, 7)
     assert (ahead.at(ts).port("tx_bytes") == tap.at(ts - 4 * MS).port("tx_bytes")).all()
     assert (ahead.at(ts).ts == ts).all()

@@ -1,0 +1,95 @@
+"""The verdict on a demo: what the published store shows of a fault while it lasts and at the end, beside the truth."""
+
+import collections
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ...analytics.store.light_reader import RowQuery, light_reader
+from ...pipeline.clock import NS_PER_S, Clock
+from ...pipeline.errors import StoreError
+from .findings import Fired, RecordedFault, alerts_of, find, injected, watching
+
+LOOK_NS = 2 * NS_PER_S
+
+
+@dataclass(slots=True)
+class Watch:
+    """Looks at what is published every two seconds: says how it goes on a terminal, and when the first alert fires."""
+
+    data: Path
+    _due_ns: int = 0
+    _fired: bool = False
+    _faults: list[RecordedFault] = field(default_factory=list)
+
+    def step(self, clock: Clock, seconds: float) -> None:
+        """Look, if it is time to."""
+        if clock.monotonic_ns() < self._due_ns:
+            return
+        self._due_ns = clock.monotonic_ns() + LOOK_NS
+        self._faults = self._faults or injected(self.data)
+        alerts, windows = self._look()
+        for fault in self._faults[:1]:
+            after = _after(alerts, fault)
+            if after and not self._fired:
+                self._fired = True
+                since = (after[0].fired_ns - fault.begin_ns) / NS_PER_S
+                self.close()
+                print(f"alert: {after[0].rule}: {after[0].summary} ({since:.0f} s after the fault began)", flush=True)
+        if sys.stderr.isatty():
+            begun = sum(clock.now_ns() >= fault.begin_ns for fault in self._faults)
+            said = f"{seconds:4.0f} s  {windows:,} rows of windows  {begun} of {len(self._faults)} faults under way  {len(alerts)} alerts"
+            print(f"\r{said}\x1b[K", end="", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """End the line of progress."""
+        if sys.stderr.isatty():
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+    def _look(self) -> tuple[list[Fired], int]:
+        try:
+            with light_reader(self.data / "store") as query:
+                ((windows,),) = query("SELECT count(*) FROM state.port_samples_1s")
+                return alerts_of(query), windows
+        except StoreError:
+            return [], 0
+
+
+def _after(alerts: list[Fired], fault: RecordedFault) -> list[Fired]:
+    """Return the alerts of the rules that watch for such a fault, from its begin on."""
+    return [alert for alert in alerts if alert.fired_ns >= fault.begin_ns and alert.rule in watching(fault.kind)]
+
+
+def summary(data: Path) -> Iterator[str]:
+    """Yield what went wrong, what the store shows of it, and which alerts fired, line by line."""
+    try:
+        with light_reader(data / "store") as query:
+            alerts = alerts_of(query)
+            for fault in injected(data):
+                yield from _about(query, fault, alerts)
+    except StoreError:
+        yield "Nothing was stored: the demo ended too early."
+        return
+    for rule, count in sorted(collections.Counter(alert.rule for alert in alerts).items()):
+        yield f"  alerts     {rule}: {count}"
+    yield f"  kept       {data}: weft dash --data {data}; the truth is in {data / 'lab' / 'truth'}"
+
+
+def _about(query: RowQuery, fault: RecordedFault, alerts: list[Fired]) -> list[str]:
+    at = f" at {fault.place}" if fault.place else ""
+    lines = [f"fault        {fault.kind}{at}"]
+    found = find(query, fault)
+    if found is None:
+        lines.append("  store says nothing of it")
+    else:
+        verdict = {True: "it is the place", False: "that is another place", None: "the fault has no one place"}[found.is_it]
+        lines.append(f"  store says {found.place}: {found.says} ({verdict})")
+    after = _after(alerts, fault)
+    if after:
+        lines.append(f"  first      {after[0].rule} after {(after[0].fired_ns - fault.begin_ns) / NS_PER_S:.1f} s: {after[0].summary}")
+    elif watching(fault.kind):
+        lines.append("  first      no alert")
+    else:
+        lines.append("  first      no rule watches for it")
+    return lines
