@@ -5,6 +5,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -94,13 +95,14 @@ def read_out(bus: Bus, consumer: Consumer, topics: Sequence[str]) -> list[Messag
 
 
 def until(condition: Callable[[], bool], *consumers: Consumer, limit_s: float = LIMIT_S) -> list[Message]:
-    """Poll the consumers until the condition holds; return what they read meanwhile."""
+    """Poll the consumers side by side, as members in processes of their own do, until the condition holds; return what they read."""
     messages: list[Message] = []
     deadline = time.monotonic() + limit_s
-    while not condition():
-        for consumer in consumers:
-            messages.extend(consumer.poll(0.05))
-        assert time.monotonic() < deadline
+    with ThreadPoolExecutor(max(1, len(consumers))) as pool:
+        while not condition():
+            for batch in pool.map(lambda consumer: consumer.poll(0.05), consumers):
+                messages.extend(batch)
+            assert time.monotonic() < deadline
     return messages
 
 

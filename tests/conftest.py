@@ -95,12 +95,6 @@ def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield broker.address
 
 
-@pytest.fixture(scope="module")
-def module_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Return a broker of this file alone, which may be told to behave as no other test should see it."""
-    yield from _broker(tmp_path_factory.mktemp("broker"))
-
-
 @pytest.fixture
 def own_broker(tmp_path: Path) -> Iterator[Any]:
     """Return a broker of this test alone, which it may pause, kill and start again."""

@@ -7,9 +7,8 @@ from ..errors import BusError
 from . import BusConfig
 
 MEMORY_TOPIC = "weft.memory.v1"
-# A cluster may serve others, too: by these Weft's producers and topics are known.
+# A cluster may serve other programs, too.
 PRODUCER_PREFIX = "weft-"
-TOPIC_PREFIX = "weft."
 MESSAGE_MAX_BYTES = 16 * 1024**2
 FETCH_MAX_BYTES = 16 * 1024**2
 FETCH_WAIT_MS = 100
@@ -71,7 +70,7 @@ def producer_settings(config: BusConfig, name: str) -> dict[str, Any]:
     return {
         "transactional_id": PRODUCER_PREFIX + name,
         "transaction_timeout_ms": TRANSACTION_TIMEOUT_MS,
-        "delivery_timeout_ms": max(patience_ms, 2 * REQUEST_TIMEOUT_MS),
+        "delivery_timeout_ms": int(COMMIT_S * 1000),
         # A start that met a dying broker may wait for ever, too; it is made anew within the patience.
         "max_block_ms": min(patience_ms, int(COMMIT_S * 1000)),
         "batch_size": BATCH_BYTES,

@@ -39,22 +39,6 @@ def share_out(owners: Mapping[int, str], members: Sequence[str], partitions: int
     return {number: member for member, numbers in shares.items() for number in numbers}
 
 
-def share_claimed(claims: Sequence[tuple[int, str, Iterable[int]]], partitions: int) -> dict[str, list[int]]:
-    """Return the indices of each member for one round of a cooperative rebalance.
-
-    ``claims`` are generation, member and the indices that it holds; of two that claim an index the one that joined
-    last is right. An index that changes hands is nobody's for this round, so that its holder gives it up first.
-    """
-    owners: dict[int, str] = {}
-    for _, member, numbers in sorted(claims, key=lambda claim: claim[:2]):
-        owners.update(dict.fromkeys(numbers, member))
-    shares: dict[str, list[int]] = {member: [] for _, member, _ in claims}
-    for number, member in sorted(share_out(owners, list(shares), partitions).items()):
-        if owners.get(number, member) == member:
-            shares[member].append(number)
-    return shares
-
-
 def committed(connection: sqlite3.Connection, group: str, topics: Sequence[str], partitions: int) -> dict[TopicPartition, int]:
     """Return the group's offsets, 0 where it has none."""
     offsets = {TopicPartition(topic, number): 0 for topic in topics for number in range(partitions)}

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from bus_rig import LIMIT_S, PRELUDE, Children, Rig, publish, read, read_out, until
 
-from weft.pipeline.bus import BusConfig, Producer, open_bus
+from weft.pipeline.bus import Bus, BusConfig, Producer, open_bus
+from weft.pipeline.bus.kafka_settings import MEMORY_TOPIC
 from weft.pipeline.errors import BusError
 
 
@@ -141,51 +142,78 @@ def test_processes_may_make_the_log_together(tmp_path: Path, children: Children)
     bus.close()
 
 
-def _publish_through(rig: Rig, stop: threading.Event, done: list[int]) -> None:
-    """Publish numbers until stopped; after an error ask what happened, as the contract says."""
-    producer = rig.producer()
-    while not stop.is_set():
-        try:
-            number = int((rig.bus.recall(rig.name("at")) or b"0").decode()) + 1
-            for following in range(number, 1 << 30):
-                with producer.transaction() as transaction:
-                    transaction.publish(rig.name("away"), f"k{following % 9}", b"%d" % following, {})
-                    transaction.remember(rig.name("at"), b"%d" % following)
-                done.append(following)
-                if stop.wait(0.02):
-                    return
-        except BusError:
-            stop.wait(0.1)
+class _Writer:
+    """Publishes numbers in a thread until stopped; after an error it recalls what happened, as the contract requires."""
+
+    def __init__(self, rig: Rig) -> None:
+        self.done: list[int] = []
+        self.between = threading.Lock()
+        self._rig = rig
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        producer = self._rig.producer()
+        while not self._stop.is_set():
+            try:
+                number = int((self._rig.bus.recall(self._rig.name("at")) or b"0").decode()) + 1
+                for following in range(number, 1 << 30):
+                    with self.between, producer.transaction() as transaction:
+                        transaction.publish(self._rig.name("away"), f"k{following % 9}", b"%d" % following, {})
+                        transaction.remember(self._rig.name("at"), b"%d" % following)
+                    self.done.append(following)
+                    if self._stop.wait(0.02):
+                        return
+            except BusError:
+                self._stop.wait(0.1)
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join(LIMIT_S)
+        assert not self._thread.is_alive()
 
 
-@pytest.mark.parametrize("trouble", ["hangs", "dies"])
+def _take_away(broker: Any, trouble: str, writer: _Writer, bus: Bus, topics: list[str]) -> None:
+    """Let the broker hang or stop at any moment, or die between two transactions.
+
+    Kafka 4.4 may forget the end of a transaction when it is killed while it writes that end. The loss of a broker's
+    own log is not what is tested here.
+    """
+    if trouble == "hangs":
+        broker.pause()
+    elif trouble == "stops":
+        broker.stop()
+    else:
+        with writer.between:
+            bus.ends(topics)
+            broker.kill()
+
+
+@pytest.mark.parametrize("trouble", ["hangs", "stops", "dies"])
 def test_a_broker_that_goes_away_and_comes_back(own_broker: Any, tmp_path: Path, trouble: str) -> None:
-    """While the broker hangs or is dead for 20 s nothing is lost or doubled; after it everything goes on by itself."""
+    """While the broker is away for 20 s nothing is lost or doubled; when it is back everything goes on by itself."""
     rig = Rig("kafka", own_broker.address, tmp_path)
     reader, member = rig.consumer("away"), rig.consumer("away", group="group", member="one")
     seen: set[int] = set()
-    stop, done = threading.Event(), []
-    writer = threading.Thread(target=_publish_through, args=(rig, stop, done))
-    writer.start()
+    writer = _Writer(rig)
     try:
-        # What comes while the member waits for its partitions counts, too.
+        # Messages that arrive while the member waits for its partitions count, too.
         seen.update(int(m.value) for m in until(lambda: bool(member.assignment()), member))
         got: list[int] = []
         while not got:
             got.extend(int(m.value) for m in reader.poll(0.5))
-        own_broker.pause() if trouble == "hangs" else own_broker.kill()
+        _take_away(own_broker, trouble, writer, rig.bus, [rig.name("away"), MEMORY_TOPIC])
         begin = time.monotonic()
         while time.monotonic() - begin < 20:
             got.extend(int(m.value) for m in reader.poll(0.5))
             seen.update(int(m.value) for m in member.poll(0.5))
         own_broker.resume() if trouble == "hangs" else own_broker.start()
-        goal = len(done) + 50
-        until(lambda: len(done) >= goal)
+        goal = len(writer.done) + 50
+        until(lambda: len(writer.done) >= goal)
     finally:
-        stop.set()
-        writer.join(LIMIT_S)
-    assert not writer.is_alive()
-    last = max(done)
+        writer.stop()
+    last = max(writer.done)
     deadline = time.monotonic() + LIMIT_S
     while min(len(got), len(seen)) < last and time.monotonic() < deadline:
         got.extend(int(m.value) for m in reader.poll(0.5))
