@@ -210,7 +210,6 @@ def _walk(buffer, offsets, lengths, heads, tracked, limits, interfaces, rows):
     ``buffer`` uint8, ``offsets`` and ``lengths`` (n,) int64 bytes, ``heads`` (n,) ``HEAD``, ``tracked`` a ``Tracked`` of n, ``limits``
     an ``SflowLimits``, ``interfaces`` an ``Interfaces``.
     """
-    tally = rows.tally
     for k in range(len(offsets)):
         if heads[k].fault or tracked.verdict[k] in (REPEATED, REFUSED):
             continue
@@ -226,15 +225,15 @@ def _walk(buffer, offsets, lengths, heads, tracked, limits, interfaces, rows):
             found = 0
             if kind in (tables.COUNTERS, tables.COUNTERS_EXPANDED) and tracked.verdict[k] == LATE:
                 # Counters have the time of arrival, so those of a datagram that was overtaken would go back.
-                tally[_LATE_COUNTERS] += 1
+                rows.tally[_LATE_COUNTERS] += 1
             elif kind in (tables.COUNTERS, tables.COUNTERS_EXPANDED):
-                tally[_COUNTERS] += 1
+                rows.tally[_COUNTERS] += 1
                 found = _counter_sample(buffer, at, sample_end, kind == tables.COUNTERS_EXPANDED, origin, limits, interfaces, rows)
             elif kind in (tables.FLOW, tables.FLOW_EXPANDED, tables.DISCARDED):
-                tally[_DISCARDED if kind == tables.DISCARDED else _FLOWS] += 1
+                rows.tally[_DISCARDED if kind == tables.DISCARDED else _FLOWS] += 1
                 found = _flow_sample(buffer, at, sample_end, kind, origin, limits, interfaces, rows)
             else:
-                tally[_UNKNOWN_SAMPLES] += 1
+                rows.tally[_UNKNOWN_SAMPLES] += 1
             fault = fault or found
             at = sample_end
         rows.faults[k] = fault
@@ -255,32 +254,39 @@ def _counter_sample(buffer, at, end, expanded, origin, limits, interfaces, rows)
     kind, index = source >> 24, source & 0xFFFFFF
     if expanded:
         kind, index, at = source, u32(buffer, at), at + 4
-    filled = rows.filled
-    generic_at, ethernet_at, name_at, last, fault = _counter_records(buffer, at, end, limits.records_max, origin.datagram, rows)
-    if generic_at < 0 and ethernet_at < 0 and name_at < 0 and last == filled[2]:
+    generic_at, ethernet_at, name_at, last, fault = _counter_records(
+        buffer, at, end, limits.records_max, origin.datagram, rows.records, rows.filled[2], rows.tally
+    )
+    if generic_at < 0 and ethernet_at < 0 and name_at < 0 and last == rows.filled[2]:
         return fault
     if generic_at >= 0:
         kind, index = 0, u32(buffer, generic_at)
     place = _interface_of(origin.agent, kind, index, interfaces)
     if place < 0:
         return _INTERFACES_MAX
-    for k in range(filled[2], last):
+    for k in range(rows.filled[2], last):
         rows.records[k].place = place
-    filled[2] = last
+    rows.filled[2] = last
     if name_at >= 0 and u32(buffer, name_at):
-        _name(buffer, name_at + 4, u32(buffer, name_at), place, interfaces, rows)
+        name = mix_bytes(interfaces.table.state[SEED], buffer, name_at + 4, name_at + 4 + u32(buffer, name_at))
+        # Texts are made when a name changes, not for every sample.
+        if interfaces.states[place].name != name:
+            interfaces.states[place].name = name
+            named = rows.named[rows.filled[3]]
+            named.at, named.place, named.size = name_at + 4, place, u32(buffer, name_at)
+            rows.filled[3] += 1
     if generic_at >= 0 or ethernet_at >= 0:
-        row = rows.counters[filled[0]]
+        row = rows.counters[rows.filled[0]]
         row.generic_at, row.ethernet_at, row.datagram, row.place = generic_at, ethernet_at, origin.datagram, place
         _states(buffer, generic_at, interfaces.states[place], row)
-        filled[0] += 1
+        rows.filled[0] += 1
     return fault
 
 
 @numba.njit(inline="always")
-def _counter_records(buffer, at, end, records_max, datagram, rows):
+def _counter_records(buffer, at, end, records_max, datagram, records, last, tally):
     """Return where the generic and the Ethernet record and the name are (-1: nowhere), how many rows of records, and the fault."""
-    number_of_records, at, fault, last = u32(buffer, at), at + 4, 0, rows.filled[2]
+    number_of_records, at, fault = u32(buffer, at), at + 4, 0
     generic_at = ethernet_at = name_at = -1
     if number_of_records > records_max:
         fault = _RECORDS_MAX
@@ -290,7 +296,7 @@ def _counter_records(buffer, at, end, records_max, datagram, rows):
             break
         what, size, at = u32(buffer, at), u32(buffer, at + 4), at + 8
         if not _is_known(what):
-            rows.tally[_UNKNOWN_RECORDS] += 1
+            tally[_UNKNOWN_RECORDS] += 1
         elif not _is_whole(buffer, at, what, size):
             fault = _RECORD
         elif what == tables.GENERIC:
@@ -300,7 +306,7 @@ def _counter_records(buffer, at, end, records_max, datagram, rows):
         elif what == tables.PORT_NAME:
             name_at = at
         else:
-            record, last = rows.records[last], last + 1
+            record, last = records[last], last + 1
             record.at, record.datagram, record.format, record.size = at, datagram, what, size
         at += size
     return generic_at, ethernet_at, name_at, last, fault
@@ -369,17 +375,6 @@ def _states(buffer, generic_at, state, row):
     if state.states != said:
         state.states = said
         row.states_changed = True
-
-
-@numba.njit(inline="always")
-def _name(buffer, at, size, place, interfaces, rows):
-    """Add a ``NAMED`` row where an interface has another name than before, so that a text is made once and not for every sample."""
-    name = mix_bytes(interfaces.table.state[SEED], buffer, at, at + size)
-    if interfaces.states[place].name != name:
-        interfaces.states[place].name = name
-        row = rows.named[rows.filled[3]]
-        row.at, row.place, row.size = at, place, size
-        rows.filled[3] += 1
 
 
 @numba.njit(inline="always")

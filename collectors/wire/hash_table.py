@@ -130,20 +130,23 @@ def word_table(size, seed):
 @numba.njit(nogil=True)
 def entry_of(table, a, b, c):
     """Return the entry of the key (a, b, c), each uint64, in a ``WordTable``; added if it is new, -1 if there is no room for it."""
-    index, hashes, keys, state = table
-    h = mix(mix(mix(state[SEED], a), b), c)
-    probe = seek(index, hashes, h, 0)
-    while probe >= 0:
-        place = place_of(index, h, probe)
-        entry = np.int64(index[place])
+    # Arrays are named in place, not bound to variables: Numba counts references of a variable that lives over a branch.
+    h = mix(mix(mix(table.state[SEED], a), b), c)
+    for probe in range(PROBES_MAX):
+        place = place_of(table.index, h, probe)
+        entry = np.int64(table.index[place])
         if entry == EMPTY:
-            entry = state[ENTRIES]
-            if entry >= len(keys):
-                return np.int64(-1)
-            hashes[entry], keys[entry, 0], keys[entry, 1], keys[entry, 2] = h, a, b, c
-            index[place], state[ENTRIES] = entry, entry + 1
+            return _add(table, place, h, a, b, c)
+        if table.hashes[entry] == h and (table.keys[entry, 0] == a) & (table.keys[entry, 1] == b) & (table.keys[entry, 2] == c):
             return entry
-        if keys[entry, 0] == a and keys[entry, 1] == b and keys[entry, 2] == c:
-            return entry
-        probe = seek(index, hashes, h, probe + 1)
     return np.int64(-1)
+
+
+@numba.njit(nogil=True)
+def _add(table, place, h, a, b, c):
+    entry = table.state[ENTRIES]
+    if entry >= len(table.keys):
+        return np.int64(-1)
+    table.hashes[entry], table.keys[entry, 0], table.keys[entry, 1], table.keys[entry, 2] = h, a, b, c
+    table.index[place], table.state[ENTRIES] = entry, entry + 1
+    return entry
