@@ -1,7 +1,7 @@
-"""A real Kafka broker on loopback for tests and benchmarks, started from the jars that Maven copies once.
+"""A real Kafka broker on loopback for tests and benchmarks, started from the jars that Maven downloads once.
 
-As a script (``python tests/broker.py``) it prints the broker's address and runs until its input ends or it is
-told to stop.
+As a script (``python tests/broker.py``) it prints the broker's address and runs until its input ends or it
+gets a signal.
 """
 
 import base64
@@ -46,7 +46,7 @@ auto.create.topics.enable=false
 
 
 class BrokerMissing(Exception):
-    """No broker can be had here; says in one line what to install."""
+    """No broker can be started here; the text is one line with what to install."""
 
 
 def _version() -> str:
@@ -76,7 +76,7 @@ def jars() -> Path:
         shutil.rmtree(fetched, ignore_errors=True)
         raise BrokerMissing("Maven cannot fetch Kafka: " + " ".join(done.stdout.split())[:300])
     with contextlib.suppress(OSError):
-        # Another run may have been faster; its copy is as good.
+        # Another process may have been faster; its copy is as good.
         fetched.rename(folder)
     shutil.rmtree(fetched, ignore_errors=True)
     return folder
@@ -123,7 +123,7 @@ class Broker:
             raise BrokerMissing("Kafka's storage cannot be formatted: " + " ".join(done.stderr.split())[-300:])
 
     def _await_answer(self) -> None:
-        # The client is the one honest probe: the port is open before the broker can serve.
+        # Probe with the client: the port is open before the broker can serve.
         from kafka import KafkaAdminClient
         from kafka.errors import KafkaError
 
@@ -151,11 +151,11 @@ class Broker:
             self._process.send_signal(number)
 
     def pause(self) -> None:
-        """Make it silent, as a machine that hangs."""
+        """Stop its threads, as on a machine that hangs."""
         self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Let it speak again."""
+        """Let it continue."""
         self._signal(signal.SIGCONT)
 
     def kill(self) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from weft.pipeline.bus import Bus, BusConfig, Consumer, Message, Producer, open_bus
 
-# No wait of these tests is longer; what works takes much less.
+# The longest wait of these tests; without a defect they take much less.
 LIMIT_S = 60.0
 Children = Callable[..., "subprocess.Popen[str]"]
 
@@ -28,7 +28,7 @@ def say(*words):
 
 
 class Rig:
-    """One bus to test: opens it, names things so that tests do not meet, closes what was opened."""
+    """One bus to test: opens it, gives each test names of its own, closes what was opened."""
 
     def __init__(self, kind: str, servers: str, folder: Path, patience_s: float = 30) -> None:
         self.kind = kind
@@ -84,7 +84,7 @@ def read(consumer: Consumer, count: int, limit_s: float = LIMIT_S) -> list[Messa
 
 
 def read_out(bus: Bus, consumer: Consumer, topics: Sequence[str]) -> list[Message]:
-    """Return everything up to the ends that the bus states."""
+    """Return everything up to the ends of the bus."""
     messages: list[Message] = []
     deadline = time.monotonic() + LIMIT_S
     ends = {place: end for place, end in bus.ends(topics).items() if place in consumer.assignment()}
@@ -107,7 +107,7 @@ def until(condition: Callable[[], bool], *consumers: Consumer, limit_s: float = 
 
 
 def line(child: "subprocess.Popen[str]") -> str:
-    """Return the next line of a child, which has ``LIMIT_S`` to say it."""
+    """Return the next line of a child's output, which may take ``LIMIT_S``."""
     assert child.stdout is not None
     timer = threading.Timer(LIMIT_S, child.kill)
     timer.start()

@@ -1,4 +1,4 @@
-"""The log that the rooms meet on: topics of ordered partitions, transactions, groups.
+"""The log between collectors, pipeline and analytics: topics of ordered partitions, transactions, groups.
 
 ``Bus`` has two implementations, one line each in ``BUSES``, and one contract suite
 (``tests/contracts/test_bus.py``) that both pass:
@@ -8,8 +8,8 @@
 
 Guarantees: the messages of one key keep their order. What one transaction publishes, remembers and commits
 becomes visible together or not at all, also when the process is killed at any instant. A reader sees committed
-transactions only. Members of a group share the partitions of the topics; when they change hands, the former
-owner's open transaction fails with ``FencedError``.
+transactions only. Members of a group share the partitions of the topics; after a rebalance, an open transaction
+of a partition's former owner fails with ``FencedError``.
 """
 
 import zlib
@@ -21,15 +21,14 @@ from typing import NamedTuple, Protocol
 
 DEFAULT_PARTITIONS = 8
 
-# Limits of the embedded log: what is older or more is dropped, oldest first, and readers that were not there
-# yet are told (``Consumer.lost``).
+# Limits of the embedded log: messages beyond them are dropped, oldest first; ``Consumer.lost`` reports what a reader missed.
 RETENTION_S = 3600
 RETENTION_BYTES = 4 * 1024**3
 
 
 @dataclass(frozen=True, slots=True)
 class BusConfig:
-    """Where the bus is and how it is cut.
+    """The address, the partitions and the limits of the bus.
 
     ``kind`` is ``embedded`` or ``kafka``; the embedded log lives in the data folder, Kafka at ``servers``.
     """
@@ -45,7 +44,7 @@ class BusConfig:
     sasl_username: str = ""
     sasl_password_file: str = ""
     tls_ca_file: str = ""
-    # How long a broker may be away before the bus gives up; what collectors hold meanwhile is bounded elsewhere.
+    # How long a broker may be away before the bus gives up; ``collect.held_bytes_max`` bounds what collectors keep meanwhile.
     patience_s: float = 300.0
 
 
@@ -56,7 +55,7 @@ class TopicPartition(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One record as read: where it stands, and what was published."""
+    """One message as read: its position, and what was published."""
 
     topic: str
     partition: int
@@ -75,25 +74,25 @@ class Loss(NamedTuple):
 
 
 def partition_of(key: str, partitions: int) -> int:
-    """Return the partition that ``key`` lives in: stable over time, machines and both implementations."""
+    """Return the partition of ``key``: the same at all times, on all machines and in both implementations."""
     return zlib.crc32(key.encode()) % partitions
 
 
 class Transaction(Protocol):
-    """What is done through it happens when its ``with`` block ends without an error, all of it, or not at all."""
+    """Takes effect as a whole when its ``with`` block ends without an error, or not at all."""
 
     def publish(self, topic: str, key: str, value: bytes, headers: Mapping[str, str], *, partition: int | None = None) -> None:
         """Append one message to the key's partition of ``topic`` (or to the one named)."""
         ...
 
     def remember(self, key: str, value: bytes) -> None:
-        """Keep ``value`` under ``key`` in place of what was there; ``Bus.recall`` returns it."""
+        """Store ``value`` under ``key`` and replace the former value; ``Bus.recall`` returns it."""
         ...
 
     def commit(self, consumer: "Consumer", offsets: Mapping[TopicPartition, int]) -> None:
-        """Record for the consumer's group that everything before these offsets is dealt with.
+        """Record for the consumer's group that it has processed everything before these offsets.
 
-        Raises ``FencedError`` (here or at the end of the block) when another member owns one of them by now.
+        Raises ``FencedError`` (here or at the end of the block) when another member owns one of them now.
         """
         ...
 
@@ -102,37 +101,37 @@ class Producer(Protocol):
     """Publishes under one stable name; a second producer of the same name fences the first."""
 
     def transaction(self) -> AbstractContextManager[Transaction]:
-        """Open a transaction. Raises ``BusError`` when the bus cannot be reached within its patience."""
+        """Open a transaction. Raises ``BusError`` when the bus cannot be reached within ``patience_s``."""
         ...
 
     def close(self) -> None: ...
 
 
 class Consumer(Protocol):
-    """Reads topics: as a member of a group (partitions are shared out) or alone (all partitions, from offset 0)."""
+    """Reads topics as a member of a group (a share of the partitions) or alone (all partitions, from offset 0)."""
 
     def poll(self, timeout_s: float, max_bytes: int = 16 * 1024 * 1024) -> Sequence[Message]:
         """Return the next committed messages in offset order per partition, at most about ``max_bytes``.
 
-        Returns as soon as there are any, an empty sequence after ``timeout_s`` without. ``on_assign`` and
-        ``on_revoke`` are called from inside. Raises ``BusError`` when the bus is away; the next call tries again.
+        Returns as soon as there are any, and an empty sequence after ``timeout_s``, or some seconds later during a
+        rebalance. Calls ``on_assign`` and ``on_revoke``. Raises ``BusError`` when the bus is away; the next call tries again.
         """
         ...
 
     def seek(self, partition: TopicPartition, offset: int) -> None:
-        """Read on from ``offset``. Allowed in ``on_assign`` and between polls."""
+        """Continue at ``offset``. Allowed in ``on_assign`` and between polls."""
         ...
 
     def assignment(self) -> frozenset[TopicPartition]:
-        """Return the partitions read at present."""
+        """Return the partitions that are currently read."""
         ...
 
     def position(self, partition: TopicPartition) -> int:
-        """Return the offset that is read next. It reaches ``Bus.ends`` when polls have returned everything."""
+        """Return the next offset to read. It equals ``Bus.ends`` when polls have returned everything."""
         ...
 
     def lost(self) -> list[Loss]:
-        """Return, once each, the ranges that retention had dropped before they could be read."""
+        """Return the ranges that retention dropped before they were read, each once."""
         ...
 
     def close(self) -> None:
@@ -144,10 +143,10 @@ AssignmentListener = Callable[[frozenset[TopicPartition]], None]
 
 
 class Bus(Protocol):
-    """Opens producers and consumers; says how far the log and the groups are."""
+    """Opens producers and consumers; reports the ends of the log and the offsets of groups."""
 
     def producer(self, name: str) -> Producer:
-        """Return the producer of that stable name; transactions that a killed namesake left open are aborted."""
+        """Return the producer of that stable name; abort transactions that a killed namesake left open."""
         ...
 
     def consumer(
@@ -159,7 +158,7 @@ class Bus(Protocol):
         on_assign: AssignmentListener | None = None,
         on_revoke: AssignmentListener | None = None,
     ) -> Consumer:
-        """Return a reader of ``topics``; those that do not exist yet are created.
+        """Return a reader of ``topics``; create those that do not exist yet.
 
         With a ``group``, reading starts at the group's committed offsets unless ``on_assign`` seeks elsewhere;
         ``member`` is this reader's stable name, under which it gets its partitions back after a restart.
@@ -167,11 +166,11 @@ class Bus(Protocol):
         ...
 
     def recall(self, key: str) -> bytes | None:
-        """Return what was last remembered under ``key``, ``None`` if nothing was."""
+        """Return the value last remembered under ``key``, or ``None``."""
         ...
 
     def ends(self, topics: Sequence[str]) -> dict[TopicPartition, int]:
-        """Return the offset from which on there is no committed message, for each partition (0 where there never was)."""
+        """Return for each partition the offset after its last committed message, 0 if it never had one."""
         ...
 
     def committed(self, group: str, topics: Sequence[str]) -> dict[TopicPartition, int]:
@@ -187,7 +186,7 @@ def open_bus(config: BusConfig, data: Path) -> Bus:
     Raises:
         BusError: it cannot be reached or opened.
     """
-    # Imported here, so that a process loads the one client that it uses.
+    # Imported here, so that a process loads only the client that it uses.
     if config.kind == "kafka":
         from .kafka import KafkaBus
 

@@ -1,7 +1,7 @@
 """The bus of one machine: a durable log in one SQLite file, shared by every process that opens it.
 
-A Weft transaction is collected in memory and becomes one SQLite transaction at its end, so that the write lock
-is held for milliseconds and a killed process leaves nothing half done.
+A transaction is collected in memory and becomes one SQLite transaction at its end, so that the write lock is
+taken for milliseconds and a killed process leaves no partial transaction.
 """
 
 import heapq
@@ -19,16 +19,16 @@ from .logfile import LogFile, create_topics
 from .membership import HEARTBEAT_S, Membership, committed
 
 FILE_NAME = "log.sqlite"
-# An idle poll sleeps for so long between two looks at the log.
+# Pauses of an idle poll between two checks of the log.
 PAUSE_MIN_S = 0.002
 PAUSE_MAX_S = 0.02
-# A producer looks for old messages once per interval or so many bytes; so much is dropped under one hold of the write lock.
+# A producer applies retention once per interval or number of bytes; a step bounds what it drops under one write lock.
 RETENTION_INTERVAL_S = 2.0
 RETENTION_INTERVAL_BYTES = 32 * 1024**2
 RETENTION_STEP_BYTES = 64 * 1024**2
 RETENTION_STEP_MESSAGES = 10_000
 POLL_MAX_MESSAGES = 4096
-# What a message costs beside its own bytes.
+# Overhead of a message in the file.
 ROW_BYTES = 64
 
 
@@ -58,7 +58,7 @@ class EmbeddedTransaction:
 
 
 class EmbeddedProducer:
-    """Writes transactions, and drops what is too old or too much."""
+    """Writes transactions and applies retention."""
 
     def __init__(self, path: Path, config: BusConfig, name: str, clock: Clock) -> None:
         self._log = LogFile(path)
@@ -66,7 +66,7 @@ class EmbeddedProducer:
         self._name = name
         self._clock = clock
         self._retention_due_ns = 0
-        self._unlooked_bytes = 0
+        self._unchecked_bytes = 0
         with self._log.writing() as connection:
             connection.execute(
                 "INSERT INTO producers VALUES (?, 1) ON CONFLICT (name) DO UPDATE SET epoch = epoch + 1",
@@ -75,14 +75,14 @@ class EmbeddedProducer:
             self._epoch = self._stored_epoch(connection)
 
     def transaction(self) -> AbstractContextManager[EmbeddedTransaction]:
-        return self._run()
+        return self._transaction()
 
     @contextmanager
-    def _run(self) -> Iterator[EmbeddedTransaction]:
+    def _transaction(self) -> Iterator[EmbeddedTransaction]:
         work = EmbeddedTransaction(self._config.partitions)
         yield work
         if work.messages or work.memory or work.offsets:
-            # Dropping comes first: its failure must not make a transaction that happened look like one that did not.
+            # Retention comes first: its failure must not look like a failure of a transaction that was written.
             self._drop_old()
             self._write(work)
 
@@ -116,17 +116,17 @@ class EmbeddedProducer:
             "UPDATE partitions SET next_offset = ?, size_bytes = size_bytes + ? WHERE id = ?",
             (offset + len(messages), sum(sizes), partition),
         )
-        self._unlooked_bytes += sum(sizes)
+        self._unchecked_bytes += sum(sizes)
 
     def _drop_old(self) -> None:
-        """Drop one step's worth of what is over the limits, when it is time to look."""
+        """Drop one step of the messages beyond the limits, if a check is due."""
         now_ns = self._clock.monotonic_ns()
-        if now_ns < self._retention_due_ns and self._unlooked_bytes < RETENTION_INTERVAL_BYTES:
+        if now_ns < self._retention_due_ns and self._unchecked_bytes < RETENTION_INTERVAL_BYTES:
             return
         with self._log.writing() as connection:
             finished = self._drop_step(connection)
-        self._unlooked_bytes = 0
-        # While behind, every transaction drops a step: what comes in must not outrun what goes out.
+        self._unchecked_bytes = 0
+        # While there is more to drop, every transaction drops a step, so that the log does not outgrow its limit.
         self._retention_due_ns = now_ns + int(RETENTION_INTERVAL_S * NS_PER_S) if finished else now_ns
 
     def _drop_step(self, connection: sqlite3.Connection) -> bool:
@@ -178,7 +178,7 @@ class EmbeddedConsumer:
         self._on_assign = on_assign
         self._on_revoke = on_revoke
         self._clock = clock
-        self._told = False
+        self._reported = False
         self._closed = False
         self._heartbeat_due_ns = 0
         self._positions: dict[TopicPartition, int] = {}
@@ -235,7 +235,7 @@ class EmbeddedConsumer:
         return messages
 
     def _cursors(self, connection: sqlite3.Connection) -> list[sqlite3.Cursor]:
-        """Return one cursor for each partition that has news."""
+        """Return one cursor for each partition with unread messages."""
         cursors = []
         for partition, first, following in connection.execute("SELECT id, first_offset, next_offset FROM partitions").fetchall():
             place = self._places.get(partition)
@@ -251,9 +251,9 @@ class EmbeddedConsumer:
 
     def _heartbeat(self) -> None:
         if self._membership is None:
-            if not self._told:
-                self._told = True
-                self._tell(self._on_assign, frozenset(self._positions))
+            if not self._reported:
+                self._reported = True
+                self._notify(self._on_assign, frozenset(self._positions))
             return
         now_ns = self._clock.monotonic_ns()
         if self._membership.is_in() and now_ns < self._heartbeat_due_ns:
@@ -264,7 +264,7 @@ class EmbeddedConsumer:
         self._seen_version = None
 
     def _follow_group(self) -> None:
-        """Take over and give up partitions as the group says by now."""
+        """Apply the group's current assignment."""
         if self._membership is None:
             return
         with self._log.reading() as connection:
@@ -273,15 +273,15 @@ class EmbeddedConsumer:
         lost_places, gained_places = self._places_of(lost), self._places_of(gained)
         for place in lost_places:
             del self._positions[place]
-        self._tell(self._on_revoke, lost_places)
+        self._notify(self._on_revoke, lost_places)
         self._positions.update({place: starts[place] for place in gained_places})
-        self._tell(self._on_assign, gained_places)
+        self._notify(self._on_assign, gained_places)
 
     def _places_of(self, numbers: Sequence[int]) -> frozenset[TopicPartition]:
         return frozenset(TopicPartition(topic, number) for number in numbers for topic in self._topics)
 
     @staticmethod
-    def _tell(listener: AssignmentListener | None, places: frozenset[TopicPartition]) -> None:
+    def _notify(listener: AssignmentListener | None, places: frozenset[TopicPartition]) -> None:
         if listener is not None and places:
             listener(places)
 
@@ -318,7 +318,7 @@ class EmbeddedConsumer:
 
 
 class EmbeddedBus:
-    """The log in ``folder``, made where it is missing. May be used by several threads."""
+    """The log in ``folder``, created if it does not exist. May be used by several threads."""
 
     def __init__(self, config: BusConfig, folder: Path, clock: Clock | None = None) -> None:
         self._config = config
@@ -328,7 +328,7 @@ class EmbeddedBus:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise BusError(f"{folder} cannot be made ({error.strerror})", "name another data folder or change its rights") from error
+            raise BusError(f"{folder} cannot be created ({error.strerror})", "name another data folder or change its rights") from error
         self._log = LogFile(self._path)
         self._create()
 
@@ -379,7 +379,7 @@ class EmbeddedBus:
             return committed(connection, group, topics, self._config.partitions)
 
     def size_bytes(self) -> int:
-        """Return what the messages in the log take."""
+        """Return the size of the messages in the log."""
         with self._lock, self._log.reading() as connection:
             return int(connection.execute("SELECT total(size_bytes) FROM partitions").fetchone()[0])
 

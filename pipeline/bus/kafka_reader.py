@@ -66,7 +66,7 @@ class KafkaReader:
         self._cluster = cluster
         self._topics = list(topics)
         self._group = group
-        # Kafka allows few characters in a member's name.
+        # Kafka restricts the characters of a member's name.
         self._member = re.sub(r"[^A-Za-z0-9._-]", lambda found: f"_{ord(found[0]):x}_", member) or None
         self._on_assign = on_assign
         self._on_revoke = on_revoke
@@ -220,7 +220,7 @@ class KafkaReader:
             listener = self._on_assign if gained else self._on_revoke
             if listener is not None and places:
                 listener(places)
-            # The listener may have met an error: only what it dealt with is read.
+            # Partitions whose listener raised stay paused.
             for place in places if gained else ():
                 self._at(place, self._client.resume)
 
@@ -267,7 +267,7 @@ class KafkaReader:
         position = self._client.position
         offset = self._at(partition, lambda there: self._cluster.retried(lambda: position(there, timeout_ms=REQUEST_TIMEOUT_MS)))
         if offset is None:
-            raise FencedError(f"{partition} has left this member of group {self._group}")
+            raise FencedError(f"{partition} is no longer owned by this member of group {self._group}")
         return offset
 
     def lost(self) -> list[Loss]:
@@ -279,7 +279,7 @@ class KafkaReader:
         if self._group is None:
             raise ValueError("a consumer without a group has no offsets to commit")
         if not offsets.keys() <= self._assigned & self._owned:
-            raise FencedError(f"partitions have left this member of group {self._group}")
+            raise FencedError(f"partitions are no longer owned by this member of group {self._group}")
 
     def identity(self) -> Any:
         """Return this member's identity in the group. Raises ``FencedError`` when it has none, which the broker would not fence."""

@@ -1,4 +1,4 @@
-"""What the Kafka bus says to client and broker: limits, times, and the settings of clients and topics."""
+"""Settings of Kafka's clients and topics: limits and times."""
 
 from pathlib import Path
 from typing import Any
@@ -18,23 +18,23 @@ TRANSACTION_TIMEOUT_MS = 15_000
 SESSION_TIMEOUT_MS = 10_000
 # Members learn of a rebalance with a heartbeat.
 HEARTBEAT_MS = 1_000
-# A member that holds up a rebalance for longer is left behind.
+# A member that delays a rebalance for longer is removed.
 POLL_INTERVAL_MS = 60_000
 REQUEST_TIMEOUT_MS = 10_000
 RECONNECT_MAX_MS = 1_000
-# A transaction right after another is asked to wait until that one is through.
+# The broker rejects a transaction until the one before it has ended.
 RETRY_BACKOFF_MS = 10
-# A wrong address should be said soon; a broker that was there may stay away for the whole patience.
+# A wrong address is reported soon; a broker that has answered once may be away for ``patience_s``.
 START_PATIENCE_S = 30.0
 SEGMENT_MIN_BYTES = 32 * 1024**2
 SEGMENT_MAX_BYTES = 256 * 1024**2
 
-# A commit that met a dying broker may wait for ever inside the client, also when the broker is back; a new client goes on.
+# A commit during a broker's crash may wait without end inside the client, even when the broker is back: a new client takes over.
 COMMIT_S = 20.0
 
 
 def client_settings(config: BusConfig) -> dict[str, Any]:
-    """Return what every client is made with.
+    """Return the settings of every client.
 
     Raises:
         BusError: the password file cannot be read.
@@ -65,13 +65,13 @@ def _password(path: str) -> str:
 
 
 def producer_settings(config: BusConfig, name: str) -> dict[str, Any]:
-    """Return what the producer of that name is made with, beside the settings of every client."""
+    """Return the further settings of the producer ``name``."""
     patience_ms = int(config.patience_s * 1000)
     return {
         "transactional_id": PRODUCER_PREFIX + name,
         "transaction_timeout_ms": TRANSACTION_TIMEOUT_MS,
         "delivery_timeout_ms": int(COMMIT_S * 1000),
-        # A start that met a dying broker may wait for ever, too; it is made anew within the patience.
+        # A start during a broker's crash may wait without end, too: it is repeated within ``patience_s``.
         "max_block_ms": min(patience_ms, int(COMMIT_S * 1000)),
         "batch_size": BATCH_BYTES,
         "linger_ms": 0,
@@ -81,7 +81,7 @@ def producer_settings(config: BusConfig, name: str) -> dict[str, Any]:
 
 
 def reader_settings() -> dict[str, Any]:
-    """Return what every consumer is made with, beside the settings of every client."""
+    """Return the further settings of every consumer."""
     return {
         "isolation_level": "read_committed",
         "enable_auto_commit": False,
@@ -96,7 +96,7 @@ def reader_settings() -> dict[str, Any]:
 
 
 def member_settings(group: str, member: str | None) -> dict[str, Any]:
-    """Return what makes a consumer a member of a group."""
+    """Return the further settings of a member of a group."""
     return {
         "group_id": group,
         "group_instance_id": member,
@@ -107,7 +107,7 @@ def member_settings(group: str, member: str | None) -> dict[str, Any]:
 
 
 def topic_settings(config: BusConfig, topic: str) -> dict[str, Any]:
-    """Return how a topic is made: cut by age and size, but what is remembered is kept, the newest of each key."""
+    """Return the configuration of a topic: retention by age and size, or compaction for remembered values."""
     settings: dict[str, Any] = {"max.message.bytes": MESSAGE_MAX_BYTES, "min.insync.replicas": 2 if config.replication > 2 else 1}
     if topic == MEMORY_TOPIC:
         settings |= {"cleanup.policy": "compact", "segment.bytes": SEGMENT_MIN_BYTES, "min.cleanable.dirty.ratio": 0.1}

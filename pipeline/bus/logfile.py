@@ -1,4 +1,4 @@
-"""One SQLite file that several processes write and read: opening it, its tables, its errors in words.
+"""One SQLite file that several processes write and read: opening it, its tables, its errors with hints.
 
 ``messages.sequence`` numbers all messages in the order of publication: appends go to the end of the tree,
 retention takes from its front, and a reader of many partitions gets them interleaved as they were published.
@@ -17,7 +17,7 @@ from ..errors import BusError
 LOCK_PATIENCE_S = 30.0
 PAGE_BYTES = 32 * 1024
 CACHE_KIB = 4 * 1024
-# The write-ahead log is moved into the file at this size, and cut back to it.
+# SQLite moves the write-ahead log into the file at this size, and truncates it to this size.
 WAL_BYTES = 32 * 1024**2
 
 SCHEMA = """
@@ -41,19 +41,21 @@ CREATE TABLE IF NOT EXISTS owners (grp TEXT, number INTEGER, member TEXT NOT NUL
 
 
 def explain(error: sqlite3.Error, path: Path) -> BusError:
-    """Return what a user can do about an error of SQLite."""
+    """Return an error of SQLite with a hint for the user."""
     name = getattr(error, "sqlite_errorname", "") or ""
     if name.startswith("SQLITE_FULL"):
         return BusError(f"the disk of {path} is full", "free space there or lower bus.retention_bytes")
     if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
-        return BusError(f"{path} is damaged or no log", f"stop Weft and move the folder {path.parent} away; a new log is made at start")
+        return BusError(
+            f"{path} is damaged or not a log", f"stop Weft and move the folder {path.parent} away; a new log is created at start"
+        )
     if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
         return BusError(f"{path} has been locked for {LOCK_PATIENCE_S:.0f} s", "find the process that holds it (fuser) and end it")
-    return BusError(f"{path} cannot be used ({error})", "check that the disk has space and is sound, and that the folder may be written")
+    return BusError(f"{path} cannot be used ({error})", "check that the disk has space and no errors, and that the folder is writable")
 
 
 def create_topics(connection: sqlite3.Connection, topics: Sequence[str], partitions: int) -> None:
-    """Make the partitions of the topics that do not exist yet."""
+    """Create the partitions of the topics that do not exist yet."""
     rows = [(topic, number) for topic in topics for number in range(partitions)]
     connection.executemany("INSERT OR IGNORE INTO partitions (topic, number) VALUES (?, ?)", rows)
 
@@ -83,7 +85,7 @@ class LogFile:
             self._connection.execute(f"PRAGMA {pragma}").close()
 
     def create(self) -> None:
-        """Make the tables that are missing."""
+        """Create the tables that are missing."""
         with self._explained():
             self._write_ahead()
         with self.writing() as connection:
@@ -91,7 +93,7 @@ class LogFile:
                 connection.execute(statement)
 
     def _write_ahead(self) -> None:
-        """Change the mode of the file. Of processes that do so together SQLite makes one wait and refuses another at once."""
+        """Set the file to write-ahead logging. SQLite may refuse at once when several processes do so together: try again."""
         clock = SystemClock()
         deadline_ns = clock.monotonic_ns() + LOCK_PATIENCE_S * NS_PER_S
         while True:
@@ -112,13 +114,13 @@ class LogFile:
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
-        """Hold the write lock; all or nothing of what is done happens."""
+        """Take the write lock; commit at the end of the block, roll back on an error."""
         with self._explained(), self._transaction("BEGIN IMMEDIATE"):
             yield self._connection
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        """See one state of the log, whatever is written meanwhile."""
+        """Read a consistent snapshot of the log."""
         with self._explained(), self._transaction("BEGIN"):
             yield self._connection
 
@@ -133,7 +135,7 @@ class LogFile:
                 self._connection.execute("ROLLBACK")
 
     def version(self) -> int:
-        """Return a number that differs when another connection has written."""
+        """Return a number that changes when another connection has written."""
         with self._explained():
             return self._connection.execute("PRAGMA data_version").fetchone()[0]
 

@@ -1,12 +1,12 @@
-"""Consumer groups: who gets which partition; and in the log file who lives, who owns, and whose commit still counts.
+"""Consumer groups of the embedded bus: assignment, and the tables of members, owners and offsets in the log file.
 
 A member owns partition *indices*: the same index of every topic. ``owners.since`` is the generation in which it
 got one. A commit must name the same member, instance and ``since``, checked inside the transaction that records
-the offsets; so a partition that went away and came back unnoticed is fenced, too.
+the offsets; so a partition that was lost and regained unnoticed is fenced, too.
 
-Sharing out ``n`` partitions over ``m`` members: each gets ``n // m``, and the ``n % m`` that hold most already get
-one more. Each keeps what it has up to its share, the rest goes in order of index to those short of theirs. So the
-counts differ by at most one, and only what has to changes hands.
+Of ``n`` partitions each of ``m`` members gets ``n // m``, and the ``n % m`` members that own most already get one
+more. Each member keeps its partitions up to its share; the rest goes to the others in order of index. So the
+counts differ by at most one, and as few partitions as possible move.
 """
 
 import sqlite3
@@ -17,13 +17,13 @@ from ..clock import NS_PER_S
 from ..errors import FencedError
 from . import TopicPartition
 
-# A member that has not polled for so long has left; members say that they live four times as often.
+# A member that has not polled for a session is removed.
 SESSION_S = 10.0
 HEARTBEAT_S = SESSION_S / 4
 
 
 def share_out(owners: Mapping[int, str], members: Sequence[str], partitions: int) -> dict[int, str]:
-    """Return who owns which partition index: counts differ by at most one, and as few as possible change hands."""
+    """Return the owner of each partition index: counts differ by at most one, and as few as possible move."""
     base, extra = divmod(partitions, len(members))
     kept: dict[str, list[int]] = {member: [] for member in sorted(members)}
     for number, member in sorted(owners.items()):
@@ -57,11 +57,11 @@ class Membership:
         self._member = member or self._instance
         self._partitions = partitions
         self._joined = False
-        # Partition index -> the generation in which this member got it, as far as its owner knows.
+        # Partition index -> the generation in which this member got it, at the last ``refresh``.
         self._owned: dict[int, int] = {}
 
     def stay(self, connection: sqlite3.Connection, now_ns: int) -> None:
-        """Join, or say that this member lives; let those go that no longer say so.
+        """Join or send a heartbeat; remove members whose session has expired.
 
         Raises:
             FencedError: another instance has joined under this name.
@@ -70,7 +70,7 @@ class Membership:
         if self._joined and present not in {None, self._instance}:
             raise self._replaced()
         connection.execute("INSERT OR REPLACE INTO members VALUES (?, ?, ?, ?)", (self.group, self._member, self._instance, now_ns))
-        # A time ahead of ours is of before the machine started anew.
+        # A time in the future was written before a reboot of the machine.
         oldest_ns, newest_ns = now_ns - int(SESSION_S * NS_PER_S), now_ns + NS_PER_S
         gone = "DELETE FROM members WHERE grp = ? AND NOT seen_ns BETWEEN ? AND ?"
         expired = connection.execute(gone, (self.group, oldest_ns, newest_ns)).rowcount
@@ -89,12 +89,12 @@ class Membership:
             raise self._replaced()
         owned = {} if present is None else self._stored(connection)
         before, after = set(self._owned.items()), set(owned.items())
-        # Others took this member for dead: its next ``stay`` joins anew.
+        # If others have removed this member, its next ``stay`` joins again.
         self._joined, self._owned = present is not None, owned
         return [number for number, _ in before - after], [number for number, _ in after - before]
 
     def is_in(self) -> bool:
-        """Return whether the group counted this instance in when it last looked."""
+        """Return whether this instance was a member at the last ``stay`` or ``refresh``."""
         return self._joined
 
     def record(self, connection: sqlite3.Connection, offsets: Mapping[TopicPartition, int], now_ns: int) -> None:
@@ -104,13 +104,13 @@ class Membership:
         owned = self._stored(connection)
         for place in offsets:
             if place.partition not in owned or owned[place.partition] != self._owned.get(place.partition):
-                raise FencedError(f"partition {place.partition} of {place.topic} has left {self._member} of group {self.group}")
+                raise FencedError(f"{self._member} of group {self.group} no longer owns partition {place.partition} of {place.topic}")
         rows = ((self.group, *place, offset) for place, offset in offsets.items())
         connection.executemany("INSERT OR REPLACE INTO offsets VALUES (?, ?, ?, ?)", rows)
         connection.execute("UPDATE members SET seen_ns = ? WHERE grp = ? AND member = ?", (now_ns, self.group, self._member))
 
     def leave(self, connection: sqlite3.Connection) -> None:
-        """Give all partitions to those who stay."""
+        """Leave the group; its partitions go to the other members."""
         mine = "DELETE FROM members WHERE grp = ? AND member = ? AND instance = ?"
         if connection.execute(mine, (self.group, self._member, self._instance)).rowcount:
             self._rebalance(connection)

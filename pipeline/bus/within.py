@@ -1,4 +1,4 @@
-"""A bound for calls that have none: the client of Kafka waits without end for some answers."""
+"""A time limit for calls that have none: Kafka's client waits without end for some answers."""
 
 import threading
 from collections.abc import Callable
@@ -8,9 +8,9 @@ Result = TypeVar("Result")
 
 
 def within(seconds: float, action: Callable[[], Result]) -> Result:
-    """Return what ``action`` returns or raise what it raises; ``TimeoutError`` when that takes longer.
+    """Return or raise what ``action`` does; raise ``TimeoutError`` after ``seconds``.
 
-    An action that is late goes on in its thread, which ends with the process.
+    After a time-out the action continues in its thread, a daemon.
     """
     results: list[Any] = []
     errors: list[BaseException] = []

@@ -14,7 +14,7 @@ from weft.pipeline.errors import FencedError
 
 
 def test_one_key_keeps_its_order(rig: Rig) -> None:
-    """The messages of one key come back in the order of publication, all in the partition that ``partition_of`` names."""
+    """The messages of one key come back in the order of publication, all in the partition that ``partition_of`` returns."""
     topic = rig.name("order")
     first, second = rig.producer("first"), rig.producer("second")
     for round_ in range(6):
@@ -124,7 +124,7 @@ while True:
 
 
 def test_a_killed_process_leaves_whole_transactions(rig: Rig, children: Children) -> None:
-    """After SIGKILL at any instant each transaction is there as a whole or not at all, and a namesake goes on at once."""
+    """After SIGKILL at any instant each transaction exists as a whole or not at all, and a producer of the same name continues at once."""
     rounds = 6 if rig.kind == "embedded" else 3
     for round_ in range(rounds):
         child = children(PRELUDE + KILLED_WRITER, *rig.arguments())
@@ -182,7 +182,7 @@ def test_a_second_producer_of_a_name_fences_the_first(rig: Rig) -> None:
 
 
 def test_recall_returns_the_newest(rig: Rig) -> None:
-    """``recall`` gives what was remembered last under a key, ``None`` for a strange one, also to a bus opened later."""
+    """``recall`` returns the value last remembered under a key, ``None`` for an unknown key, also on a bus opened later."""
     producer = rig.producer()
     for number in range(5):
         with producer.transaction() as transaction:
@@ -217,7 +217,7 @@ def test_position_reaches_the_ends(rig: Rig) -> None:
 
 
 def test_poll_keeps_to_its_time_and_wakes_up(rig: Rig) -> None:
-    """``poll`` returns nothing after its time-out, and what another process publishes while it waits at once."""
+    """``poll`` returns nothing after its time-out, and at once what another process publishes while it waits."""
     producer, consumer = rig.producer(), rig.consumer("wait")
     assert list(consumer.poll(0.2)) == []
     assert list(consumer.poll(0)) == []
@@ -246,7 +246,7 @@ def test_poll_keeps_to_its_size(rig: Rig) -> None:
 
 
 def test_seek_reads_again(rig: Rig) -> None:
-    """``seek`` between polls makes a consumer read on from there; ``position`` says so."""
+    """``seek`` between polls makes a consumer read on from there; ``position`` returns that offset."""
     topic = rig.name("seek")
     publish(rig.producer(), topic, [("k", b"%d" % i) for i in range(10)])
     consumer = rig.consumer("seek")
@@ -262,18 +262,18 @@ def test_seek_reads_again(rig: Rig) -> None:
 
 
 def test_two_lone_consumers_read_everything(rig: Rig) -> None:
-    """Without a group each consumer reads all partitions from offset 0, and tells ``on_assign`` so once."""
+    """Without a group each consumer reads all partitions from offset 0, and calls ``on_assign`` with them once."""
     publish(rig.producer(), rig.name("alone"), [(f"k{i}", b"x") for i in range(20)])
-    told: list[frozenset[TopicPartition]] = []
+    assigned: list[frozenset[TopicPartition]] = []
     for _ in range(2):
-        consumer = rig.consumer("alone", on_assign=told.append)
+        consumer = rig.consumer("alone", on_assign=assigned.append)
         assert len(read(consumer, 20)) == 20
-        assert told == [consumer.assignment()]
-        told.clear()
+        assert assigned == [consumer.assignment()]
+        assigned.clear()
 
 
 def _drop(rig: Rig, place: TopicPartition, before: int) -> None:
-    """Make the log lose what stands before an offset, by its own means."""
+    """Make the log drop the messages before an offset by its own retention."""
     if rig.kind == "kafka":
         rig.bus.admin.delete_records({place: before})  # type: ignore[attr-defined]
         return
@@ -282,8 +282,8 @@ def _drop(rig: Rig, place: TopicPartition, before: int) -> None:
     tight.close()
 
 
-def test_lost_tells_what_retention_dropped(rig: Rig) -> None:
-    """A reader that comes too late goes on at the first message that is left, and is told once what it missed."""
+def test_lost_reports_what_retention_dropped(rig: Rig) -> None:
+    """A late reader continues at the first message that is left, and ``lost`` reports once what it missed."""
     topic = rig.name("lost")
     producer = rig.producer()
     for number in range(5):

@@ -1,4 +1,4 @@
-"""The contract of ``Bus`` over both implementations: groups, whose members come, go, hang and die."""
+"""The contract of ``Bus`` over both implementations: groups, whose members join, leave, hang and are killed."""
 
 import signal
 import threading
@@ -44,23 +44,23 @@ def test_members_share_partitions_by_index(rig: Rig) -> None:
         options = {"on_assign": events[name].update, "on_revoke": events[name].difference_update}
         return rig.consumer("x", "y", group="group", member=name, **options)
 
-    def settled(*consumers: Consumer) -> bool:
+    def balanced(*consumers: Consumer) -> bool:
         parts = [indices(consumer) for consumer in consumers]
         return set().union(*parts) == set(range(8)) and sum(map(len, parts)) == 8 and max(map(len, parts)) - min(map(len, parts)) <= 1
 
     one = member("one")
-    until(lambda: settled(one), one)
+    until(lambda: balanced(one), one)
     two = member("two")
-    until(lambda: settled(one, two), one, two)
+    until(lambda: balanced(one, two), one, two)
     before = indices(two)
     three = member("three")
-    until(lambda: settled(one, two, three), one, two, three)
+    until(lambda: balanced(one, two, three), one, two, three)
     assert indices(two) <= before, "members keep what they have as far as possible"
     for name, consumer in (("one", one), ("two", two), ("three", three)):
         assert events[name] == consumer.assignment()
         assert consumer.assignment() == {TopicPartition(rig.name(t), i) for t in ("x", "y") for i in indices(consumer)}
     one.close()
-    until(lambda: settled(two, three), two, three)
+    until(lambda: balanced(two, three), two, three)
 
 
 def test_a_foreign_partition_cannot_be_committed(rig: Rig) -> None:
@@ -83,7 +83,7 @@ def test_a_foreign_partition_cannot_be_committed(rig: Rig) -> None:
 
 
 def test_a_member_gets_its_partitions_back(rig: Rig) -> None:
-    """A member that starts anew under its name gets its partitions at once, no other loses any, and its former self is fenced."""
+    """A member that restarts under its name gets its partitions at once, no other loses any, and its former instance is fenced."""
     producer, revoked = rig.producer(), []
     one = rig.consumer("x", group="group", member="one")
     until(lambda: len(indices(one)) == 8, one)
@@ -126,7 +126,7 @@ sys.stdin.readline()
 
 
 def test_a_zombie_is_fenced_and_comes_back(rig: Rig, children: Children) -> None:
-    """A member that hangs past the session loses its partitions; when it wakes up its commit is fenced, then it joins anew."""
+    """A member that hangs past the session loses its partitions; when it resumes, its commit is fenced and it joins again."""
     child = children(PRELUDE + MEMBER, *rig.arguments())
     partition = int(line(child))
     mine = rig.consumer("x", group="group", member="parent")
@@ -141,12 +141,12 @@ def test_a_zombie_is_fenced_and_comes_back(rig: Rig, children: Children) -> None
     child.stdin.flush()
     assert line(child) == "fenced"
     # Both have to poll until both have their share.
-    said: list[str] = []
-    listener = threading.Thread(target=lambda: said.append(line(child)))
+    lines: list[str] = []
+    listener = threading.Thread(target=lambda: lines.append(line(child)))
     listener.start()
-    until(lambda: bool(said), mine)
+    until(lambda: bool(lines), mine)
     listener.join()
-    assert said == ["4"]
+    assert lines == ["4"]
     assert len(indices(mine)) == 4
     assert rig.bus.committed(rig.name("group"), [rig.name("x")])[place] == 5
     assert list(rig.consumer("out").poll(0.3)) == []
@@ -198,7 +198,7 @@ def test_everything_once_while_workers_come_die_and_go(rig: Rig, children: Child
     by_key: dict[str, list[int]] = defaultdict(list)
     for message in got:
         by_key[message.key].append(int(message.value))
-    assert all(values == sorted(values) for values in by_key.values()), "one key keeps its order through all hands"
+    assert all(values == sorted(values) for values in by_key.values()), "one key keeps its order across members"
 
 
 @given(
@@ -207,13 +207,13 @@ def test_everything_once_while_workers_come_die_and_go(rig: Rig, children: Child
     partitions=st.integers(1, 16),
 )
 def test_shares_are_even_and_move_little(owners: dict[int, str], members: set[str], partitions: int) -> None:
-    """Any sharing out gives every partition to one member, evenly, and moves no more than evenness asks for."""
+    """Every assignment gives each partition to one member, evenly, and moves no more than that requires."""
     shares = share_out(owners, sorted(members), partitions)
     counts = sorted(sum(to == member for to in shares.values()) for member in members)
     assert set(shares) == set(range(partitions))
     assert counts[-1] - counts[0] <= 1
-    held = {m: sum(owners.get(n) == m for n in range(partitions)) for m in members}
+    owned = {m: sum(owners.get(n) == m for n in range(partitions)) for m in members}
     base, extra = divmod(partitions, len(members))
     # The most that can stay: each keeps up to the base, and as many as there are extra shares keep one more.
-    most = sum(min(count, base) for count in held.values()) + min(extra, sum(count > base for count in held.values()))
+    most = sum(min(count, base) for count in owned.values()) + min(extra, sum(count > base for count in owned.values()))
     assert sum(owners.get(n) == m for n, m in shares.items()) == most

@@ -8,6 +8,7 @@ from kafka import KafkaProducer, OffsetSpec
 from kafka import TopicPartition as KafkaPlace
 from kafka.admin import AbortTransactionSpec
 
+from weft.pipeline.bus import TopicPartition
 from weft.pipeline.bus.kafka import KafkaBus
 from weft.pipeline.bus.kafka_stalls import BLOCKED_S, CHECK_INTERVAL_S, REPORT_INTERVAL_S, StallWatch
 from weft.pipeline.clock import ManualClock
@@ -90,6 +91,8 @@ def test_the_operators_abort_releases_readers(kafka_rig: Rig, foreign: KafkaProd
     assert list(reader.poll(1.0)) == []
     admin = kafka_rig.bus.admin  # type: ignore[attr-defined]
     (hanging,) = [p for p in admin.describe_producers([place])[place].active_producers if p.current_transaction_start_offset >= 0]
+    # The offset at which readers stop is the one that ``kafka-transactions.sh abort`` takes.
+    assert hanging.current_transaction_start_offset == reader.position(TopicPartition(*place))
     admin.abort_transaction(AbortTransactionSpec(place, hanging.producer_id, hanging.producer_epoch, hanging.coordinator_epoch))
     assert [message.value for message in read(reader, 1)] == [b"after"]
 

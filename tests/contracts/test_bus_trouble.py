@@ -24,24 +24,24 @@ def test_another_number_of_partitions_is_refused(rig: Rig) -> None:
 
 
 def test_a_bus_that_is_not_there(tmp_path: Path) -> None:
-    """Without a broker, or with a data folder that cannot be made, opening fails with the mend."""
+    """Without a broker, or with a data folder that cannot be created, opening fails with a hint."""
     with pytest.raises(BusError, match=r"no Kafka broker at 127\.0\.0\.1:1 .*; start it"):
         open_bus(BusConfig(kind="kafka", servers="127.0.0.1:1", patience_s=2), tmp_path)
     (tmp_path / "file").touch()
-    with pytest.raises(BusError, match="cannot be made"):
+    with pytest.raises(BusError, match="cannot be created"):
         open_bus(BusConfig(), tmp_path / "file")
     with pytest.raises(BusError, match=r"password file .* cannot be read .*sasl_password_file"):
         open_bus(BusConfig(kind="kafka", sasl_mechanism="PLAIN", sasl_password_file=str(tmp_path / "none")), tmp_path)
 
 
-def test_a_damaged_log_is_said(embedded: Rig) -> None:
-    """A log file that is something else, or is damaged, is refused with the mend."""
+def test_a_damaged_log_is_refused(embedded: Rig) -> None:
+    """A log file that is something else, or is damaged, is refused with a hint."""
     path = embedded.folder / "bus" / "log.sqlite"
     embedded.close()
     for path_left in path.parent.iterdir():
         path_left.unlink()
     path.write_bytes(os.urandom(100_000))
-    with pytest.raises(BusError, match=r"damaged or no log; .*move the folder"):
+    with pytest.raises(BusError, match=r"damaged or not a log; .*move the folder"):
         embedded.open()
 
 
@@ -57,7 +57,7 @@ def _fill(producer: Producer, topic: str) -> int:
 
 
 def test_a_full_log_takes_whole_transactions_only(embedded: Rig) -> None:
-    """When the disk is full a transaction fails as a whole, with the mend; what was there stays, and it goes on with space."""
+    """When the disk is full a transaction fails as a whole, with a hint; the log stays readable, and works again with space."""
     producer = embedded.producer()
     connection = producer._log._connection  # type: ignore[attr-defined]
     connection.execute("PRAGMA max_page_count = 600")
