@@ -261,4 +261,5 @@ GNMI = Collector(
     live=lazy("gnmi.receiver", "Gnmi"),
     recorded=lazy("gnmi.recording", "GnmiRecording"),
     recognises=lazy("gnmi.recording", "recognises"),
+    warm=lazy("gnmi.decoder", "warm"),
 )

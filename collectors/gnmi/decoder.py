@@ -1,8 +1,8 @@
-"""gNMI SubscribeResponses to rows: many messages in one call, no update that Python touches.
+"""gNMI SubscribeResponses to rows: many messages in one call; Python looks at JSON values and new paths only.
 
-Three passes of compiled code: ``gnmi_kernel`` walks protobuf and JSON to (path, value), ``gnmi_paths`` says what the paths
-are that were never seen before, ``gnmi_rows`` fills the columns. Memory is that of the messages of one call, some 100
-bytes an update, beside the tables of paths and ports, which have limits. Any bytes give rows or a counted reason.
+``kernel`` walks protobuf to updates, ``nodes`` numbers their paths, ``json_tree`` replaces JSON values by their leaves, ``paths``
+interprets new paths, ``rows`` fills the columns. Memory is that of the messages of one call, some 100 bytes an update, beside
+the tables of paths and ports, which have limits. Any bytes give rows or a counted reason.
 """
 
 import json
@@ -18,18 +18,21 @@ from google.protobuf.message import DecodeError
 from ...pipeline.dictionary import Dictionary, dictionary
 from ...pipeline.tables.families import FAMILIES
 from ..base import Batch
+from ..wire.hash_table import new_index, new_seed, refill
 from . import frames, kernel, rows
-from .json_kernel import BYTES, DELETE, ESCAPED, LIST, RAW, TEXT
+from .json_tree import JsonTrees
+from .kernel import BEGIN, BITS, BYTES, COLUMNS, DELETE, JSON, KIND, LIST, NODE, NOTE, RAW, SIZE, TEXT
 from .links import Links
-from .paths import COLUMNS, FEC_BINS, LINK, PORT, QUEUE, READING, Meanings
-from .paths_kernel import TARGET, NodeTable
+from .nodes import TARGET, NodeTable
+from .paths import COLUMNS as FAMILY_COLUMNS
+from .paths import FEC_BINS, LINK, PORT, QUEUE, READING, Meanings
 
 SOURCE = "gnmi"
 
 # Bytes of messages in one pass: enough to spread its fixed cost, small enough for the processor's caches.
 PASS_BYTES = 2 * 1024 * 1024
 
-_COUNTED = ("malformed", "errors", "duplicates", "no_value", "json", "json_large", "extensions")
+_COUNTED = ("malformed", "errors", "duplicates", "no_value", "extensions")
 _REFUSED = ("not_a_number", "path", "ports_full")
 
 
@@ -65,14 +68,13 @@ class Decoded:
 
 @dataclass(slots=True)
 class _Pass:
-    """The columns that one pass of the walk made."""
+    """Updates of one pass (see ``kernel``), and time, receive time (int64, UTC nanoseconds) and device (int32) of each notification."""
 
     buffer: np.ndarray
-    message: np.ndarray
     ts: np.ndarray
     recv_ts: np.ndarray
     device: np.ndarray
-    updates: tuple[np.ndarray, ...]
+    updates: np.ndarray
 
 
 class Decoder:
@@ -84,6 +86,7 @@ class Decoder:
         self._meanings = Meanings(words or dictionary())
         self._states = rows.States(limits.ports_max)
         self._links = Links(limits.neighbours_max)
+        self._seed = new_seed()
         self._devices: list[str] = []
         self._number: dict[str, int] = {}
         self._stream_device: list[int] = []
@@ -91,7 +94,9 @@ class Decoder:
         self._device_of_target: dict[int, int] = {}
         self._series: dict[str, pl.Series] = {}
         self._room = 4096
-        self.counts: Counter[str] = Counter()
+        # All reasons stand from the beginning, so that their counters are there before the first error.
+        self.counts: Counter[str] = Counter(dict.fromkeys((*_COUNTED, "json", "json_large", *_REFUSED), 0))
+        self._trees = JsonTrees(self._table, limits.json_leaves_max, self.counts)
 
     def stream(self, device: str, *, names_devices: bool = False) -> int:
         """Return the number of a new stream, whose rows are ``device``'s, or with ``names_devices`` those of the target in the prefix."""
@@ -123,49 +128,47 @@ class Decoder:
     def _pass(self, messages: Messages, part: slice, sizes: np.ndarray, flags: np.ndarray) -> list[Batch]:
         buffer = np.frombuffer(b"".join(messages.raw[part]) or b"\0", np.uint8)
         streams = np.ascontiguousarray(messages.streams[part], np.int32)
-        walked = self._walk(buffer, sizes, streams, flags)
+        notifications, updates = self._walk(buffer, sizes, flags)
+        self._table.resolve(buffer, streams, notifications, updates)
+        message, ts, target = (notifications[:, column] for column in (kernel.MESSAGE, kernel.TS, kernel.TARGET_NODE))
+        buffer, updates = self._leaves(buffer, updates, streams[message])
         self._meanings.learn(self._table)
-        notifications, updates = walked
-        message, ts, target = notifications
         recv_ts = messages.recv_ts[part][message]
-        device = self._device_of(streams[message], target)
-        made = _Pass(buffer, message, np.where(ts > 0, ts, recv_ts), recv_ts, device, updates)
-        refused = updates[1] < 0
+        made = _Pass(buffer, np.where(ts > 0, ts, recv_ts), recv_ts, self._device_of(streams[message], target), updates)
+        refused = updates[:, NODE] < 0
         return [*self._fill(made), *self._readings(made), *self._link_rows(made), *(self._admit(made, refused) if refused.any() else ())]
 
-    def _walk(self, buffer: np.ndarray, sizes: np.ndarray, streams: np.ndarray, flags: np.ndarray) -> tuple[tuple, tuple]:
-        offsets = np.concatenate(([0], np.cumsum(sizes)[:-1])).astype(np.int64)
-        counts = np.zeros(kernel.COUNTS, np.int64)
-        notifications = tuple(np.empty(len(sizes) + 1024, kind) for kind in (np.int32, np.int64, np.int32))
-        updates = _update_columns(self._room)
-        first, filled = 0, (0, 0)
-        while True:
-            first, why, *filled = kernel.walk(
-                buffer,
-                offsets,
-                sizes,
-                streams,
-                first,
-                self._table.arrays,
-                notifications,
-                updates,
-                (int(filled[0]), int(filled[1])),
-                counts,
-                flags,
-                self._limits.json_leaves_max,
-            )
-            if why == kernel.DONE:
-                break
-            if why == kernel.OUT_FULL:
-                updates = tuple(np.concatenate((one, np.empty_like(one))) for one in updates)
-                self._room = len(updates[0])
-            elif why == kernel.NOTES_FULL:
-                notifications = tuple(np.concatenate((one, np.empty_like(one))) for one in notifications)
+    def _walk(self, buffer: np.ndarray, sizes: np.ndarray, flags: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return notifications and updates, see ``kernel``."""
+        wire = kernel.Wire(buffer, np.cumsum(sizes) - sizes, sizes)
+        notes, updates = np.empty((len(sizes) + 1024, COLUMNS), np.int64), np.empty((self._room, COLUMNS), np.int64)
+        out = kernel.Walked(notes, updates, np.zeros(2, np.int64), np.zeros(kernel.COUNTS, np.int64), flags)
+        first, why = kernel.walk(wire, 0, out)
+        while why:
+            if why == kernel.UPDATES_FULL:
+                out = out._replace(updates=np.concatenate((out.updates, np.empty_like(out.updates))))
+                self._room = len(out.updates)
             else:
-                self._table.grow(int(why))
-        for name, number in zip(_COUNTED, counts.tolist(), strict=True):
-            self.counts[name] += number
-        return tuple(one[: filled[0]] for one in notifications), tuple(one[: filled[1]] for one in updates)
+                out = out._replace(notifications=np.concatenate((out.notifications, np.empty_like(out.notifications))))
+            first, why = kernel.walk(wire, first, out)
+        self.counts.update(dict(zip(_COUNTED, out.counts.tolist(), strict=True)))
+        return out.notifications[: out.filled[0]], out.updates[: out.filled[1]]
+
+    def _leaves(self, buffer: np.ndarray, updates: np.ndarray, streams: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return buffer and updates with the leaves of JSON values in place of these; ``streams`` of each notification."""
+        is_json = updates[:, KIND] == JSON
+        if not is_json.any():
+            return buffer, updates
+        count = np.ones(len(updates), np.int64)
+        for u in np.flatnonzero(is_json).tolist():
+            note, node, _, _, begin, size = updates[u, : SIZE + 1].tolist()
+            count[u] = self._trees.read(int(streams[note]), node, buffer[begin : begin + size].tobytes())
+        leaves = self._trees.take()
+        updates, place = np.repeat(updates, count, axis=0), np.flatnonzero(np.repeat(is_json, count))
+        for column, values in ((NODE, leaves.node), (KIND, leaves.kind), (BITS, leaves.bits), (SIZE, leaves.size - 1)):
+            updates[place, column] = values
+        updates[place, BEGIN] = len(buffer) + np.cumsum(leaves.size) - leaves.size
+        return _joined(buffer, np.frombuffer(leaves.content, np.uint8)), updates
 
     def _device(self, name: str) -> int:
         number = self._number.setdefault(name, len(self._devices))
@@ -193,53 +196,37 @@ class Decoder:
 
     def _fill(self, made: _Pass) -> list[Batch]:
         """Return the rows of ports and queues."""
-        notification, node, kind = made.updates[:3]
         meanings = self._meanings.arrays
-        row_of = np.empty(len(node), np.int32)
-        heads = rows.group(notification, node, kind, made.device, made.ts, meanings["family"], meanings["thing"], row_of)
+        row_of, *found = rows.group(made.updates, made.device, made.ts, meanings.family, meanings.thing, self._seed)
+        head, thing = {PORT: found[0], QUEUE: found[2]}, {PORT: found[1], QUEUE: found[3]}
         port_of_thing = np.array(self._meanings.port_of_thing or [-1], np.int32)
-        head, thing = {PORT: heads[0], QUEUE: heads[2]}, {PORT: heads[1], QUEUE: heads[3]}
-        tables = {}
-        for family, names in COLUMNS.items():
-            shape = (len(names), len(head[family]))
-            tables[family] = (np.zeros(shape, np.int64), np.zeros(shape, np.bool_), np.zeros(shape[1], np.int64))
         self._states.room(len(head[PORT]) + len(head[QUEUE]), len(self._devices))
-        refused = np.zeros(rows.COUNTS, np.int64)
-        rows.fill(
-            made.buffer,
-            made.updates,
-            made.device,
-            tuple(meanings[name] for name in ("family", "name", "form", "scale", "forget")),
-            port_of_thing[thing[PORT]],
-            port_of_thing[thing[QUEUE]],
-            row_of,
-            tables[PORT],
-            tables[QUEUE],
-            self._states.arrays,
-            self._states.epochs,
-            refused,
-        )
+        states, refused, tables = self._states.arrays, np.zeros(rows.COUNTS, np.int64), {}
+        for family, names in FAMILY_COLUMNS.items():
+            shape, ports = (len(names), len(head[family])), port_of_thing[thing[family]]
+            numbers = np.zeros(shape, np.int64), np.zeros(shape, np.bool_), np.zeros(shape[1], np.int64)
+            tables[family] = rows.Columns(*numbers, rows.places(made.device[head[family]], ports, states))
+        rows.fill(made.buffer, made.updates, row_of, made.device, meanings, (tables[PORT], tables[QUEUE]), states, refused)
         for name, number in zip(_REFUSED, refused.tolist(), strict=True):
             self.counts[name] += number
         batches = []
         for family, speed in ((PORT, rows.PORT_SPEED), (QUEUE, rows.QUEUE_SPEED)):
             if len(head[family]):
-                values, valid, epoch = tables[family]
-                rows.speeds(made.device[head[family]], port_of_thing[thing[family]], self._states.arrays, values[speed], valid[speed])
-                batches.append(self._counters(made, family, head[family], thing[family], values, valid, epoch))
+                values, valid, _, port = table = tables[family]
+                rows.speeds(made.device[head[family]], port, states, values[speed], valid[speed])
+                batches.append(self._counters(made, family, head[family], thing[family], table))
         return batches
 
-    def _counters(
-        self, made: _Pass, family: int, head: np.ndarray, thing: np.ndarray, values: np.ndarray, valid: np.ndarray, epoch: np.ndarray
-    ) -> Batch:
+    def _counters(self, made: _Pass, family: int, head: np.ndarray, thing: np.ndarray, table: rows.Columns) -> Batch:
         """Return rows of ports or queues."""
+        values, valid, epoch, _ = table
         name = "port" if family == PORT else "queue"
         known = self._known_things()
         columns = {**self._common(made, head), "epoch": pl.Series(epoch), "port": known["port"].gather(thing)}
         if family == QUEUE:
             columns |= {one: known[one].gather(thing) for one in ("queue", "direction")}
         dtypes = FAMILIES[name].polars
-        for index, one in enumerate(COLUMNS[family]):
+        for index, one in enumerate(FAMILY_COLUMNS[family]):
             if one in dtypes:
                 columns[one] = frames.numbers(one, values[index], valid[index], dtypes[one])
         if family == PORT:
@@ -248,24 +235,23 @@ class Decoder:
 
     def _readings(self, made: _Pass) -> list[Batch]:
         """Return what no family has a column for."""
-        notification, node, kind, bits, begin, size = made.updates
-        meanings = self._meanings.arrays
-        picked = np.flatnonzero((node >= 0) & (kind < DELETE) & (meanings["family"][node] == READING))
+        meanings, node, kind = self._meanings.arrays, made.updates[:, NODE], made.updates[:, KIND]
+        picked = made.updates[(node >= 0) & (kind < DELETE) & (meanings.family[node] == READING)]
         if not len(picked):
             return []
-        node, kind, begin, size = node[picked], kind[picked], begin[picked].astype(np.int64), size[picked].astype(np.int64)
-        value, has_value, count, has_count = rows.measure(made.buffer, kind, bits[picked], begin, size, meanings["scale"][node])
-        special = np.flatnonzero(np.isin(kind, (ESCAPED, RAW, LIST)) | (kind == BYTES) & ~has_value)
-        buffer = self._spelled(made.buffer, kind, begin, size, special)
-        told = np.isin(kind, (TEXT, ESCAPED, RAW, LIST)) | (kind == BYTES) & ~has_value
+        node, kind, begin, size = (picked[:, column].copy() for column in (NODE, KIND, BEGIN, SIZE))
+        value, has_value, count, has_count = rows.measure(made.buffer, picked, meanings.scale[node])
+        is_bytes = (kind == BYTES) & ~has_value
+        buffer = self._spelled(made.buffer, kind, begin, size, np.flatnonzero((kind == LIST) | is_bytes))
+        told = (kind == TEXT) | (kind == RAW) | (kind == LIST) | is_bytes
         text, broken = frames.texts("text", buffer, begin, size, told)
         self.counts["not_utf8"] += broken
         known, things = self._known_names(), self._known_things()
         columns = {
-            **self._common(made, notification[picked]),
-            "kind": things["kind"].gather(meanings["thing"][node]),
-            "object": things["object"].gather(meanings["thing"][node]),
-            "name": known.gather(meanings["name"][node]),
+            **self._common(made, picked[:, NOTE]),
+            "kind": things["kind"].gather(meanings.thing[node]),
+            "object": things["object"].gather(meanings.thing[node]),
+            "name": known.gather(meanings.name[node]),
             "value": frames.numbers("value", value, has_value, pl.Float64),
             "count": frames.numbers("count", count, has_count, pl.UInt64),
             "text": text,
@@ -283,14 +269,14 @@ class Decoder:
             begin[k], size[k] = at, len(piece)
             pieces.append(piece)
             at += len(piece)
-        return np.concatenate(pieces)
+        return _joined(*pieces)
 
     def _link_rows(self, made: _Pass) -> list[Batch]:
         """Return the links whose neighbour is another than before."""
-        notification, node, kind, _, begin, size = made.updates
+        notification, node, kind, _, begin, size = made.updates.T[: SIZE + 1]
         meanings = self._meanings
         ends = np.array(list(meanings.link_scope), np.int32)
-        told = (node >= 0) & (kind < DELETE) & (meanings.arrays["family"][node] == LINK)
+        told = (node >= 0) & (kind < DELETE) & (meanings.arrays.family[node] == LINK)
         for u in np.flatnonzero(told | (kind >= DELETE) & np.isin(node, ends)).tolist():
             at = int(notification[u])
             device = int(made.device[at])
@@ -298,8 +284,8 @@ class Decoder:
                 self._links.forget(device, *meanings.link_scope[int(node[u])], at)
                 continue
             raw = made.buffer[begin[u] : begin[u] + size[u]].tobytes()
-            port, neighbour = meanings.things.texts[meanings.arrays["thing"][node[u]]]
-            self._links.tell(device, port, neighbour, int(meanings.arrays["name"][node[u]]), _spell(int(kind[u]), raw), at)
+            port, neighbour = meanings.things.texts[meanings.arrays.thing[node[u]]]
+            self._links.tell(device, port, neighbour, int(meanings.arrays.name[node[u]]), _spell(int(kind[u]), raw), at)
         links = self._links.take()
         self.counts["neighbours_full"] = self._links.refused
         if not links:
@@ -316,7 +302,7 @@ class Decoder:
 
     def _admit(self, made: _Pass, refused: np.ndarray) -> list[Batch]:
         """Return rows of gaps for updates at paths that there was no room for."""
-        at = made.updates[0][refused]
+        at = made.updates[refused, NOTE]
         self.counts["paths_full"] += len(at)
         device, first, missed = np.unique(made.device[at], return_index=True, return_counts=True)
         columns = {
@@ -337,7 +323,7 @@ class Decoder:
             "recv_ts": pl.Series(made.recv_ts[at]),
             "source": _same(SOURCE, len(at)),
             "device": self._series["device"].gather(device),
-            "epoch": pl.Series(self._states.epochs[device]) if len(self._states.epochs) else _same(0, len(at)),
+            "epoch": pl.Series(self._states.arrays.epochs[device]),
         }
 
     def _known_things(self) -> dict[str, pl.Series]:
@@ -357,8 +343,8 @@ class Decoder:
 
 
 def warm() -> None:
-    """Have the kernels compiled, by one message that goes through all of them: at the first start that takes half a minute."""
-    note = Notification(timestamp=1, delete=[Path(elem=[PathElem(name="x")])])
+    """Compile the kernels: decode a message with a counter, a text, a JSON value and a delete."""
+    note = Notification(timestamp=1, prefix=Path(target="warm"), delete=[Path(elem=[PathElem(name="x")])])
     for name, value in (
         ("in-octets", TypedValue(uint_val=1)),
         ("y", TypedValue(string_val="z")),
@@ -369,10 +355,15 @@ def warm() -> None:
     decoder = Decoder()
     stream = np.array([decoder.stream("warm")], np.int32)
     decoder.decode(Messages([SubscribeResponse(update=note).SerializeToString()], stream, np.ones(1, np.int64)))
+    # What the tables call when they grow.
+    refill(new_index(1), np.zeros(1, np.int64), 0)
 
 
-def _update_columns(room: int) -> tuple[np.ndarray, ...]:
-    return tuple(np.empty(room, kind) for kind in (np.int32, np.int32, np.uint8, np.int64, np.int32, np.int32))
+def _joined(*pieces: np.ndarray) -> np.ndarray:
+    """Return pieces of bytes as one that cannot be written, as messages are: kernels are compiled for these only."""
+    joined = np.concatenate(pieces)
+    joined.flags.writeable = False
+    return joined
 
 
 def _same(value: object, count: int) -> pl.Series:
@@ -390,12 +381,7 @@ def _batch(family: str, columns: Mapping[str, pl.Series]) -> Batch:
 
 
 def _spell(kind: int, raw: bytes) -> str:
-    """Return as text what is not plain text on the wire: strings with escapes, lists, bytes (as hexadecimal digits)."""
-    if kind == ESCAPED:
-        try:
-            return json.loads(b'"' + raw + b'"').encode(errors="replace").decode()
-        except ValueError:
-            return raw.decode(errors="replace")
+    """Return as text what is not plain text on the wire: lists, bytes (as hexadecimal digits)."""
     if kind == LIST:
         try:
             return json.dumps([_plain(element) for element in ScalarArray.FromString(raw).element])

@@ -10,9 +10,9 @@ keys belong to the element before it (Junos); ``element`` strings of the first g
 and all of the below as one JSON tree.
 """
 
-import json
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from gnmi_pb.gnmi_pb2 import Path
@@ -20,7 +20,7 @@ from google.protobuf.message import DecodeError
 
 from ...pipeline.dictionary import Dictionary, Found
 from ...pipeline.tables.families import FAMILIES
-from .paths_kernel import ENTRY, MEMBER, PATH, PLACE, TARGET, NodeTable
+from .nodes import ENTRY, MEMBER, PATH, PLACE, TARGET, NodeTable
 
 # Families of a node: what its value becomes. UNREADABLE is a path that is no valid protobuf or no valid text.
 NOTHING, PORT, QUEUE, READING, LINK, EPOCH, UNREADABLE = range(7)
@@ -118,12 +118,23 @@ class Meaning:
     scale: float = 1.0
 
 
-class Meanings:
-    """The meaning of every node of a table, as arrays by node for kernels; texts are numbered.
+class NodeMeanings(NamedTuple):
+    """The meaning of each node, all (nodes,): family and form uint8, scale float64, the others int32.
 
-    Arrays: ``family``, ``thing`` (number in ``things``), ``name`` (column of PORT and QUEUE, place in ``LINK_LEAVES``, number in
-    ``names`` of READING), ``form``, ``scale``, ``forget`` (what a delete of this path forgets: a port's number, or ``FORGET_*``).
+    thing: number in ``Meanings.things``; name: column of PORT and QUEUE, place in ``LINK_LEAVES``, number in ``Meanings.names`` of
+    READING; forget: what a delete of this path forgets, a port's number or ``FORGET_*``.
     """
+
+    family: np.ndarray
+    name: np.ndarray
+    form: np.ndarray
+    scale: np.ndarray
+    forget: np.ndarray
+    thing: np.ndarray
+
+
+class Meanings:
+    """Finds the meaning of every node of a table; texts are numbered."""
 
     def __init__(self, words: Dictionary) -> None:
         self._words = words
@@ -132,14 +143,8 @@ class Meanings:
         self.ports = Numbers()
         self.port_of_thing: list[int] = []
         self._found: dict[tuple[bool, str], Found | None] = {}
-        self.arrays: dict[str, np.ndarray] = {
-            "family": np.zeros(2048, np.uint8),
-            "thing": np.full(2048, -1, np.int32),
-            "name": np.zeros(2048, np.int32),
-            "form": np.zeros(2048, np.uint8),
-            "scale": np.ones(2048, np.float64),
-            "forget": np.full(2048, FORGET_NOTHING, np.int32),
-        }
+        kinds = {"family": np.uint8, "form": np.uint8, "scale": np.float64}
+        self.arrays = NodeMeanings(*(np.zeros(2048, kinds.get(name, np.int32)) for name in NodeMeanings._fields))
         self.link_scope: dict[int, tuple[str, str]] = {}
         self.known = 0
 
@@ -148,8 +153,9 @@ class Meanings:
         steps: dict[int, Steps | None] = {}
         while self.known < len(table):
             node, self.known = self.known, self.known + 1
-            if node >= len(self.arrays["family"]):
-                self.arrays = {name: np.concatenate((one, one)) for name, one in self.arrays.items()}
+            if node >= len(self.arrays.family):
+                self.arrays = NodeMeanings(*(np.concatenate((one, np.zeros_like(one))) for one in self.arrays))
+            self.arrays.forget[node] = FORGET_NOTHING
             if table.kind(node) != TARGET:
                 path = _steps(table, node, steps)
                 self._set(node, Meaning(UNREADABLE) if path is None else self.of(path))
@@ -181,24 +187,23 @@ class Meanings:
 
     def _set(self, node: int, meaning: Meaning) -> None:
         arrays, family = self.arrays, meaning.family
-        arrays["family"][node], arrays["form"][node], arrays["scale"][node] = family, meaning.form, meaning.scale
-        arrays["thing"][node] = self.thing(meaning.thing, port=family in _COLUMN) if meaning.thing else -1
+        arrays.family[node], arrays.form[node], arrays.scale[node] = family, meaning.form, meaning.scale
+        arrays.thing[node] = self.thing(meaning.thing, port=family in _COLUMN) if meaning.thing else -1
         if family in _COLUMN:
-            arrays["name"][node] = _COLUMN[family][meaning.name]
+            arrays.name[node] = _COLUMN[family][meaning.name]
         elif family == LINK:
-            arrays["name"][node] = LINK_LEAVES.index(meaning.name)
+            arrays.name[node] = LINK_LEAVES.index(meaning.name)
         elif family == READING:
-            arrays["name"][node] = self.names.of(meaning.name)
+            arrays.name[node] = self.names.of(meaning.name)
 
     def _set_forget(self, node: int, path: Steps | None) -> None:
         """Note what goes when this path is deleted: the states of the leaves that lie below it."""
-        self.arrays["forget"][node] = FORGET_NOTHING
         if path is None:
             return
         port, _ = _object(path)
         start = path.text.rstrip("/")
         if any(f"{state}/".startswith(f"{start}/") for state in _STATES):
-            self.arrays["forget"][node] = self.ports.of(port) if port and port != "*" else FORGET_DEVICE
+            self.arrays.forget[node] = self.ports.of(port) if port and port != "*" else FORGET_DEVICE
         if not path.names or "lldp" in path.names:
             neighbour = path.value("neighbor") or ""
             self.link_scope[node] = ("" if port == "*" else port, "" if neighbour == "*" else neighbour)
@@ -315,9 +320,9 @@ def _steps(table: NodeTable, node: int, seen: dict[int, Steps | None]) -> Steps 
 def _below(steps: Steps, kind: int, first: bytes, second: bytes) -> Steps:
     """Return the steps with those of one more node. Raises ``ValueError`` or ``DecodeError`` for bytes that are neither."""
     if kind == MEMBER:
-        steps.add(_json_text(first), [])
+        steps.add(first.decode(), [])
     elif kind in (ENTRY, PLACE):
-        steps.add("", [(_json_text(first), _json_text(second))] if kind == ENTRY else [("", first.decode())])
+        steps.add("", [(first.decode(), second.decode()) if kind == ENTRY else ("", first.decode())])
     else:
         path = Path.FromString(first + second)
         steps.origin = path.origin or steps.origin
@@ -328,9 +333,3 @@ def _below(steps: Steps, kind: int, first: bytes, second: bytes) -> Steps:
                 keys = [(key, value.replace("\\", "")) for key, value in _OLD_KEY.findall(old)]
                 steps.add(_OLD_KEY.sub("", old), keys)
     return steps
-
-
-def _json_text(raw: bytes) -> str:
-    """Return the text of a JSON string, given what stands between its quotes."""
-    text = raw.decode()
-    return json.loads(f'"{text}"').encode(errors="replace").decode() if "\\" in text else text

@@ -5,10 +5,14 @@ of counters need it and carry no such thing. What is remembered ends with a dele
 replaces what lies above it.
 """
 
+from typing import NamedTuple
+
 import numba
 import numpy as np
 
-from .json_kernel import BOOL, BYTES, DELETE, DOUBLE, INT, NONE, TEXT, UINT, number
+from ..wire.hash_table import WordTable, entries, entry_of, new_index, new_seed, refill, word_table
+from ..wire.octets import u32
+from .kernel import BEGIN, BITS, BOOL, BYTES, DELETE, DOUBLE, INT, KIND, NODE, NONE, NOTE, SIZE, TEXT, UINT
 from .paths import COLUMNS, EPOCH, FORGET_DEVICE, FORGET_NOTHING, PORT, QUEUE, SPEED, UNREADABLE, UP
 
 PORT_SPEED, QUEUE_SPEED = COLUMNS[PORT].index("speed_bps"), COLUMNS[QUEUE].index("speed_bps")
@@ -19,8 +23,9 @@ COUNTS = 3
 
 UNKNOWN = -1
 
-_PRIME = 0x2545F4914F6CDD1D
-_PROBES_MAX = 64
+_ZERO, _NINE, _MINUS, _PLUS, _DOT, _COLON, _LITTLE_E, _BIG_E = 48, 57, 45, 43, 46, 58, 101, 69
+_TENTH_MAX = (2**64 - 1) // 10
+_POWERS = np.array([10.0**power for power in range(309)])
 _IEEE_FLOAT_BYTES = 4
 _TOP = 18446744073709551615.0
 _NS_PER_S = 1_000_000_000
@@ -30,89 +35,175 @@ _SECONDS_MAX = 10**15
 _SAME_BOOT_NS = 10 * _NS_PER_S
 
 
-@numba.njit
-def _hash(a, b, c):
-    h = a * _PRIME
-    h = (h ^ (h >> 31) ^ b) * _PRIME
-    h = (h ^ (h >> 31) ^ c) * _PRIME
-    return h ^ ((h >> 32) & 0xFFFFFFFF)
+class Columns(NamedTuple):
+    """Rows of one family: values (columns, rows) int64 and whether each is valid, bool; both zero at first.
+
+    epoch (rows,) int64; port (rows,) int64: entry of each row's port in ``Remembered``, -1 = none.
+    """
+
+    values: np.ndarray
+    valid: np.ndarray
+    epoch: np.ndarray
+    port: np.ndarray
+
+
+class Value(NamedTuple):
+    """Value of an update, all int64 (see ``kernel``): its kind and 64 bits, or where its bytes lie."""
+
+    kind: int | np.integer
+    bits: int | np.integer
+    begin: int | np.integer
+    size: int | np.integer
+
+
+class Remembered(NamedTuple):
+    """State kept from call to call: ports is a table of (device, port), speed (ports,) int64 bits per second or ``UNKNOWN``.
+
+    generation (ports,) int64: the device's when the speed was written; newest (devices,) int64: grows when all of a device is
+    forgotten; epochs (devices,) int64: boot time, UTC nanoseconds, 0 = unknown.
+    """
+
+    ports: WordTable
+    speed: np.ndarray
+    generation: np.ndarray
+    newest: np.ndarray
+    epochs: np.ndarray
 
 
 @numba.njit(cache=True, nogil=True)
-def group(notification, node, kind, devices, times, family, thing, rows):
+def group(updates, devices, times, family, thing, seed):
     """Give each update of a PORT or QUEUE its row: one for each (device, time, thing).
 
     Args:
-        notification, node, kind: of each of the n updates.
-        devices, times: of each notification.
-        family, thing: of each node.
-        rows: (n,) int32, set; -1 for other families.
+        updates: (n, columns) int64, see ``kernel``.
+        devices, times: of each notification, int32 and int64 UTC nanoseconds.
+        family, thing: of each node, uint8 and int32.
 
     Returns:
-        For ports, then for queues: the notification and the thing of each row.
+        (n,) int32, the row of each update, -1 for other families; then (rows,) int32 four times: for ports and for queues, the
+        notification and the thing of each row.
     """
-    n = notification.shape[0]
-    size = 16
-    while size < 2 * n:
-        size *= 2
-    slots = np.zeros(size, np.int32)
-    heads = np.empty((2, n), np.int32)
-    things = np.empty((2, n), np.int32)
-    filled = np.zeros(2, np.int64)
-    last = np.full(2, -1, np.int64)
+    n = updates.shape[0]
+    rows, table, row_of = np.full(n, -1, np.int32), word_table(n, seed), np.empty(n, np.int32)
+    heads, things = np.empty((2, n), np.int32), np.empty((2, n), np.int32)
+    filled, last = np.zeros(2, np.int64), np.full(2, -1, np.int64)
     for u in range(n):
-        rows[u] = -1
-        if node[u] < 0 or kind[u] >= DELETE:
+        node, note = updates[u, NODE], updates[u, NOTE]
+        if node < 0 or updates[u, KIND] >= DELETE:
             continue
-        kin = family[node[u]]
+        kin = np.int64(family[node])
         if kin not in (PORT, QUEUE):
             continue
-        which, one, at = np.int64(kin) - PORT, thing[node[u]], notification[u]
+        which, one = kin - PORT, np.int64(thing[node])
         row = last[which]
-        if row < 0 or things[which, row] != one or heads[which, row] != at:
-            row = _row(slots, heads, things, filled, which, at, one, devices, times)
+        if row < 0 or things[which, row] != one or heads[which, row] != note:
+            known = entries(table)
+            entry = entry_of(table, np.uint64(devices[note]) << np.uint64(1) | np.uint64(which), np.uint64(times[note]), np.uint64(one))
+            # A probe limit that is reached would give rows of their own to one object, which are still correct.
+            row = np.int64(row_of[entry]) if 0 <= entry < known else filled[which]
+            if row == filled[which]:
+                heads[which, row], things[which, row] = note, one
+                filled[which] += 1
+                if entry >= 0:
+                    row_of[entry] = row
             last[which] = row
         rows[u] = row
-    return heads[0, : filled[0]], things[0, : filled[0]], heads[1, : filled[1]], things[1, : filled[1]]
+    return rows, heads[0, : filled[0]], things[0, : filled[0]], heads[1, : filled[1]], things[1, : filled[1]]
 
 
 @numba.njit
-def _row(slots, heads, things, filled, which, at, one, devices, times):
-    mask = slots.shape[0] - 1
-    place = _hash(np.int64(devices[at]), times[at], np.int64(one)) & mask
-    while slots[place]:
-        # Ports and queues share the slots: the lowest bit says whose row it is.
-        row, whose = (slots[place] - 1) >> 1, (slots[place] - 1) & 1
-        head = heads[whose, row]
-        if whose == which and things[whose, row] == one and devices[head] == devices[at] and times[head] == times[at]:
-            return np.int64(row)
-        place = (place + 1) & mask
-    row = filled[which]
-    slots[place] = row * 2 + which + 1
-    heads[which, row], things[which, row] = at, one
-    filled[which] = row + 1
-    return row
+def _digits(buffer, at, end):
+    """Return (digits, power of ten that they lack, whether they are whole and all there, position after them).
+
+    Digits above 64 bits are dropped; the position is -1 where there is no digit, or none after a point.
+    """
+    digits, power, point, begin, large = np.uint64(0), np.int64(0), np.int64(-1), at, False
+    while at < end:
+        byte = np.int64(buffer[at])
+        if _ZERO <= byte <= _NINE:
+            digit = np.uint64(byte - _ZERO)
+            large = large or digits > np.uint64(_TENTH_MAX) or (digits == np.uint64(_TENTH_MAX) and digit > np.uint64(5))
+            if large:
+                power += 1
+            else:
+                digits = digits * np.uint64(10) + digit
+            power -= np.int64(point >= 0)
+        elif byte == _DOT and point < 0 and at > begin:
+            point = at
+        else:
+            break
+        at += 1
+    return digits, power, point < 0 and not large, (np.int64(-1) if at in (begin, point + 1) else at)
 
 
 @numba.njit
-def _whole(buffer, kind, bits, begin, size):
+def number(buffer, at, end):
+    """Return (kind, bits, position after it) of the number at ``at`` by JSON's grammar; kind NONE where there is none.
+
+    Whole numbers without point and exponent are exact in 64 bits. Others are doubles: exact as text to double can be where
+    the digits are below 2^53 and the power of ten at most 22, else within a few units of the last place.
+    """
+    negative = at < end and buffer[at] == _MINUS
+    digits, power, whole, at = _digits(buffer, at + 1 if negative else at, end)
+    if at >= 0 and at < end and (buffer[at] == _LITTLE_E or buffer[at] == _BIG_E):
+        more, at = _exponent(buffer, at + 1, end)
+        power, whole = power + more, False
+    if at < 0:
+        return NONE, np.int64(0), at
+    if whole and not negative:
+        return UINT, np.int64(digits), at
+    if whole and digits <= np.uint64(1 << 63):
+        return INT, -np.int64(digits), at
+    value = _scaled(digits, power)
+    return DOUBLE, np.float64(-value if negative else value).view(np.int64), at
+
+
+@numba.njit
+def _exponent(buffer, at, end):
+    """Return (power, position after it), position -1 without a digit."""
+    negative = at < end and buffer[at] == _MINUS
+    if at < end and (buffer[at] == _MINUS or buffer[at] == _PLUS):
+        at += 1
+    power, begin = np.int64(0), at
+    while at < end and _ZERO <= buffer[at] <= _NINE:
+        power = min(power * 10 + np.int64(buffer[at]) - _ZERO, np.int64(100_000))
+        at += 1
+    return (-power if negative else power), (at if at > begin else np.int64(-1))
+
+
+@numba.njit
+def _scaled(digits, power):
+    """Return digits times ten to the power."""
+    value = np.float64(digits)
+    if power == 0 or digits == np.uint64(0):
+        return value
+    if power > 308:
+        return np.inf
+    if power > 0:
+        return value * _POWERS[power]
+    if power < -308:
+        value /= _POWERS[308]
+        power += 308
+    return value / _POWERS[-power] if power >= -308 else 0.0
+
+
+@numba.njit
+def _whole(buffer, value):
     """Return (kind, bits) of a value that may be a number in a text; kind -1 where it is no number."""
-    if kind == TEXT:
-        found, made, after = number(buffer, begin, begin + size)
-        return (np.int64(found) if found and after == begin + size else np.int64(-1)), made
-    if kind == BYTES and size == _IEEE_FLOAT_BYTES:
+    end = value.begin + value.size
+    if value.kind == TEXT:
+        found, made, after = number(buffer, value.begin, end)
+        return (np.int64(found) if found and after == end else np.int64(-1)), made
+    if value.kind == BYTES and value.size == _IEEE_FLOAT_BYTES:
         # The only binary type of four bytes in the OpenConfig models is ieeefloat32, most significant byte first.
-        raw = np.int64(0)
-        for k in range(_IEEE_FLOAT_BYTES):
-            raw = (raw << 8) | np.int64(buffer[begin + k])
-        return np.int64(DOUBLE), np.float64(np.uint32(raw).view(np.float32)).view(np.int64)
-    return (np.int64(kind) if kind in (UINT, INT, DOUBLE, BOOL) else np.int64(-1)), bits
+        return np.int64(DOUBLE), np.float64(np.uint32(u32(buffer, value.begin)).view(np.float32)).view(np.int64)
+    return (value.kind if value.kind in (UINT, INT, DOUBLE, BOOL) else np.int64(-1)), value.bits
 
 
 @numba.njit
-def _count(buffer, kind, bits, begin, size, scale):
+def _count(buffer, value, scale):
     """Return (whether it is a count, its 64 unsigned bits) of a value times ``scale``."""
-    what, made = _whole(buffer, kind, bits, begin, size)
+    what, made = _whole(buffer, value)
     if what == DOUBLE:
         value = np.int64(made).view(np.float64) * scale
     elif what in (UINT, BOOL) or (what == INT and made >= 0):
@@ -129,11 +220,11 @@ def _count(buffer, kind, bits, begin, size, scale):
 
 
 @numba.njit
-def _says(buffer, begin, size, word):
+def _is_word(buffer, value, word):
     """Return whether a text is a word in any case, perhaps behind a module's name."""
-    if size < len(word) or (size > len(word) and buffer[begin + size - len(word) - 1] != 58):
+    at = value.begin + value.size - len(word)
+    if at < value.begin or (at > value.begin and buffer[at - 1] != _COLON):
         return False
-    at = begin + size - len(word)
     k = 0
     while k < len(word) and (buffer[at + k] | 32) == word[k]:
         k += 1
@@ -141,173 +232,150 @@ def _says(buffer, begin, size, word):
 
 
 @numba.njit
-def _up(buffer, kind, bits, begin, size):
-    """Return (whether it tells a state, 1 for up)."""
-    if kind == BOOL:
-        return True, bits
-    if kind != TEXT or _says(buffer, begin, size, b"unknown"):
+def _up(buffer, value):
+    """Return (whether it is a state, 1 for up)."""
+    if value.kind == BOOL:
+        return True, value.bits
+    if value.kind != TEXT or _is_word(buffer, value, b"unknown"):
         return False, np.int64(0)
-    up = _says(buffer, begin, size, b"up") or _says(buffer, begin, size, b"enable") or _says(buffer, begin, size, b"enabled")
+    up = _is_word(buffer, value, b"up") or _is_word(buffer, value, b"enable") or _is_word(buffer, value, b"enabled")
     return True, np.int64(up)
 
 
 @numba.njit
-def _speed(buffer, kind, bits, begin, size, scale):
-    """Return (whether it tells a rate, bits per second) of ``SPEED_400GB``, ``400G``, or a number times ``scale``."""
-    if kind != TEXT:
-        return _count(buffer, kind, bits, begin, size, scale)
-    at, end = begin, begin + size
-    while at < end and not 48 <= buffer[at] <= 57:
+def _speed(buffer, value, scale):
+    """Return (whether it is a rate, bits per second) of ``SPEED_400GB``, ``400G``, or a number times ``scale``."""
+    if value.kind != TEXT:
+        return _count(buffer, value, scale)
+    at, end = value.begin, value.begin + value.size
+    while at < end and not _ZERO <= buffer[at] <= _NINE:
         at += 1
     what, made, at = number(buffer, at, end)
     if what == NONE:
         return False, np.int64(0)
     unit = np.int64(buffer[at] | 32) if at < end else np.int64(0)
     factor = 1e3 if unit == 107 else 1e6 if unit == 109 else 1e9 if unit == 103 else 1e12 if unit == 116 else scale
-    return _count(buffer, np.int64(what), made, begin, size, factor)
+    return _count(buffer, Value(np.int64(what), made, value.begin, value.size), factor)
+
+
+@numba.njit(cache=True, nogil=True)
+def places(devices, ports, states):
+    """Return the entry in ``Remembered`` of each (device, port), both (rows,) int32, as (rows,) int64; -1 where there is no room."""
+    found = np.empty(devices.shape[0], np.int64)
+    for row in range(devices.shape[0]):
+        if row and devices[row] == devices[row - 1] and ports[row] == ports[row - 1]:
+            found[row] = found[row - 1]
+        else:
+            found[row] = entry_of(states.ports, np.uint64(devices[row]), np.uint64(ports[row]), np.uint64(0))
+    return found
 
 
 @numba.njit
-def _port(states, device, port):
-    """Return the place of a port's state, made if it is new; -1 where there is no room."""
-    slots, keys, _, _, filled, _ = states
-    key = (np.int64(device) << 32) | np.int64(port)
-    mask = slots.shape[0] - 1
-    place = _hash(key, np.int64(0), np.int64(0)) & mask
-    for _ in range(_PROBES_MAX):
-        found = np.int64(slots[place]) - 1
-        if found < 0:
-            if filled[0] >= keys.shape[0]:
-                return np.int64(-1)
-            found = filled[0]
-            slots[place], keys[found], filled[0] = found + 1, key, found + 1
-            return found
-        if keys[found] == key:
-            return found
-        place = (place + 1) & mask
-    return np.int64(-1)
-
-
-@numba.njit
-def _current(states, device, at):
-    """Clear a port's state if its device was forgotten since it was written."""
-    _, _, speed, generation, _, newest = states
-    if generation[at] != newest[device]:
-        generation[at], speed[at] = newest[device], UNKNOWN
+def _rate(states, device, port):
+    """Return the line rate that the port of an entry reported last, ``UNKNOWN`` where it has none."""
+    if port < 0 or states.generation[port] != states.newest[device]:
+        return np.int64(UNKNOWN)
+    return states.speed[port]
 
 
 @numba.njit
 def _forget(states, device, forget):
     if forget == FORGET_DEVICE:
-        states[5][device] += 1
+        states.newest[device] += 1
     elif forget != FORGET_NOTHING:
-        at = _port(states, device, forget)
+        at = entry_of(states.ports, np.uint64(device), np.uint64(forget), np.uint64(0))
         if at >= 0:
-            states[2][at] = UNKNOWN
+            states.speed[at] = UNKNOWN
+
+
+@numba.njit
+def _boot(states, device, booted):
+    """Take a boot time in seconds or nanoseconds."""
+    booted = booted * _NS_PER_S if booted < _SECONDS_MAX // 1000 else booted
+    # Where it is the clock less the time since, it moves by what the clock is set by.
+    if abs(booted - states.epochs[device]) > _SAME_BOOT_NS:
+        states.epochs[device] = booted
 
 
 @numba.njit(cache=True, nogil=True)
-def fill(buffer, updates, devices, meanings, port_of_row, port_of_queue_row, rows, ports, queues, states, epochs, counts):
+def fill(buffer, updates, rows, devices, meanings, tables, states, counts):
     """Fill the columns of all rows in the order of the updates.
 
     Args:
-        updates: notification, node, kind, bits, begin, size of each (``gnmi_kernel.walk``); rows: the row of each (``group``).
-        devices: device of each notification.
-        meanings: family, name, form, scale, forget of each node; port_of_row, port_of_queue_row: number of the port of each row.
-        ports, queues: (values, valid, epoch), values (columns, rows) int64, valid the same in bool, both zero; epoch (rows,).
-        states: see ``States``; epochs: of each device; both are kept from call to call.
-        counts: (COUNTS,), added to.
+        buffer: uint8; updates: (n, columns) int64, see ``kernel``; rows: (n,) int32, the row of each (``group``).
+        devices: (notifications,) int32.
+        meanings: ``NodeMeanings``; tables: the ``Columns`` of ports and of queues; states: ``Remembered``.
+        counts: (COUNTS,) int64, added to.
     """
-    notification, node, kind, bits, begin, size = updates
-    family, name, form, scale, forget = meanings
-    begun_ports, begun_queues = np.zeros(len(ports[2]), np.bool_), np.zeros(len(queues[2]), np.bool_)
-    for u in range(notification.shape[0]):
-        at = node[u]
-        device = devices[notification[u]]
+    begun = (np.zeros(len(tables[0].epoch), np.bool_), np.zeros(len(tables[1].epoch), np.bool_))
+    for u in range(updates.shape[0]):
+        at, device, kind = updates[u, NODE], np.int64(devices[updates[u, NOTE]]), updates[u, KIND]
         if at < 0:
             continue
-        if kind[u] >= DELETE:
-            _forget(states, device, forget[at])
+        if kind >= DELETE:
+            _forget(states, device, meanings.forget[at])
             continue
-        kin = family[at]
+        kin, row = np.int64(meanings.family[at]), rows[u]
+        value = Value(kind, updates[u, BITS], updates[u, BEGIN], updates[u, SIZE])
         if kin == UNREADABLE:
             counts[UNREADABLE_PATH] += 1
         elif kin == EPOCH:
-            good, value = _count(buffer, kind[u], bits[u], np.int64(begin[u]), np.int64(size[u]), 1.0)
-            if good and value > 0:
-                booted = value * _NS_PER_S if value < _SECONDS_MAX // 1000 else value
-                # Where it is the clock less the time since, it moves by what the clock is set by.
-                if abs(booted - epochs[device]) > _SAME_BOOT_NS:
-                    epochs[device] = booted
+            good, booted = _count(buffer, value, 1.0)
+            if good and booted > 0:
+                _boot(states, device, booted)
         elif kin in (PORT, QUEUE):
-            good, value = _value(buffer, form[at], kind[u], bits[u], np.int64(begin[u]), np.int64(size[u]), scale[at])
+            good, bits = _column(buffer, value, meanings.form[at], meanings.scale[at])
             if not good:
                 counts[NOT_A_NUMBER] += 1
                 continue
-            values, valid, epoch = ports if kin == PORT else queues
+            table, column, speed = tables[kin - PORT], meanings.name[at], PORT_SPEED if kin == PORT else QUEUE_SPEED
             # A row has the line rate of the moment in which it begins, which a later update of this call may change.
-            if kin == PORT and not begun_ports[rows[u]]:
-                begun_ports[rows[u]] = True
-                rate = _rate(states, device, port_of_row[rows[u]])
-                values[PORT_SPEED, rows[u]], valid[PORT_SPEED, rows[u]] = rate, rate > 0
-            elif kin == QUEUE and not begun_queues[rows[u]]:
-                begun_queues[rows[u]] = True
-                rate = _rate(states, device, port_of_queue_row[rows[u]])
-                values[QUEUE_SPEED, rows[u]], valid[QUEUE_SPEED, rows[u]] = rate, rate > 0
-            values[name[at], rows[u]], valid[name[at], rows[u]] = value, True
-            epoch[rows[u]] = epochs[device]
-            if kin == PORT and name[at] == PORT_SPEED and not _tell(states, device, port_of_row[rows[u]], value):
-                counts[PORTS_FULL] += 1
+            if not begun[kin - PORT][row]:
+                begun[kin - PORT][row] = True
+                rate = _rate(states, device, table.port[row])
+                table.values[speed, row], table.valid[speed, row] = rate, rate > 0
+            table.values[column, row], table.valid[column, row] = bits, True
+            table.epoch[row] = states.epochs[device]
+            if kin == PORT and column == PORT_SPEED:
+                port = table.port[row]
+                counts[PORTS_FULL] += port < 0
+                if port >= 0:
+                    states.speed[port], states.generation[port] = bits, states.newest[device]
 
 
 @numba.njit
-def _value(buffer, form, kind, bits, begin, size, scale):
+def _column(buffer, value, form, scale):
     """Return (whether there is one, the 64 bits) of a column's value."""
     if form == UP:
-        return _up(buffer, kind, bits, begin, size)
+        return _up(buffer, value)
     if form == SPEED:
-        return _speed(buffer, kind, bits, begin, size, scale)
-    return _count(buffer, kind, bits, begin, size, scale)
-
-
-@numba.njit
-def _tell(states, device, port, rate):
-    """Remember a port's line rate; return whether there is room."""
-    at = _port(states, device, port)
-    if at < 0:
-        return False
-    _current(states, device, at)
-    states[2][at] = rate
-    return True
+        return _speed(buffer, value, scale)
+    return _count(buffer, value, scale)
 
 
 @numba.njit(cache=True, nogil=True)
 def speeds(devices, ports, states, values, valid):
-    """Give the rows of ``devices`` and ``ports`` that came before any line rate, in ``values`` and ``valid``, the one told since."""
+    """Give the rows of ``devices`` and ``ports`` (entries) that came before any line rate the one reported since; all (rows,).
+
+    ``values`` int64 bits per second, ``valid`` bool.
+    """
     for row in range(devices.shape[0]):
         if not valid[row]:
             rate = _rate(states, devices[row], ports[row])
             values[row], valid[row] = rate, rate > 0
 
 
-@numba.njit
-def _rate(states, device, port):
-    """Return the line rate that a port has told last, 0 where it has told none."""
-    at = _port(states, device, port) if port >= 0 else -1
-    if at < 0:
-        return np.int64(0)
-    _current(states, device, at)
-    return max(np.int64(0), np.int64(states[2][at]))
-
-
 @numba.njit(cache=True, nogil=True)
-def measure(buffer, kind, bits, begin, size, scale):
-    """Return value, whether it has one, count, whether it has one, of each of n readings; all (n,)."""
-    n = kind.shape[0]
+def measure(buffer, updates, scale):
+    """Return the values of n updates times ``scale`` (n,) float64: value float64 and count int64 (64 unsigned bits), each with valid bool.
+
+    ``buffer`` uint8, ``updates`` (n, columns) int64, see ``kernel``.
+    """
+    n = updates.shape[0]
     value, has_value = np.zeros(n, np.float64), np.zeros(n, np.bool_)
     count, has_count = np.zeros(n, np.int64), np.zeros(n, np.bool_)
     for k in range(n):
-        what, made = _whole(buffer, kind[k], bits[k], np.int64(begin[k]), np.int64(size[k]))
+        what, made = _whole(buffer, Value(updates[k, KIND], updates[k, BITS], updates[k, BEGIN], updates[k, SIZE]))
         if what < 0:
             continue
         has_value[k] = True
@@ -325,7 +393,7 @@ def measure(buffer, kind, bits, begin, size, scale):
 
 @numba.njit(cache=True, nogil=True)
 def gather(buffer, begin, size, ends, out):
-    """Copy the slices of ``buffer`` one after another to ``out``; slice k ends at ``ends[k]``."""
+    """Copy n slices of ``buffer`` uint8 one after another to ``out`` uint8; slice k ends at ``ends[k]``; all (n,) int64."""
     for k in range(begin.shape[0]):
         at = ends[k] - size[k]
         for j in range(size[k]):
@@ -333,48 +401,31 @@ def gather(buffer, begin, size, ends, out):
 
 
 class States:
-    """What is remembered of ports, in at most ``ports_max`` places, and of devices.
-
-    Arrays: slots of the table, keys (device and port), line rate (``UNKNOWN`` where not told), generation, how many places are filled,
-    and the generation of each device: one more with each time that all of a device is forgotten.
-    """
+    """Owns a ``Remembered``, grown by doubling up to ``ports_max`` ports."""
 
     def __init__(self, ports_max: int) -> None:
         self._max = ports_max
-        self._keys = np.zeros(1024, np.int64)
-        self._columns = [np.full(1024, UNKNOWN, np.int64), np.zeros(1024, np.int32)]
-        self._slots = np.zeros(4096, np.int32)
-        self._filled = np.zeros(1, np.int64)
-        self._newest = np.zeros(16, np.int32)
-        self.epochs = np.zeros(16, np.int64)
-
-    @property
-    def arrays(self) -> tuple[np.ndarray, ...]:
-        return self._slots, self._keys, *self._columns, self._filled, self._newest
+        size, devices = min(1024, ports_max), np.zeros(16, np.int64)
+        self.arrays = Remembered(
+            word_table(size, new_seed()), np.full(size, UNKNOWN, np.int64), np.zeros(size, np.int64), devices, devices.copy()
+        )
 
     def room(self, ports: int, devices: int) -> None:
         """Make room for so many more ports, and for ``devices`` in all."""
-        while int(self._filled[0]) + ports > len(self._keys) and len(self._keys) < self._max:
+        while entries.py_func(self.arrays.ports) + ports > len(self.arrays.speed) and len(self.arrays.speed) < self._max:
             self._grow()
-        while devices > len(self.epochs):
-            self._newest = np.concatenate((self._newest, np.zeros_like(self._newest)))
-            self.epochs = np.concatenate((self.epochs, np.zeros_like(self.epochs)))
+        while devices > len(self.arrays.epochs):
+            newest, epochs = (np.concatenate((one, np.zeros_like(one))) for one in (self.arrays.newest, self.arrays.epochs))
+            self.arrays = self.arrays._replace(newest=newest, epochs=epochs)
 
     def _grow(self) -> None:
-        size = min(2 * len(self._keys), self._max)
-        more = size - len(self._keys)
-        filler = (UNKNOWN, 0)
-        self._columns = [np.concatenate((one, np.full(more, fill, one.dtype))) for one, fill in zip(self._columns, filler, strict=True)]
-        self._keys = np.concatenate((self._keys, np.zeros(more, np.int64)))
-        self._slots = np.zeros(2 * len(self._slots), np.int32)
-        _refill(self._slots, self._keys, int(self._filled[0]))
-
-
-@numba.njit(cache=True)
-def _refill(slots, keys, filled):
-    mask = slots.shape[0] - 1
-    for at in range(filled):
-        place = _hash(keys[at], np.int64(0), np.int64(0)) & mask
-        while slots[place]:
-            place = (place + 1) & mask
-        slots[place] = at + 1
+        table, speed, generation, *devices = self.arrays
+        size = min(2 * len(speed), self._max)
+        more = size - len(speed)
+        hashes = np.concatenate((table.hashes, np.zeros(more, np.int64)))
+        keys = np.concatenate((table.keys, np.zeros((more, 3), np.uint64)))
+        index = new_index(size)
+        refill(index, hashes, entries.py_func(table))
+        filler = np.full(more, UNKNOWN, np.int64), np.zeros(more, np.int64)
+        speed, generation = (np.concatenate(pair) for pair in zip((speed, generation), filler, strict=True))
+        self.arrays = Remembered(WordTable(index, hashes, keys, table.state), speed, generation, *devices)

@@ -41,4 +41,5 @@ OTLP = Collector(
     config=OtlpConfig,
     registers=WIDE,
     live=lazy("otlp.receiver", "Otlp"),
+    warm=lazy("otlp.points", "warm"),
 )
