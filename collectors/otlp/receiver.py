@@ -20,7 +20,7 @@ from ...pipeline.errors import InputError, ServiceError
 from ..base import Batch
 from . import kernel
 from .config import SOURCE, OtlpConfig
-from .points import Points, Request
+from .points import Points, Request, warm
 
 if TYPE_CHECKING:
     import grpc
@@ -52,7 +52,8 @@ class Otlp:
         import grpc
 
         config = self._config
-        self._prime()
+        # What is compiled at the first request would keep its sender waiting.
+        warm()
         credentials = self._credentials()
         server = grpc.server(
             ThreadPoolExecutor(_THREADS, thread_name_prefix="otlp"),
@@ -108,7 +109,7 @@ class Otlp:
             context.set_trailing_metadata((("grpc-status-details-bin", _retry_details()),))
             self._refuse(context, "queue_full", "RESOURCE_EXHAUSTED", f"the queue is full, try again in {_RETRY_S} s")
         walked = np.frombuffer(content, np.uint8)
-        rows, passed, whole = kernel.walk(walked, kernel.SEEDS)
+        rows, passed, whole = kernel.walk(walked, kernel.SEED)
         if not whole:
             with self._lock:
                 self._queued_bytes -= _cost(content)
@@ -136,10 +137,6 @@ class Otlp:
         key, certificate = _read(config.key), _read(config.certificate)
         authority = _read(config.client_authority) if config.client_authority else None
         return grpc.ssl_server_credentials([(key, certificate)], authority, require_client_auth=authority is not None)
-
-    def _prime(self) -> None:
-        """Compile the kernels: what is compiled at the first request would keep its sender waiting."""
-        kernel.walk(np.zeros(0, np.uint8), kernel.SEEDS)
 
 
 def _cost(content: bytes | np.ndarray) -> int:

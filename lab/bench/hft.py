@@ -132,13 +132,13 @@ def _otlp() -> Iterator[Line]:
     content = made.SerializeToString()
     raw = np.frombuffer(content, np.uint8)
     parse = best_rate(lambda: ExportMetricsServiceRequest.FromString(content), _POINTS)
-    walk = best_rate(lambda: kernel.walk(raw, kernel.SEEDS), _POINTS)
+    walk = best_rate(lambda: kernel.walk(raw, kernel.SEED), _POINTS)
     yield Line("OTLP points to columns", f"{walk / 1e6:.1f} M points/s", f"{walk / parse:.1f} x protobuf's bare parse", ">= 1 x")
     points, at = Points(Pace(), {}, "", 10_000), 0
 
     def work() -> None:
         nonlocal at
-        rows = kernel.walk(raw, kernel.SEEDS)[0]
+        rows = kernel.walk(raw, kernel.SEED)[0]
         rows[:, kernel.TIME] += at
         at += readings * 1_000_000
         points.take([Request("10.0.0.1", raw, rows)], _START_NS + at)

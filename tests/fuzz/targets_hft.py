@@ -119,7 +119,7 @@ def fuzz_hft_names(data: bytes) -> None:
 def fuzz_otlp(data: bytes) -> None:
     """Bytes as a request: rows lie inside of it, and each point is a sample, a counter or a reading, or refused."""
     content = np.frombuffer(data, np.uint8)
-    rows, passed, whole = otlp_kernel.walk(content, otlp_kernel.SEEDS)
+    rows, passed, whole = otlp_kernel.walk(content, otlp_kernel.SEED)
     assert len(rows) <= len(data) // 20 + 1
     assert (passed >= 0).all()
     for at, size in ((otlp_kernel.POINT, otlp_kernel.POINT_BYTES), (otlp_kernel.NAME, otlp_kernel.NAME_BYTES)):

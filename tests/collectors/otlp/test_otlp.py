@@ -193,7 +193,7 @@ def test_a_device_that_falls_silent_gives_its_last_row():
     """The counters of a device that sends nothing more come out after some seconds, not with the next point only."""
     points = Points(Pace(), {}, "", 10)
     content = request([("sai_counter_type_1_stat_0", {"object_name": "Ethernet0"}, 10**18, 7)]).SerializeToString()
-    walked = kernel.walk(np.frombuffer(content, np.uint8), kernel.SEEDS)[0]
+    walked = kernel.walk(np.frombuffer(content, np.uint8), kernel.SEED)[0]
     assert [batch.family for batch in points.take([Request("leaf", np.frombuffer(content, np.uint8), walked)], 10**18)] == []
     assert points.quiet(10**18 + 10**9) == []
     (batch,) = points.quiet(10**18 + 4 * 10**9)
@@ -334,7 +334,7 @@ def test_a_certificate_that_is_not_there_says_so(tmp_path):
 
 def walked(content: bytes) -> tuple[np.ndarray, np.ndarray, bool]:
     """Return what the kernel makes of a request."""
-    return kernel.walk(np.frombuffer(content, np.uint8), kernel.SEEDS)
+    return kernel.walk(np.frombuffer(content, np.uint8), kernel.SEED)
 
 
 def naive(message: ExportMetricsServiceRequest) -> list[tuple[int, int | float]]:
