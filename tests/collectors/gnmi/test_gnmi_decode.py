@@ -320,6 +320,68 @@ def test_what_is_no_json_is_counted(raw):
     assert decoder.counts["json"] == 1
 
 
+@pytest.mark.parametrize(
+    "raw", [b'{"a":NaN}', b"-Infinity", b'{"a":' + b"9" * 5000 + b"}", b"[" * 5000 + b"]" * 5000, b"[" * 17 + b"]" * 17]
+)
+def test_json_beyond_its_bounds_is_counted(raw):
+    """Constants that are not JSON, numbers of thousands of digits and deep lists are counted errors."""
+    decoder = Decoder()
+    decoded = decode(message({"/bad": gnmi_pb2.TypedValue(json_val=raw), "/good": 1}), decoder=decoder)
+    assert [row["name"] for row in rows(decoded, "reading")] == ["/good"]
+    assert decoder.counts["json"] == 1
+
+
+@pytest.mark.parametrize(
+    ("raw", "text", "broken"),
+    [
+        (b'"\\ud800"', "?", 1),
+        (b'"\xff"', "\ufffd", 1),
+        (b'"a\\u0000b"', "a\0b", 0),
+        ('"é"'.encode(), "é", 0),
+        (b'[1, "x", {"y": [2.5]}]', '[1, "x", {"y": [2.5]}]', 0),
+    ],
+)
+@pytest.mark.parametrize("beside", [b'"z"', b"7"])
+def test_texts_of_json_keep_their_characters(raw, text, broken, beside):
+    """Texts in JSON are read as they are; what is no Unicode is replaced and counted; leaves beside them are untouched."""
+    decoder = Decoder()
+    value = gnmi_pb2.TypedValue(json_val=b'{"a":%s,"b":%s}' % (raw, beside))
+    found = rows(decode(message({"/root": value}), decoder=decoder), "reading")
+    assert [(row["name"], row["text"]) for row in found if row["name"] == "/root/a"] == [("/root/a", text)]
+    assert [row.get("text", row.get("count")) for row in found if row["name"] == "/root/b"] == [json.loads(beside)]
+    assert decoder.counts["not_utf8"] == broken
+
+
+def test_json_numbers_beyond_64_bits_are_doubles():
+    """Whole numbers that 64 bits cannot hold are rounded, or infinite, and are no counts."""
+    found = rows(decode(message({"/root": {"a": 2**64, "b": -(2**70), "c": 10**400, "d": 2**64 - 1}})), "reading")
+    assert [row["value"] for row in found] == [2.0**64, -(2.0**70), math.inf, float(2**64 - 1)]
+    assert [row.get("count") for row in found] == [None, None, None, 2**64 - 1]
+
+
+def test_of_members_of_one_name_the_last_counts():
+    """A JSON object with a member twice is read as the library does: the last one wins."""
+    value = gnmi_pb2.TypedValue(json_val=b'{"a":"x","a":"y"}')
+    assert [row["text"] for row in rows(decode(message({"/root": value})), "reading")] == ["y"]
+
+
+def test_objects_of_the_same_node_may_change_their_members():
+    """Objects that come with other members, or in another order, than before are read by their own names."""
+    decoder = Decoder()
+    for names in (("a", "b"), ("b", "a"), ("a", "b", "c"), ("b",), ()):
+        tree = {"x": {name: f"{name}{len(names)}" for name in names}}
+        found = rows(decode(message({"/root": tree}), decoder=decoder), "reading")
+        assert [(row["name"], row["text"]) for row in found] == [(f"/root/x/{name}", f"{name}{len(names)}") for name in names]
+
+
+def test_json_below_a_refused_path_is_admitted():
+    """Leaves of a JSON value for whose paths there is no room are missed updates, one for each."""
+    decoder = Decoder(Limits(paths_per_stream_max=2))
+    decoded = decode(message({"/a": 1, "/b": {"c": "1", "d": "2", "e": {"f": 3}}}), decoder=decoder)
+    assert [row["name"] for row in rows(decoded, "reading")] == ["/a"]
+    assert [(row["missed"], row["reason"]) for row in rows(decoded, "gap")] == [(3, "paths_full")]
+
+
 def test_a_json_value_has_a_limit_of_leaves():
     """A JSON value of more leaves than allowed gives none of them, and is counted."""
     decoder = Decoder(Limits(json_leaves_max=3))
