@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from ..wire.hash_table import WordTable, entries, entry_of, new_index, new_seed, refill, word_table
+from ..wire.hash_table import ENTRIES, WordTable, entry_of, new_index, new_seed, refill, word_table
 from ..wire.octets import u32
 from .kernel import BEGIN, BITS, BOOL, BYTES, DELETE, DOUBLE, INT, KIND, NODE, NONE, NOTE, SIZE, TEXT, UINT
 from .paths import COLUMNS, EPOCH, FORGET_DEVICE, FORGET_NOTHING, PORT, QUEUE, SPEED, UNREADABLE, UP
@@ -97,7 +97,7 @@ def group(updates, devices, times, family, thing, seed):
         which, one = kin - PORT, np.int64(thing[node])
         row = last[which]
         if row < 0 or things[which, row] != one or heads[which, row] != note:
-            known = entries(table)
+            known = table.state[ENTRIES]
             entry = entry_of(table, np.uint64(devices[note]) << np.uint64(1) | np.uint64(which), np.uint64(times[note]), np.uint64(one))
             # A probe limit that is reached would give rows of their own to one object, which are still correct.
             row = np.int64(row_of[entry]) if 0 <= entry < known else filled[which]
@@ -412,7 +412,7 @@ class States:
 
     def room(self, ports: int, devices: int) -> None:
         """Make room for so many more ports, and for ``devices`` in all."""
-        while entries.py_func(self.arrays.ports) + ports > len(self.arrays.speed) and len(self.arrays.speed) < self._max:
+        while self.arrays.ports.state[ENTRIES] + ports > len(self.arrays.speed) and len(self.arrays.speed) < self._max:
             self._grow()
         while devices > len(self.arrays.epochs):
             newest, epochs = (np.concatenate((one, np.zeros_like(one))) for one in (self.arrays.newest, self.arrays.epochs))
@@ -425,7 +425,7 @@ class States:
         hashes = np.concatenate((table.hashes, np.zeros(more, np.int64)))
         keys = np.concatenate((table.keys, np.zeros((more, 3), np.uint64)))
         index = new_index(size)
-        refill(index, hashes, entries.py_func(table))
+        refill(index, hashes, table.state[ENTRIES])
         filler = np.full(more, UNKNOWN, np.int64), np.zeros(more, np.int64)
         speed, generation = (np.concatenate(pair) for pair in zip((speed, generation), filler, strict=True))
         self.arrays = Remembered(WordTable(index, hashes, keys, table.state), speed, generation, *devices)
