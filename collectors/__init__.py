@@ -1,4 +1,4 @@
-"""The collectors, one line each."""
+"""The registry of the collectors, one line each."""
 
 from .base import Collector
 from .gnmi.config import GNMI
@@ -13,7 +13,7 @@ from .sflow.receiver import SFLOW
 
 COLLECTORS: dict[str, Collector] = {
     HOST.name: HOST,
-    # Before packets, which takes any capture that nobody else knows.
+    # Before packets, which takes any capture that no other collector recognises.
     SFLOW.name: SFLOW,
     HFT.name: HFT,
     OTLP.name: OTLP,

@@ -1,8 +1,7 @@
-"""What a collector is: bytes to columns, with loss admitted.
+"""The interface of a collector: bytes to columns, every loss reported.
 
-A collector computes no metric and keeps no window. It comes in two shapes, and a source may have both: ``Live``
-is drained by the collect service every 100 ms; ``Recorded`` turns a file into the same batches, in time order
-and always the same ones, so that a replay that was killed goes on where it was.
+A collector computes no metric and keeps no window. A source is ``Live``, ``Recorded``, or both: the collect service drains a live
+one every 100 ms; a recorded one turns a file into batches in time order, always the same ones, so that a killed replay can resume.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +17,7 @@ from ..pipeline.clock import Clock
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows of one family; ``ended`` names devices of which no more rows follow in this recording."""
+    """Rows of one family; ``ended`` names devices without further rows in this recording."""
 
     family: str
     frame: pl.DataFrame
@@ -26,18 +25,18 @@ class Batch:
 
 
 class Live(Protocol):
-    """A source that runs by itself between ``start`` and ``stop``."""
+    """A source that runs on its own between ``start`` and ``stop``."""
 
     def start(self) -> None:
-        """Open the source. Raises a ``WeftError`` with the mend when it cannot be had."""
+        """Open the source. Raises a ``WeftError`` with a hint when that fails."""
         ...
 
     def drain(self) -> list[Batch]:
-        """Return what has come since the last call, bounded; never block. Raises nothing for bad input: counts it."""
+        """Return what has arrived since the last call, bounded; never block. Bad input is counted, not raised."""
         ...
 
     def counters(self) -> Mapping[str, float]:
-        """Return the collector's own counters and gauges by Prometheus style name, for the self metrics."""
+        """Return the collector's own counters and gauges by Prometheus-style name."""
         ...
 
     def stop(self) -> None:
@@ -46,42 +45,41 @@ class Live(Protocol):
 
 
 class Recorded(Protocol):
-    """A recording; the same file and options always give the same batches."""
+    """A recording: the same file and options always give the same batches."""
 
     def batches(self) -> Iterator[Batch]:
         """Yield batches in time order over all devices.
 
-        Raises ``InputError`` at the first place that cannot be decoded, after everything good before it.
+        Raises ``InputError`` for the first place that cannot be decoded, after everything before it.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What a user may say of a recording: the line rate of its ports, and how it is cut."""
+    """A user's options for a recording: the line rate of its ports, its device, and how it is cut."""
 
     line_rate_bps: int | None = None
     device: str | None = None
     check_icrc: bool = False
-    # Samples per run that a reader cuts its input into; any value gives the same tables.
+    # Samples per segment; any value gives the same tables.
     run_samples: int = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Collector:
-    """One line of ``COLLECTORS``: a source, what it is, and how its two shapes are made.
+    """One entry of ``COLLECTORS``: a source, and how its live and recorded sides are made; ``None`` where it has no such side.
 
-    ``config`` is a frozen dataclass whose fields are the section ``[collect.<name>]`` of ``weft.toml``; a source that
-    has to be asked for is off while ``config.enabled`` is false. ``recognises`` looks at a path and its first bytes. A shape
-    that the source does not have is ``None``.
+    ``config`` is a frozen dataclass, the section ``[collect.<name>]`` of ``weft.toml``; a live source is off while
+    ``config.enabled`` is false. ``recognises`` gets a path and its first bytes.
     """
 
     name: str
     doc: str
     families: tuple[str, ...]
     config: type[Any]
-    # The dictionary's source whose registers its cumulative counters are, ``WIDE`` where it makes them 64 bits wide; None where it has
-    # none, or where its rows name their collector themselves. ``pipeline/dictionary.toml`` repeats it for the process service.
+    # The dictionary's source whose registers the cumulative counters are; ``WIDE`` where the collector makes them 64 bits wide; None
+    # where it has no counters, or its rows name their collector. ``pipeline/dictionary.toml`` repeats this for the process service.
     registers: str | None
     live: Callable[[Any, Clock], Live] | None = None
     recorded: Callable[[Path, Options], Recorded] | None = None
@@ -91,7 +89,7 @@ class Collector:
 
 
 def lazy(module: str, name: str) -> Callable[..., Any]:
-    """Return what a module of the collectors calls ``name``, to be called; the module, and its kernels, are loaded then, not before."""
+    """Return a function that calls ``name`` of a collectors' module; the module, and its kernels, are loaded at the first call."""
 
     def call(*arguments: object) -> Any:
         return getattr(import_module(f".{module}", __package__), name)(*arguments)

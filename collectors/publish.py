@@ -1,4 +1,4 @@
-"""From batches to messages: split by device, cut to size, numbered, published in transactions."""
+"""The publisher: batches to bus messages, split by device, cut to size, numbered, published in transactions."""
 
 import json
 
@@ -9,11 +9,11 @@ from ..pipeline.tables.families import FAMILIES
 from .base import Batch
 
 
-class Feed:
+class BatchPublisher:
     """Publishes the batches of one source.
 
-    Every message says its source, epoch and number within (family, device), so that a reader notices what is
-    missing. ``live`` tells the process service that silence closes windows; a recording ends its devices instead.
+    Every message carries its source, epoch and number within (family, device), so that a reader notices a missing one. With
+    ``live`` the process service closes windows after silence; a recording ends its devices instead.
     """
 
     def __init__(self, producer: Producer, source: str, clock: Clock, *, live: bool, epoch: int) -> None:
@@ -25,9 +25,9 @@ class Feed:
         self._numbers: dict[str, int] = {}
 
     def publish(self, batches: list[Batch], remember: tuple[str, dict[str, object]] | None = None) -> int:
-        """Publish batches in one transaction, with a note to remember; return the bytes. Raises ``BusError``.
+        """Publish batches and a note in one transaction; return the bytes.
 
-        Nothing is published and no number used up when it raises; call again with the same batches.
+        Raises ``BusError``: then nothing is published and no number is used; call again with the same batches.
         """
         numbers = dict(self._numbers)
         try:
@@ -42,7 +42,7 @@ class Feed:
         return total
 
     def resume(self, numbers: dict[str, int]) -> None:
-        """Go on numbering where a former feed of this source stopped."""
+        """Continue the numbers of an earlier publisher of this source."""
         self._numbers = dict(numbers)
 
     def _batch(self, transaction: Transaction, batch: Batch) -> int:
@@ -62,7 +62,7 @@ class Feed:
         table = FAMILIES[family]
         number = self._numbers.get(f"{family}/{device}", 0)
         self._numbers[f"{family}/{device}"] = number + 1
-        said = headers(
+        marked = headers(
             table,
             source=self._source,
             epoch=str(self._epoch),
@@ -71,4 +71,4 @@ class Feed:
             live=str(int(self._live)),
             **more,
         )
-        transaction.publish(table.topic, device, value, said)
+        transaction.publish(table.topic, device, value, marked)

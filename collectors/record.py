@@ -1,4 +1,4 @@
-"""The record service: what the live collectors see, written to a file instead of the bus."""
+"""The record service: live batches go to a file instead of the bus."""
 
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,13 @@ class RecordService:
         self.rows = 0
 
     def start(self) -> None:
-        """Start the collectors. Raises a ``WeftError`` when one cannot have its source."""
+        """Start the collectors. Raises a ``WeftError`` when one cannot open its source."""
         for name, live in configured(self._config, self._clock).items():
             live.start()
             self._live[name] = live
 
     def step(self) -> None:
-        """Write what has come and wait for the next time. Raises ``ServiceError`` when it cannot be written."""
+        """Write the batches since the last step and wait for the next. Raises ``ServiceError`` when the file cannot be written."""
         self._drain()
         self._clock.wait(DRAIN_S)
 

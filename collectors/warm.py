@@ -1,6 +1,6 @@
-"""Compiles the kernels of the collectors: ``python -m weft.collectors.warm [NAME ...]``, so that a first start does not wait for it.
+"""Compiles the kernels of the collectors: ``python -m weft.collectors.warm [NAME ...]``, before a first start.
 
-A kernel is compiled for the types that it meets, so each collector decodes a few built-in bytes the way it decodes a live stream.
+A kernel is compiled for the types of its arguments, so each collector decodes a few built-in bytes as it decodes a live stream.
 """
 
 import sys

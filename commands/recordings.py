@@ -135,11 +135,11 @@ def _children(chosen: Namespace) -> list[Child]:
 
 
 def _feed(chosen: Namespace, settings: Any, clock: SystemClock, speed: float | None) -> int:
-    from ..collectors.replay import Progress, Replay
+    from ..collectors.replay import Replay, ReplayProgress
 
     bus = bus_of(chosen, settings)
 
-    def show(progress: Progress) -> None:
+    def show(progress: ReplayProgress) -> None:
         if sys.stderr.isatty():
             print(f"\r{progress.rows:,} rows, {progress.bytes / 1e6:,.1f} MB", end="", file=sys.stderr, flush=True)
 

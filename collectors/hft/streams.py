@@ -166,7 +166,7 @@ class Streams:
 
 
 def _told(ledger: Ledger) -> dict[str, int]:
-    return {"samples": ledger.samples, **dict(zip(kernel.TOLD, ledger.told.tolist(), strict=True))}
+    return {"samples": ledger.samples, **dict(zip(kernel.COUNTS, ledger.counts.tolist(), strict=True))}
 
 
 def _series(template: Template, names: Names) -> list:

@@ -1,10 +1,9 @@
 """This machine's interfaces: bytes per millisecond as burst samples, all counters once a second.
 
-A sample is the difference of two consecutive readings and stands in the slot between their deadlines. A reading that
-comes within its interval is jitter, measured and published. One that misses a whole tick covers more than one slot:
-to spread its bytes would invent samples, to put them into one would invent a burst, so the run ends there, the slots
-are admitted as a ``gap`` row, and the next run starts after. Without gaps the samples of a port add up to what its
-counter moved, exactly.
+A sample is the difference of two consecutive polls, in the slot between their deadlines. A poll that is late by less than its interval is
+jitter, measured and published. A poll that misses a whole tick covers more than one slot: spreading its bytes would invent samples,
+putting them into one slot a burst. So the segment ends, the slots become a ``gap`` row, and a new segment starts. Without gaps the
+samples of a port add up exactly to the movement of its counter.
 """
 
 import logging
@@ -26,16 +25,16 @@ from ...pipeline.errors import ConfigError, ServiceError
 from ...pipeline.tables.families import FAMILIES
 from ..base import Batch, Collector
 from ..sampling.runs import list_column
-from .deltas import PortState, Runs, extend
+from .deltas import PortState, SegmentColumns, extend
 from .netlink import COUNTERS, CounterReader, open_reader
-from .ticker import Change, Reading, Regime, Ticker
+from .ticker import IntervalChange, Poll, Regime, Ticker
 
 INTERVAL_MS_MIN, INTERVAL_MS_MAX = 0.5, 100.0
-# More are passed over, lowest index first kept: a host with more has one per container.
+# Interfaces above this number are ignored, highest index first: a host with more has one per container.
 INTERFACES_MAX = 64
-# Readings over which jitter is measured: some ten seconds at 1 ms.
-JITTER_READINGS = 10_000
-# How long another thread may keep the interpreter from the reader. Python's default of 5 ms is five ticks.
+# Polls over which jitter is measured: ten seconds at 1 ms.
+JITTER_POLLS = 10_000
+# How long another thread may hold the interpreter. Python's default of 5 ms is five ticks.
 SWITCH_S_MAX = 0.0005
 
 _PORT_ROWS_NS = NS_PER_S
@@ -50,15 +49,15 @@ class HostConfig:
     """Section ``[collect.host]``."""
 
     enabled: bool = True
-    # Time between two readings, 0.5 to 100.
+    # Time between two polls, 0.5 to 100.
     interval_ms: float = 1.0
     # Names of the interfaces to read; empty = all that are up.
     interfaces: tuple[str, ...] = ()
-    # Line rate by interface, where what the kernel says is not what matters.
+    # Line rate by interface, instead of the kernel's value.
     line_rate_bps: dict[str, int] = field(default_factory=dict)
-    # Line rate of interfaces that tell none, such as lo and veth.
+    # Line rate of interfaces that report none, such as lo and veth.
     assumed_line_rate_bps: int = 10_000_000_000
-    # Name under which this machine reports; empty = its host name.
+    # Device name of this machine; empty = its host name.
     device: str = ""
 
     def __post_init__(self) -> None:
@@ -70,7 +69,7 @@ class HostConfig:
 
 
 class Host:
-    """Reads this machine's interfaces between ``start`` and ``stop``."""
+    """Polls this machine's interfaces between ``start`` and ``stop``."""
 
     def __init__(self, config: HostConfig, clock: Clock) -> None:
         self._config = config
@@ -88,7 +87,7 @@ class Host:
         self._switch_s: float | None = None
 
     def start(self) -> None:
-        """Open the counters and begin to read. Raises ``ConfigError`` for an unknown interface, ``ServiceError`` where none can be read."""
+        """Open the counters and start to poll. Raises ``ConfigError`` for an unknown interface, ``ServiceError`` where none can be read."""
         try:
             self._reader = open_reader()
         except OSError as error:
@@ -110,17 +109,17 @@ class Host:
         self._ticker.start()
 
     def _prime(self, reader: CounterReader) -> None:
-        """Go once through all that a drain does: what libraries do at first use would make hundreds of ticks late."""
-        regime, port, runs = Regime(NS_PER_MS, 0), PortState("", 1), Runs()
+        """Run the code of a drain once: the first use of libraries would make hundreds of ticks late."""
+        regime, port, segments = Regime(NS_PER_MS, 0), PortState("", 1), SegmentColumns()
         serials = np.arange(3)
         links = reader.decode([reader.read() for _ in serials])
         for link in links[:1]:
-            extend(port, regime, serials * NS_PER_MS, serials, link, runs)
-        runs.miss("", 0, 0)
-        self._sample_batches(runs, 0)
+            extend(port, regime, serials * NS_PER_MS, serials, link, segments)
+        segments.miss("", 0, 0)
+        self._sample_batches(segments, 0)
 
     def stop(self) -> None:
-        """End reading. Idempotent."""
+        """Stop polling. Idempotent."""
         if self._ticker is not None:
             self._ticker.stop()
         if self._reader is not None:
@@ -130,15 +129,15 @@ class Host:
             self._switch_s = None
 
     def drain(self) -> list[Batch]:
-        """Return the samples of the readings since the last call, and once a second the counters."""
+        """Return the samples since the last call, and once a second the counters."""
         if self._ticker is None or self._reader is None:
             return []
         now_ns = self._clock.now_ns()
-        readings = self._ticker.take()
-        runs = Runs()
-        for regime, group in groupby(readings, key=lambda reading: reading.regime):
-            self._digest(regime, list(group), runs)
-        batches = [*self._sample_batches(runs, now_ns), *self._change_batches(self._ticker.changes(), now_ns)]
+        polls = self._ticker.take()
+        segments = SegmentColumns()
+        for regime, group in groupby(polls, key=lambda poll: poll.regime):
+            self._digest(regime, list(group), segments)
+        batches = [*self._sample_batches(segments, now_ns), *self._change_batches(self._ticker.changes(), now_ns)]
         if now_ns >= self._ports_due_ns:
             self._ports_due_ns = now_ns // _PORT_ROWS_NS * _PORT_ROWS_NS + _PORT_ROWS_NS
             self._find_ports()
@@ -146,7 +145,7 @@ class Host:
         return batches
 
     def counters(self) -> Mapping[str, float]:
-        """Return the interval held, the reader's jitter and cost, and what was lost."""
+        """Return the current interval, jitter and processor time of the thread, and losses."""
         ticker = self._ticker
         jitter = self._jitter_ns
         p50, p99, top = np.percentile(jitter, [50, 99, 100]).tolist() if len(jitter) else (0.0, 0.0, 0.0)
@@ -164,16 +163,16 @@ class Host:
             "weft_collectors_interfaces_ignored": self._ignored,
         }
 
-    def _digest(self, regime: Regime, readings: Sequence[Reading], runs: Runs) -> None:
-        """Turn the readings of one grid into runs, port by port."""
+    def _digest(self, regime: Regime, polls: Sequence[Poll], segments: SegmentColumns) -> None:
+        """Turn the polls of one grid into segments, port by port."""
         assert self._reader is not None
-        stamps = np.array([reading.stamp_ns for reading in readings], dtype=np.int64)
-        dues = np.array([reading.due_ns for reading in readings], dtype=np.int64)
-        serials = np.array([reading.serial for reading in readings], dtype=np.int64)
+        stamps = np.array([poll.stamp_ns for poll in polls], dtype=np.int64)
+        dues = np.array([poll.due_ns for poll in polls], dtype=np.int64)
+        serials = np.array([poll.serial for poll in polls], dtype=np.int64)
         self._dropped += int(serials[-1]) + 1 - self._next_serial - len(serials)
         self._next_serial = int(serials[-1]) + 1
-        self._jitter_ns = np.concatenate((self._jitter_ns, stamps - dues))[-JITTER_READINGS:]
-        links = self._reader.decode([reading.reply for reading in readings])
+        self._jitter_ns = np.concatenate((self._jitter_ns, stamps - dues))[-JITTER_POLLS:]
+        links = self._reader.decode([poll.reply for poll in polls])
         keys = {link.key for link in links}
         if not keys <= self._seen:
             self._find_ports()
@@ -181,22 +180,24 @@ class Host:
         for link in links:
             port = self._ports.get(link.key)
             if port is not None and len(link.at):
-                extend(port, regime, stamps[link.at] + regime.offset_ns, serials[link.at], link, runs)
+                extend(port, regime, stamps[link.at] + regime.offset_ns, serials[link.at], link, segments)
 
-    def _sample_batches(self, runs: Runs, now_ns: int) -> list[Batch]:
+    def _sample_batches(self, segments: SegmentColumns, now_ns: int) -> list[Batch]:
         batches = []
-        if runs.heads:
-            order = sorted(range(len(runs.heads)), key=lambda index: tuple(runs.heads[index][name] for name in ("ts", "port", "signal")))
-            values = [runs.values[index] for index in order]
+        if segments.heads:
+            order = sorted(
+                range(len(segments.heads)), key=lambda index: tuple(segments.heads[index][name] for name in ("ts", "port", "signal"))
+            )
+            values = [segments.values[index] for index in order]
             offsets = np.concatenate(([0], np.cumsum([len(one) for one in values])))
             column = list_column("values", np.concatenate(values), offsets)
-            batches.append(self._batch("burst_sample", [runs.heads[index] for index in order], now_ns, column))
-        if runs.missed:
-            rows = [{"ts": ts, "what": "samples", "missed": missed, "reason": reason} for reason, (missed, ts) in runs.missed.items()]
+            batches.append(self._batch("burst_sample", [segments.heads[index] for index in order], now_ns, column))
+        if segments.missed:
+            rows = [{"ts": ts, "what": "samples", "missed": missed, "reason": reason} for reason, (missed, ts) in segments.missed.items()]
             batches.append(self._batch("gap", rows, now_ns))
         return batches
 
-    def _change_batches(self, changes: Sequence[Change], now_ns: int) -> list[Batch]:
+    def _change_batches(self, changes: Sequence[IntervalChange], now_ns: int) -> list[Batch]:
         rows = []
         for change in changes:
             kind = "clock_step" if change.reason == "clock_step" else "interval_changed"
@@ -214,7 +215,7 @@ class Host:
         return [self._batch("port", rows, now_ns)] if rows else []
 
     def _batch(self, family: str, rows: Sequence[Mapping[str, Any]], now_ns: int, *columns: pl.Series) -> Batch:
-        """Return rows as a batch. Columns are made one by one: an expression engine costs more than so few rows."""
+        """Return rows as a batch. Columns are made one by one: for few rows that is cheaper than expressions."""
         common = {"recv_ts": now_ns, "source": "host", "device": self._device, "epoch": 0, "queue": ""}
         whole = {column.name: column for column in columns}
         made = [
@@ -224,7 +225,7 @@ class Host:
         return Batch(family, pl.DataFrame(made))
 
     def _find_ports(self) -> None:
-        """Look which interfaces there are: new ones begin with their next reading, those that went end."""
+        """Find the current interfaces: new ones start with their next poll, removed ones end."""
         assert self._reader is not None
         wanted = set(self._config.interfaces)
         found = sorted(self._reader.names().items(), key=lambda item: str(item[0]).rjust(20))
@@ -244,7 +245,7 @@ class Host:
 
 
 def _sys(name: str, what: str) -> str:
-    """Return what sysfs says of an interface, nothing where it says nothing or the interface has gone."""
+    """Return an attribute of an interface in sysfs, '' where it is missing or the interface has gone."""
     try:
         return (_SYS / name / what).read_text().strip()
     except OSError:
@@ -256,7 +257,7 @@ def _whole(text: str) -> int | None:
 
 
 def _speed_bps(name: str) -> int | None:
-    # Megabits per second; -1 or nothing where the driver does not know.
+    # Mb/s; -1 or empty where the driver does not know.
     return (_whole(_sys(name, "speed")) or 0) * 1_000_000 or None
 
 

@@ -1,8 +1,8 @@
-"""Counters of all interfaces in one system call pair: an RTM_GETSTATS dump over rtnetlink, else /proc/net/dev.
+"""Counters of all interfaces in one pair of system calls: an RTM_GETSTATS dump over rtnetlink, else /proc/net/dev.
 
-Reading and decoding are apart: ``read`` gives the kernel's reply as it came, a few microseconds' work at each tick;
-``decode`` takes many replies at once and gives columns. Replies of one length have, as a rule, the same interfaces at
-the same places, so a hundred of them are one matrix of bytes from which each interface's counters are a slice.
+``read`` returns the kernel's reply undecoded, some microseconds of work per tick; ``decode`` turns many replies into columns. Replies of
+one length normally have the same interfaces at the same offsets, so a hundred of them are one matrix of bytes in which each interface's
+counters are a slice.
 
 Reply of the dump (linux/if_link.h): per interface a 16 byte ``nlmsghdr``, a 12 byte ``if_stats_msg`` whose bytes 4 to
 8 are the interface's index, a 4 byte attribute header and ``rtnl_link_stats64``; a message of type 3 ends the dump.
@@ -46,9 +46,9 @@ _PROC_WIDTH = 17
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """One interface in a number of replies: which of them, and its counters in each, in the order of COUNTERS.
+    """One interface in some replies: ``at`` (n,) int64, the replies, and ``counters`` (n, 8) uint64, in the order of COUNTERS.
 
-    ``key`` is the kernel's index, which a namesake made later does not share; the name where only that is known.
+    ``key`` is the kernel's index, which a later interface of the same name does not share; else the name.
     """
 
     key: int | str
@@ -60,7 +60,7 @@ class CounterReader(Protocol):
     """Reads the counters of all interfaces of this network namespace."""
 
     def open(self) -> None:
-        """Open the source. Raises ``OSError`` where it cannot be had."""
+        """Open the source. Raises ``OSError`` where that fails."""
         ...
 
     def read(self) -> bytes:
@@ -68,11 +68,11 @@ class CounterReader(Protocol):
         ...
 
     def decode(self, replies: Sequence[bytes]) -> list[Link]:
-        """Return the interfaces in the replies; what is not whole is left out."""
+        """Return the interfaces in the replies; incomplete entries are left out."""
         ...
 
     def names(self) -> dict[int | str, str]:
-        """Return the name of each interface by its key, as of now."""
+        """Return the current name of each interface by its key."""
         ...
 
     def close(self) -> None:
@@ -90,7 +90,7 @@ class NetlinkReader:
         self.close()
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
         self._socket.bind((0, 0))
-        # A time limit of the kernel's, since Python's own would cost a poll at each read.
+        # The kernel's time limit: Python's own would cost a poll system call at each read.
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TIMEOUT)
 
     def read(self) -> bytes:
@@ -127,7 +127,7 @@ class NetlinkReader:
 
 
 def _raise_error(reply: bytes) -> None:
-    """Raise the error that a reply is, if it is one."""
+    """Raise ``OSError`` where the reply is an error or empty."""
     if len(reply) >= _HEADER.size + _ERROR.size and _HEADER.unpack_from(reply)[1] == _NLMSG_ERROR:
         code = -_ERROR.unpack_from(reply, _HEADER.size)[0]
         raise OSError(code, os.strerror(code))
@@ -136,7 +136,7 @@ def _raise_error(reply: bytes) -> None:
 
 
 def _decode_alike(matrix: np.ndarray, at: np.ndarray, found: dict[int, list[tuple[np.ndarray, np.ndarray]]]) -> np.ndarray:
-    """Decode the replies that are laid out as the first of them is; return which those are."""
+    """Decode the replies with the layout of the first one; return a mask of them."""
     first = matrix[0].tobytes()
     same = np.ones(len(matrix), dtype=bool)
     places = []
@@ -206,7 +206,7 @@ class ProcReader:
 
 
 def open_reader() -> CounterReader:
-    """Return the best reader of this machine, opened and tried. Raises ``OSError`` where there is none."""
+    """Return the best reader that works on this machine, opened. Raises ``OSError`` where there is none."""
     reader: CounterReader = NetlinkReader()
     try:
         reader.open()

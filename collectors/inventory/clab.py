@@ -1,17 +1,16 @@
 """A containerlab topology: nodes and their labels, links and their two ends.
 
-A node's labels ``rack``, ``rail``, ``plane``, ``tier`` and ``role`` say its place; they may stand with the node, its group,
-its kind or the defaults, the nearest wins, as containerlab has it. Links are read in the brief form
-(``["leaf1:eth1", "host1:eth1"]``) and in the extended one (``node`` and ``interface`` of each end); their labels and vars
-may say ``rail``, ``plane`` and ``speed_bps``. Links to the machine that runs the lab (``host``, ``mgmt-net``, ``macvlan``,
-...) are no links of the fabric.
+A node's labels ``rack``, ``rail``, ``plane``, ``tier`` and ``role`` are its place. As in containerlab they come from the node, its group,
+its kind or the defaults, in this order. Links are read in the short form (``["leaf1:eth1", "host1:eth1"]``) and the extended one
+(``node`` and ``interface`` of each end); their labels and vars may have ``rail``, ``plane`` and ``speed_bps``. Links to the machine that
+runs the lab (``host``, ``mgmt-net``, ``macvlan``, ...) are not links of the fabric.
 """
 
 from pathlib import Path
 from typing import Any
 
 from ...pipeline.errors import InputError
-from .topology import ROWS_MAX, SPEED_BPS_MAX, Topology, table_of, text_of, whole
+from .topology import ROWS_MAX, SPEED_BPS_MAX, InventoryRows, table_of, text_of, whole
 from .yaml_tree import read_yaml
 
 PLACE = ("rack", "rail", "plane", "tier", "role")
@@ -21,10 +20,10 @@ _OUTSIDE = ("host", "mgmt-net", "macvlan", "vxlan", "vxlan-stitch", "dummy")
 _ENDS = 2
 
 
-def read_clab(path: Path, content: bytes, rows_max: int = ROWS_MAX) -> Topology:
-    """Return the nodes and links of a topology; each link is one row, of the end that is named first."""
+def read_clab(path: Path, content: bytes, rows_max: int = ROWS_MAX) -> InventoryRows:
+    """Return the nodes and links of a topology; each link is one row, of its first end."""
     tree = read_yaml(path, content)
-    topology = Topology(path, rows_max=rows_max)
+    topology = InventoryRows(path, rows_max=rows_max)
     lab = tree.get("topology") if isinstance(tree, dict) else None
     if not isinstance(lab, dict):
         raise InputError(str(path), "has no table 'topology'", "give a containerlab topology")
@@ -37,7 +36,7 @@ def read_clab(path: Path, content: bytes, rows_max: int = ROWS_MAX) -> Topology:
     return topology
 
 
-def _node(topology: Topology, lab: dict[str, Any], name: str, node: Any) -> None:
+def _node(topology: InventoryRows, lab: dict[str, Any], name: str, node: Any) -> None:
     group = text_of(node.get("group"))
     defaults, groups = table_of(lab.get("defaults")), table_of(table_of(lab.get("groups")).get(group))
     kind = text_of(node.get("kind")) or text_of(groups.get("kind")) or text_of(defaults.get("kind"))
@@ -49,12 +48,12 @@ def _node(topology: Topology, lab: dict[str, Any], name: str, node: Any) -> None
     topology.thing(f"node {name[:80]!r}", "device", name, name, **place)
 
 
-def _link(topology: Topology, place: str, link: Any, used: set[tuple[str, str]]) -> None:
-    said = table_of(link)
-    written = said.get("endpoints")
+def _link(topology: InventoryRows, place: str, link: Any, used: set[tuple[str, str]]) -> None:
+    entry = table_of(link)
+    written = entry.get("endpoints")
     if not isinstance(written, list):
-        # What ties one end to the lab's own machine has no list of ends.
-        if text_of(said.get("type")) not in _OUTSIDE:
+        # A link to the lab's own machine has no list of ends.
+        if text_of(entry.get("type")) not in _OUTSIDE:
             topology.fault(place, "has no endpoints", "list both of its ends; the others are used")
         return
     ends = [_end(one) for one in written]
@@ -71,7 +70,7 @@ def _link(topology: Topology, place: str, link: Any, used: set[tuple[str, str]])
         return
     used.update(end for end in ends if end is not None)
     (device, port), (peer_device, peer_port) = ends  # type: ignore[misc]
-    about = {**table_of(said.get("vars")), **table_of(said.get("labels"))}
+    about = {**table_of(entry.get("vars")), **table_of(entry.get("labels"))}
     speed = whole(about.get("speed_bps"))
     if "speed_bps" in about and (speed is None or speed > SPEED_BPS_MAX):
         topology.fault(

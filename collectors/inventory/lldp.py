@@ -1,10 +1,10 @@
-"""LLDP frames of a capture: who sent them, on which port, and which priorities it keeps from loss.
+"""LLDP frames of a capture: their senders, ports and lossless priorities.
 
 A frame's sender is named by its system name (TLV 5), else by its chassis (TLV 1); its port by TLV 2, with the description (TLV 4) as
-the other name. The PFC configuration of DCBX (IEEE 802.1Qaz, 802.1Q annex D: organisation 00-80-C2, subtype 11) says in one bit a
-priority which of them pause instead of dropping. Who received the frame is not in it, so no link follows.
+alias. The PFC configuration of DCBX (IEEE 802.1Qaz, 802.1Q annex D: organisation 00-80-C2, subtype 11) has one bit for each priority that
+is paused instead of dropped. A frame does not contain its receiver, so it gives no link.
 
-Frames are told apart in bulk; a sender repeats itself every 30 s, so that only what differs is looked at, one by one.
+Frames are filtered in bulk; a sender repeats its frame every 30 s, so only different ones are parsed, one by one.
 """
 
 import ipaddress
@@ -16,9 +16,9 @@ import numpy as np
 
 from ...pipeline.errors import InputError
 from ..wire.capture import Piece, read_capture
-from .topology import ROWS_MAX, Topology
+from .topology import ROWS_MAX, InventoryRows
 
-# Different frames that are looked at: a fleet's ports, each in a few settings.
+# Maximum different frames: the ports of a fleet, each in a few settings.
 FRAMES_MAX = 200_000
 PRIORITIES = 8
 
@@ -30,9 +30,9 @@ _HINT = "capture whole frames, with a snap length of 1600"
 _MACS, _ADDRESSES = {_CHASSIS: 4, _PORT: 3}, {_CHASSIS: 5, _PORT: 4}
 
 
-def read_lldp(path: Path, rows_max: int = ROWS_MAX) -> Topology:
+def read_lldp(path: Path, rows_max: int = ROWS_MAX) -> InventoryRows:
     """Return the senders of the LLDP frames in a capture, their ports and lossless priorities."""
-    topology = Topology(path, rows_max=rows_max)
+    topology = InventoryRows(path, rows_max=rows_max)
     seen: set[bytes] = set()
     number = 0
     try:
@@ -63,7 +63,7 @@ def _frames(piece: Piece) -> Iterator[tuple[int, bytes]]:
         yield index, piece.buffer[start + _HEADER_BYTES : start + int(piece.lengths[index])].tobytes()
 
 
-def _frame(topology: Topology, place: str, unit: bytes) -> None:
+def _frame(topology: InventoryRows, place: str, unit: bytes) -> None:
     parts: dict[int, bytes] = {}
     lossless: int | None = None
     at, kind = 0, -1
@@ -92,14 +92,14 @@ def _frame(topology: Topology, place: str, unit: bytes) -> None:
 
 
 def _identity(kind: int, value: bytes) -> str:
-    """Return a chassis or a port as text: subtype, then what it says."""
-    said = value[1:]
+    """Return a chassis or a port as text; its first byte is the subtype."""
+    content = value[1:]
     if value[:1] == bytes([_MACS[kind]]):
-        return said.hex(":")
-    # An address comes after the number of its family: 1 for IPv4, 2 for IPv6.
-    if value[:1] == bytes([_ADDRESSES[kind]]) and (said[:1], len(said)) in ((b"\x01", 5), (b"\x02", 17)):
-        return str(ipaddress.ip_address(said[1:]))
-    return _text(said)
+        return content.hex(":")
+    # An address follows the number of its family: 1 for IPv4, 2 for IPv6.
+    if value[:1] == bytes([_ADDRESSES[kind]]) and (content[:1], len(content)) in ((b"\x01", 5), (b"\x02", 17)):
+        return str(ipaddress.ip_address(content[1:]))
+    return _text(content)
 
 
 def _text(value: bytes) -> str:

@@ -1,7 +1,7 @@
-"""A SONiC switch's own configuration, ``config_db.json``: its ports, its neighbours, and how its buffers are cut.
+"""A SONiC switch's own configuration, ``config_db.json``: its ports, neighbours and buffer settings.
 
 Tables read: DEVICE_METADATA (host name, type), PORT (speed in Mb/s, alias, lanes, index, mtu), DEVICE_NEIGHBOR in both
-of its shapes (keyed by the local port, or by the neighbour with a ``local_port``), DEVICE_NEIGHBOR_METADATA, and as
+of its forms (keyed by the local port, or by the neighbour with a ``local_port``), DEVICE_NEIGHBOR_METADATA, and as
 readings BUFFER_POOL, PORT_QOS_MAP's ``pfc_enable`` (which priorities are lossless) and WRED_PROFILE (where ECN marks begin).
 """
 
@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from ...pipeline.errors import InputError
-from .topology import ROWS_MAX, SPEED_BPS_MAX, Topology, table_of, text_of, whole
+from .topology import ROWS_MAX, SPEED_BPS_MAX, InventoryRows, table_of, text_of, whole
 
 PRIORITIES = 8
 
-# How SONiC's device types count from the hosts: T0, T1, T2.
+# Tiers of SONiC's device types, from the hosts up.
 _TIERS = {"torrouter": "leaf", "leafrouter": "spine", "spinerouter": "core", "upperspinerouter": "core", "server": "host"}
 # The tables of a configuration are named in capitals, and each is a table of tables.
 _FIRST = re.compile(rb'\s*\{\s*"[A-Z][A-Z0-9_]*"\s*:\s*\{')
-_MEND_JSON = "save it again on the switch with 'config save'"
+_JSON_HINT = "save it again on the switch with 'config save'"
 
 
 def is_sonic(head: bytes) -> bool:
@@ -28,17 +28,17 @@ def is_sonic(head: bytes) -> bool:
     return _FIRST.match(head) is not None
 
 
-def read_sonic(path: Path, content: bytes, fallback: str, rows_max: int = ROWS_MAX) -> Topology:
-    """Return what the configuration says of its switch, whose name is ``fallback`` where it does not say."""
+def read_sonic(path: Path, content: bytes, fallback: str, rows_max: int = ROWS_MAX) -> InventoryRows:
+    """Return the rows of a switch's configuration; ``fallback`` is the name of a switch without a host name."""
     try:
         tables = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise InputError(str(path), f"is not JSON: {str(error)[:200]}", _MEND_JSON) from None
+        raise InputError(str(path), f"is not JSON: {str(error)[:200]}", _JSON_HINT) from None
     if not isinstance(tables, dict):
-        raise InputError(str(path), "is no table of tables", _MEND_JSON)
+        raise InputError(str(path), "is no table of tables", _JSON_HINT)
     local = table_of(table_of(tables.get("DEVICE_METADATA")).get("localhost"))
     device = text_of(local.get("hostname")) or fallback
-    topology = Topology(path, scope=device, rows_max=rows_max)
+    topology = InventoryRows(path, scope=device, rows_max=rows_max)
     role = text_of(local.get("type"))
     topology.thing("DEVICE_METADATA.localhost", "device", device, device, role=role, tier=_TIERS.get(role.lower(), ""))
     for name in ("hwsku", "platform", "type", "mac"):
@@ -54,7 +54,7 @@ def read_sonic(path: Path, content: bytes, fallback: str, rows_max: int = ROWS_M
     return topology
 
 
-def _port(topology: Topology, device: str, port: str, entry: Any) -> None:
+def _port(topology: InventoryRows, device: str, port: str, entry: Any) -> None:
     place = f"PORT.{port[:80]}"
     if not isinstance(entry, dict):
         topology.fault(place, "is no table")
@@ -73,28 +73,28 @@ def _port(topology: Topology, device: str, port: str, entry: Any) -> None:
         topology.reading("port", name, text_of(entry.get(name)) or None, port)
 
 
-def _neighbour(topology: Topology, device: str, key: str, entry: Any) -> None:
-    place, said = f"DEVICE_NEIGHBOR.{key[:80]}", table_of(entry)
-    local, name = text_of(said.get("local_port")), text_of(said.get("name"))
+def _neighbour(topology: InventoryRows, device: str, key: str, entry: Any) -> None:
+    place, neighbour = f"DEVICE_NEIGHBOR.{key[:80]}", table_of(entry)
+    local, name = text_of(neighbour.get("local_port")), text_of(neighbour.get("name"))
     port, peer = (local, name or key) if local else (key, name)
     if not peer:
         topology.fault(place, "names no neighbour", "give it a name, or a local_port; the others are used")
         return
-    topology.thing(place, "link", device, port, peer_device=peer, peer_port=text_of(said.get("port")))
+    topology.thing(place, "link", device, port, peer_device=peer, peer_port=text_of(neighbour.get("port")))
 
 
-def _buffers(topology: Topology, tables: Mapping[str, Any]) -> None:
+def _buffers(topology: InventoryRows, tables: Mapping[str, Any]) -> None:
     for pool, entry in table_of(tables.get("BUFFER_POOL")).items():
         for name, own in (("buffer_pool_size_bytes", "size"), ("buffer_pool_xoff_bytes", "xoff")):
             topology.reading("pool", name, whole(table_of(entry).get(own)), pool)
     for ports, entry in table_of(tables.get("PORT_QOS_MAP")).items():
-        said = table_of(entry).get("pfc_enable")
-        if said is None:
+        enabled = table_of(entry).get("pfc_enable")
+        if enabled is None:
             continue
-        lossless = [whole(part) for part in text_of(said).split(",") if part.strip()]
+        lossless = [whole(part) for part in text_of(enabled).split(",") if part.strip()]
         if any(one is None or one >= PRIORITIES for one in lossless):
             topology.fault(
-                f"PORT_QOS_MAP.{ports[:80]}", f"pfc_enable is {text_of(said)[:40]!r}", f"give priorities from 0 to {PRIORITIES - 1}"
+                f"PORT_QOS_MAP.{ports[:80]}", f"pfc_enable is {text_of(enabled)[:40]!r}", f"give priorities from 0 to {PRIORITIES - 1}"
             )
             continue
         for port in filter(None, ports.split(",")):

@@ -1,10 +1,10 @@
-"""What exists, from the files in which people keep it: the rows of ``inventory`` and ``reading`` that such a file stands for.
+"""Inventory files: the rows of ``inventory`` and ``reading`` of a file, and the reader of tables.
 
-Read here: tables (CSV and TOML) whose columns are those of the family, and the published table of a three-tier Clos (``ip,
-DSW, PSW, ASW``: a host and the switches above it). The rest have rooms of their own: ``topology_sonic`` a switch's
-configuration, ``topology_clab`` a lab's, ``topology_lldp`` what devices say of themselves in a capture.
+Read here: tables (CSV and TOML) with the columns of the family, and the published table of a three-tier Clos (``ip, DSW, PSW, ASW``: a
+host and the switches above it). Other modules read a switch's configuration (``sonic``), a lab's (``clab``), and LLDP in captures
+(``lldp``).
 
-What is wrong as a whole raises ``InputError``; what is wrong with one entry costs that entry, and is kept as a fault with its place.
+A file that is broken as a whole raises ``InputError``; a faulty entry is skipped and recorded as a fault with its place.
 """
 
 import re
@@ -24,14 +24,14 @@ from ..recordings import text_table
 INVENTORY, READING = FAMILIES["inventory"].polars, FAMILIES["reading"].polars
 
 KINDS = ("device", "port", "link", "job")
-# What the publisher adds to every row.
+# Columns that a publication adds to every row.
 STAMPS = ("ts", "recv_ts", "source", "epoch")
 COLUMNS = tuple(name for name in INVENTORY if name not in (*STAMPS, "pattern", "rows"))
 
 FAULTS_MAX = 100
 # Rows of one file: ten ports for each of a hundred thousand GPUs.
 ROWS_MAX = 1_000_000
-# A name that is longer is no name; it would be repeated in every row of every page.
+# The longest name; it is repeated in every row.
 NAME_CHARS_MAX = 512
 SPEED_BPS_MAX = 10**15
 # tomllib takes time quadratic in the length of a dotted key, so no line may be long.
@@ -43,13 +43,13 @@ _CLOS_TIERS = (("DSW", "core"), ("PSW", "spine"), ("ASW", "leaf"))
 _DIGITS = re.compile(r"\d{1,16}", re.ASCII)
 _HINT = "correct the entry; the others are used"
 
-# A row: column to value; what a row does not say is null.
+# A row: column to value; missing columns are null.
 Row = dict[str, Any]
 
 
 @dataclass(slots=True)
-class Topology:
-    """What one file says. ``scope`` is the switch whose own configuration the file is, where it is one."""
+class InventoryRows:
+    """The rows and faults of one file. ``scope`` is the switch whose own configuration it is, else empty."""
 
     path: Path
     things: list[Row] = field(default_factory=list)
@@ -61,13 +61,13 @@ class Topology:
     rows_max: int = ROWS_MAX
 
     def fault(self, place: str, problem: str, hint: str = _HINT) -> None:
-        """Note that an entry cannot be used."""
+        """Record that an entry cannot be used."""
         self.faulty += 1
         if len(self.faults) < FAULTS_MAX:
             self.faults.append(InputError(str(self.path), _encodable(f"{place}: {problem}"), hint))
 
     def thing(self, place: str, kind: str, device: str, key: str, **columns: Any) -> None:
-        """Add a row of the family ``inventory``, or a fault where a name in it is none."""
+        """Add a row of the family ``inventory``, or a fault where a name is missing or too long."""
         row = {"kind": kind, "device": device, "key": key, **{name: value for name, value in columns.items() if value not in (None, "")}}
         row = {name: _encodable(value) if isinstance(value, str) else value for name, value in row.items()}
         wrong = next((name for name, value in row.items() if isinstance(value, str) and len(value) > NAME_CHARS_MAX), None)
@@ -77,7 +77,7 @@ class Topology:
             self._add(self.things, row)
 
     def reading(self, kind: str, name: str, value: Any, what: str = "", device: str = "") -> None:
-        """Add a row of the family ``reading`` about ``device``, else about ``scope``; nothing where ``value`` is missing or no scalar."""
+        """Add a row of the family ``reading`` of ``device``, else of ``scope``; none where ``value`` is no scalar."""
         head = {
             "device": _encodable((device or self.scope)[:NAME_CHARS_MAX]),
             "kind": kind,
@@ -91,7 +91,7 @@ class Topology:
 
     def _add(self, rows: list[Row], row: Row) -> None:
         if len(self.things) + len(self.readings) >= self.rows_max:
-            raise InputError(str(self.path), f"stands for more than {self.rows_max} rows", "cut it into several files, or raise rows_max")
+            raise InputError(str(self.path), f"gives more than {self.rows_max} rows", "cut it into several files, or raise rows_max")
         rows.append(row)
 
     @property
@@ -114,20 +114,20 @@ def text_of(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int):
-        # What is longer is no number of a topology, and Python may refuse to write it out.
+        # Python may refuse to print a longer one.
         return str(value) if abs(value) < 2**64 else ""
     return str(value) if isinstance(value, str | float) else ""
 
 
 def whole(value: Any) -> int | None:
-    """Return a whole number that may be written as text, ``None`` where it is none."""
+    """Return a whole number, also one written as text, else ``None``."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value if 0 <= value < 10**16 else None
     return int(value) if isinstance(value, str) and _DIGITS.fullmatch(value.strip()) else None
 
 
 def table_of(value: Any) -> Mapping[str, Any]:
-    """Return a table, the empty one where ``value`` is none."""
+    """Return ``value`` if it is a table, else an empty one."""
     return value if isinstance(value, dict) else {}
 
 
@@ -137,15 +137,15 @@ def is_clos(header: bytes) -> bool:
 
 
 def is_table(header: bytes) -> bool:
-    """Return whether a CSV's first line has a kind and a key, and no time of its own: such rows are a recording's."""
+    """Return whether a CSV's first line has a kind and a key, and no time: rows with a time are a recording."""
     names = {name.strip().strip('"') for name in header.decode("utf-8-sig", "replace").strip().split(",")}
     return {"kind", "key"} <= names and "ts" not in names and "name" not in names
 
 
-def read_clos(path: Path, content: bytes) -> Topology:
-    """Return hosts and the switches above them, each linked to the next tier by a port that is not told.
+def read_clos(path: Path, content: bytes) -> InventoryRows:
+    """Return hosts and the switches above them, each linked to the next tier by an unknown port.
 
-    A switch's number counts within the one above it, so its name is the way down to it: ``G6-P10-S14``.
+    A switch's number is unique below its parent, so its name is the path to it: ``G6-P10-S14``.
     """
     columns = text_table.header_of(path, content)
     frame, fault = text_table.read(path, content, dict.fromkeys(columns, pl.String), columns)
@@ -170,8 +170,8 @@ def read_clos(path: Path, content: bytes) -> Topology:
     return _of_frame(path, pl.concat([devices, *links], how="diagonal"), fault)
 
 
-def read_csv(path: Path, content: bytes) -> Topology:
-    """Return the rows of a table whose columns are the family's."""
+def read_csv(path: Path, content: bytes) -> InventoryRows:
+    """Return the rows of a table with the family's columns."""
     columns = text_table.header_of(path, content)
     strangers = [name for name in columns if name not in COLUMNS]
     if strangers:
@@ -180,14 +180,14 @@ def read_csv(path: Path, content: bytes) -> Topology:
     return _checked(_of_frame(path, frame, fault))
 
 
-def _of_frame(path: Path, frame: pl.DataFrame, fault: InputError | None) -> Topology:
-    lacking = [pl.lit(None, dtype=dtype).alias(name) for name, dtype in INVENTORY.items() if name not in (*STAMPS, *frame.columns)]
-    frame = frame.with_columns(lacking).select(pl.col(name).cast(dtype) for name, dtype in INVENTORY.items() if name not in STAMPS)
-    return Topology(path, frame=frame, faults=[fault] if fault else [], faulty=int(fault is not None))
+def _of_frame(path: Path, frame: pl.DataFrame, fault: InputError | None) -> InventoryRows:
+    absent = [pl.lit(None, dtype=dtype).alias(name) for name, dtype in INVENTORY.items() if name not in (*STAMPS, *frame.columns)]
+    frame = frame.with_columns(absent).select(pl.col(name).cast(dtype) for name, dtype in INVENTORY.items() if name not in STAMPS)
+    return InventoryRows(path, frame=frame, faults=[fault] if fault else [], faulty=int(fault is not None))
 
 
-def _checked(topology: Topology) -> Topology:
-    """Leave out the rows of a table that cannot be: an unknown kind, no device, a name of no end."""
+def _checked(topology: InventoryRows) -> InventoryRows:
+    """Drop the faulty rows of a table: an unknown kind, no device, a name that is too long."""
     assert topology.frame is not None
     frame = topology.frame.with_columns(
         device=pl.when(pl.col("kind").is_in(("device", "job"))).then(pl.coalesce("device", "key")).otherwise("device")
@@ -209,9 +209,9 @@ def _checked(topology: Topology) -> Topology:
     return topology
 
 
-def read_toml(path: Path, content: bytes, rows_max: int = ROWS_MAX) -> Topology:
+def read_toml(path: Path, content: bytes, rows_max: int = ROWS_MAX) -> InventoryRows:
     """Return the rows of ``[[device]]``, ``[[port]]``, ``[[link]]`` and ``[[job]]``, whose keys are the family's columns."""
-    topology = Topology(path, rows_max=rows_max)
+    topology = InventoryRows(path, rows_max=rows_max)
     for kind, entries in _parsed_toml(path, content).items():
         if kind not in KINDS:
             raise InputError(str(path), f"[[{kind}]] is no kind of thing", _did_you_mean(kind, KINDS))
@@ -225,7 +225,7 @@ def read_toml(path: Path, content: bytes, rows_max: int = ROWS_MAX) -> Topology:
 def _parsed_toml(path: Path, content: bytes) -> dict[str, Any]:
     line = max(content.splitlines(), key=len, default=b"")
     if len(line) > TOML_LINE_CHARS_MAX:
-        raise InputError(str(path), f"has a line of {len(line)} characters", "write one thing a line")
+        raise InputError(str(path), f"has a line of {len(line)} characters", "write one entry a line")
     try:
         return tomllib.loads(content.decode("utf-8-sig"))
     except UnicodeDecodeError:
@@ -234,7 +234,7 @@ def _parsed_toml(path: Path, content: bytes) -> dict[str, Any]:
         raise InputError(str(path), f"is not TOML: {str(error)[:200]}", "correct that line") from None
 
 
-def _toml_entry(topology: Topology, kind: str, place: str, entry: Mapping[str, Any]) -> None:
+def _toml_entry(topology: InventoryRows, kind: str, place: str, entry: Mapping[str, Any]) -> None:
     known = [name for name in COLUMNS if name != "kind"]
     stranger = next((name for name in entry if name not in known), None)
     if stranger is not None:
@@ -252,7 +252,7 @@ def _toml_entry(topology: Topology, kind: str, place: str, entry: Mapping[str, A
 
 
 def _encodable(text: str) -> str:
-    """Return text that UTF-8 can hold: JSON may escape half of a surrogate pair."""
+    """Return text that can be encoded as UTF-8: JSON may escape half of a surrogate pair."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 

@@ -1,10 +1,10 @@
 """The Millisampler dataset's own files: one JSON object per host and run, mostly gzipped.
 
 Keys: ``ingressBytes``, ``egressBytes``, ``inRxmitBytes``, ``outRxmitBytes``, ``inCongestionExperiencedBytes`` and
-``connections`` (arrays of samples), ``sampling_freq`` (milliseconds per sample) and ``server_hostname``; the rack
-stands in the file's name. A file may lack its arrays: the host was recorded and had nothing to tell.
+``connections`` (arrays of samples), ``sampling_freq`` (milliseconds per sample) and ``server_hostname``; the rack is in the file's name.
+A file may lack its arrays: the host had no traffic.
 
-A file that is cut short gives what can be read of it: closed arrays in full, the open one up to its last comma.
+A file that is cut short is read as far as possible: closed arrays in full, the open one up to its last comma.
 """
 
 import json
@@ -18,11 +18,11 @@ import numpy as np
 
 from ...pipeline.clock import NS_PER_MS, NS_PER_S
 from ...pipeline.errors import InputError
-from ..sampling.runs import Series
+from ..sampling.runs import Segment
 
 START_NS = 1_640_995_200 * NS_PER_S
 
-# All hosts of a recording are held at once, since time runs over all of them: at 2000 samples of six signals 0.8 GB.
+# All hosts of a recording are in memory at once, since time runs over all of them: at 2000 samples of six signals 0.8 GB.
 HOSTS_MAX = 8192
 # A file of the dataset unpacks to some 100 kB; a hostile one must not fill the memory.
 JSON_BYTES_MAX = 64 * 1024 * 1024
@@ -50,14 +50,14 @@ _HINT = "take the file from the dataset again"
 
 @dataclass(frozen=True)
 class _Host:
-    """One file as read: its samples as far as they are good, and the first thing wrong with it."""
+    """One file as read: its segments up to the first fault, and that fault."""
 
-    series: tuple[Series, ...]
+    series: tuple[Segment, ...]
     fault: InputError | None = None
 
 
 def looks_like_json(path: Path, head: bytes) -> bool:
-    """Return whether a file that begins with ``head`` is (gzipped) JSON of this dataset, going by name or first key."""
+    """Return whether a file that begins with ``head`` is (gzipped) JSON of this dataset, by its name or first key."""
     if head[:2] == b"\x1f\x8b":
         try:
             head = zlib.decompressobj(wbits=31).decompress(head, 4096)
@@ -71,7 +71,7 @@ def looks_like_json(path: Path, head: bytes) -> bool:
     return bool(_NAME.search(path.name)) or any(f'"{key}"'.encode() in head for key in keys)
 
 
-def read_json(path: Path, fallback: str, rate: int) -> tuple[list[Series], InputError | None]:
+def read_json(path: Path, fallback: str, rate: int) -> tuple[list[Segment], InputError | None]:
     """Return the samples of a file, or of all files below a folder, and the first fault if there is one.
 
     ``fallback`` names the device where neither the file nor its name does.
@@ -81,7 +81,7 @@ def read_json(path: Path, fallback: str, rate: int) -> tuple[list[Series], Input
         raise InputError(str(path), "holds no file that ends in " + ", ".join(_SUFFIXES), "give the folder that holds the dataset's files")
     if len(files) > HOSTS_MAX:
         raise InputError(str(path), f"holds {len(files)} files, more than {HOSTS_MAX}", "replay the files of some racks at a time")
-    series: list[Series] = []
+    series: list[Segment] = []
     faults: list[InputError] = []
     for file in files:
         host = _host(file, fallback, rate)
@@ -101,10 +101,10 @@ def _together(faults: list[InputError]) -> InputError | None:
     return InputError(first.path, f"{first.problem} (and {len(faults) - 1} more faults in this recording)", first.hint)
 
 
-def _without_overlap(path: Path, series: list[Series]) -> tuple[list[Series], list[InputError]]:
-    """Leave out what two files say of the same time of one signal; the first in the order of names stays."""
+def _without_overlap(path: Path, series: list[Segment]) -> tuple[list[Segment], list[InputError]]:
+    """Drop segments that overlap in time with one of the same signal from another file; the first file by name counts."""
     seen: dict[tuple[str, str, str], list[tuple[int, int]]] = {}
-    kept, faults = [], []
+    used, faults = [], []
     for one in series:
         spans = seen.setdefault((one.device, one.port, one.signal), [])
         if any(one.ts < end and start < one.end_ts for start, end in spans):
@@ -113,8 +113,8 @@ def _without_overlap(path: Path, series: list[Series]) -> tuple[list[Series], li
             )
             continue
         spans.append((one.ts, one.end_ts))
-        kept.append(one)
-    return kept, faults
+        used.append(one)
+    return used, faults
 
 
 def _host(file: Path, fallback: str, rate: int) -> _Host:
@@ -132,16 +132,16 @@ def _host(file: Path, fallback: str, rate: int) -> _Host:
         return _Host((), InputError(str(file), "is not a JSON object", _HINT))
     interval_ns = _interval_ns(record.get("sampling_freq", 1))
     if interval_ns is None:
-        said = str(record["sampling_freq"])[:40]
-        return _Host((), InputError(str(file), f"sampling_freq is {said!r}", "write the milliseconds per sample"))
+        written = str(record["sampling_freq"])[:40]
+        return _Host((), InputError(str(file), f"sampling_freq is {written!r}", "write the milliseconds per sample"))
     device, port = _names(file, record, fallback)
     ts = _start_ns(file, record) // interval_ns * interval_ns
     series = []
     for key in (key for key in SIGNALS if key in record):
         values, problem = _samples(record[key])
-        series.append(Series(device, port, SIGNALS[key], ts, interval_ns, values, rate))
+        series.append(Segment(device, port, SIGNALS[key], ts, interval_ns, values, rate))
         if problem and fault is None:
-            fault = InputError(str(file), f"{key}: {problem}", "mend or remove the value; what precedes it is kept")
+            fault = InputError(str(file), f"{key}: {problem}", "correct or remove the value; those before it are used")
     return _Host(tuple(sorted((one for one in series if len(one.values)), key=lambda one: one.signal)), fault)
 
 
@@ -163,9 +163,9 @@ def _text(file: Path) -> tuple[str, InputError | None]:
         if len(text) >= JSON_BYTES_MAX:
             fault = InputError(str(file), f"unpacks to more than {JSON_BYTES_MAX} bytes", _HINT)
         elif not unpacker.eof:
-            fault = InputError(str(file), "is cut short", _HINT + "; what could be read is kept")
+            fault = InputError(str(file), "is cut short", _HINT + "; what could be read is used")
     except zlib.error as error:
-        fault = InputError(str(file), f"is damaged ({error})", _HINT + "; what could be read is kept")
+        fault = InputError(str(file), f"is damaged ({error})", _HINT + "; what could be read is used")
     return bytes(text[:JSON_BYTES_MAX]).decode("utf-8", "replace"), fault
 
 
@@ -205,38 +205,38 @@ def _names(file: Path, record: Mapping[str, object], fallback: str) -> tuple[str
     match = _NAME.search(file.name)
 
     def of(keys: Iterable[str], group: str) -> str | None:
-        said = next((str(record[key]) for key in keys if isinstance(record.get(key), str | int)), None)
-        return said or (match[group] if match else None)
+        named = next((str(record[key]) for key in keys if isinstance(record.get(key), str | int)), None)
+        return named or (match[group] if match else None)
 
     rack, host = of(_RACK_KEYS, "rack"), of(_HOST_KEYS, "host")
     return f"rack-{rack}" if rack else fallback, f"host-{host or file.name.split('.')[0]}"
 
 
 def _start_ns(file: Path, record: Mapping[str, object]) -> int:
-    """Return when the run began: as the record says, else the hour of its folder counted from our start."""
-    said = next((record[key] for key in _TIME_KEYS if key in record), None)
-    if isinstance(said, int | float) and not isinstance(said, bool) and 1e8 < said < 4e18:
+    """Return the start time: from the record, else the hour in the name of its folder, counted from ``START_NS``."""
+    started = next((record[key] for key in _TIME_KEYS if key in record), None)
+    if isinstance(started, int | float) and not isinstance(started, bool) and 1e8 < started < 4e18:
         # Seconds, milliseconds, microseconds or nanoseconds since 1970: only one of them is in this century.
-        factor = next(unit for unit in (NS_PER_S, NS_PER_MS, 1000, 1) if said * unit < 4.1e18)
-        return int(said * factor) if isinstance(said, float) else said * factor
+        factor = next(unit for unit in (NS_PER_S, NS_PER_MS, 1000, 1) if started * unit < 4.1e18)
+        return int(started * factor) if isinstance(started, float) else started * factor
     folder = _DAY.search(file.parent.name)
     hours = (int(folder[1]) - 1) * 24 + int(folder[2]) - 1 if folder else 0
     return START_NS + max(0, hours) * 3600 * NS_PER_S
 
 
-def _samples(said: object) -> tuple[np.ndarray, str | None]:
-    """Return an array's values up to the first that is no count, and what is wrong with that one."""
-    if not isinstance(said, list):
+def _samples(written: object) -> tuple[np.ndarray, str | None]:
+    """Return an array's values up to the first that is no count, and the problem with that one."""
+    if not isinstance(written, list):
         return np.empty(0, np.uint64), "is not an array"
     try:
-        array = np.asarray(said)
+        array = np.asarray(written)
     except ValueError:
         array = np.empty(0, object)
-    if not said or (array.ndim == 1 and array.dtype.kind in "iuf" and array.min() >= 0 and array.max() < 2**63):
+    if not written or (array.ndim == 1 and array.dtype.kind in "iuf" and array.min() >= 0 and array.max() < 2**63):
         return np.rint(array).astype(np.uint64) if array.dtype.kind == "f" else array.astype(np.uint64), None
-    bad = next((index for index, value in enumerate(said) if not _is_count(value)), len(said))
-    good = np.array([round(value) for value in said[:bad]], dtype=np.uint64)
-    return good, f"sample {bad} is {str(said[bad])[:40]!r}, which is no count" if bad < len(said) else None
+    bad = next((index for index, value in enumerate(written) if not _is_count(value)), len(written))
+    good = np.array([round(value) for value in written[:bad]], dtype=np.uint64)
+    return good, f"sample {bad} is {str(written[bad])[:40]!r}, which is no count" if bad < len(written) else None
 
 
 def _is_count(value: object) -> bool:

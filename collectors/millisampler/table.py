@@ -1,13 +1,12 @@
 """Millisampler recordings: byte counts of hosts at 1 ms, as Meta published them.
 
-Two shapes are read. The dataset's own: one gzip JSON file per host and run, named ``rackId_<r>_hostId_<h>.txt.gz``,
-in which each signal is an array of samples; a folder of them is one recording. And tables made of it: a CSV whose row
-is one window of a host, ``IngressBytes0``, ``IngressBytes1``, ... its samples and ``...Agg`` the window's sums. The
-rows of one host are consecutive windows in file order, unless a column ``window_start`` (in samples) says where each
-begins.
+Two forms are read. The dataset's own: one gzip JSON file per host and run, named ``rackId_<r>_hostId_<h>.txt.gz``, in which each
+signal is an array of samples; a folder of them is one recording. And tables derived from it: a CSV whose row is one window of a host,
+with samples ``IngressBytes0``, ``IngressBytes1``, ... and the window's sums ``...Agg``. The rows of one host are consecutive windows in
+file order, unless a column ``window_start`` (in samples) gives the start of each.
 
-Racks are devices, hosts are ports: what one top-of-rack switch sees towards its servers. The recordings carry no date,
-so time starts at 2022-01-01T00:00:00Z.
+Racks are devices, hosts are ports: the view of a top-of-rack switch towards its servers. The recordings have no date, so time starts at
+2022-01-01T00:00:00Z.
 """
 
 import logging
@@ -26,7 +25,7 @@ from ...pipeline.errors import InputError
 from ...pipeline.tables.field import WINDOW_NS
 from ..base import Batch, Collector, Options
 from ..recordings import text_table
-from ..sampling.runs import Series, closing, slices
+from ..sampling.runs import Segment, closing, slices
 from .json_files import HOSTS_MAX, START_NS, looks_like_json, read_json
 
 log = logging.getLogger("weft")
@@ -38,7 +37,7 @@ WINDOW_START_MAX = 10**9
 
 _BIN = re.compile(r"ingressbytes_?(\d+)", re.IGNORECASE)
 _AGGREGATE = re.compile(r"(egressbytes|inrxmitbytes|outrxmitbytes|incongestionbytes|connections)_?(?:agg|aggregate|sampled)", re.IGNORECASE)
-# Sums of the bins, the geometry of a row, and the aggregates of earlier rows repeated: nothing that is not there already.
+# Columns that repeat others: sums of the bins, the geometry of a row, the aggregates of earlier rows.
 _REDUNDANT = re.compile(r"ingressbytes_?(agg|aggregate|sampled)|window|stride|\w+ctx_?\d+", re.IGNORECASE)
 _SIGNALS = {
     "egressbytes": "tx_bytes",
@@ -49,17 +48,17 @@ _SIGNALS = {
 }
 _HOSTS = ("hostid", "host_id", "server_hostname")
 _KNOWN = ("rackid", *_HOSTS, "window_start", *(f"{name}agg" for name in ("ingressbytes", *_SIGNALS)))
-_DATASET_MEND = "take the file from the dataset again, or name the columns as it does"
+_DATASET_HINT = "take the file from the dataset again, or name the columns as it does"
 
 
 @dataclass(frozen=True)
 class MillisamplerConfig:
-    """Nothing to set: a recording is all there is."""
+    """No settings: there is no live side."""
 
 
 @dataclass(frozen=True)
 class _Header:
-    """Which column of the CSV is what."""
+    """The columns of the CSV by their role."""
 
     columns: tuple[str, ...]
     host: str
@@ -82,7 +81,7 @@ class Millisampler:
         self._options = options
 
     def batches(self) -> Iterator[Batch]:
-        """Yield runs in time order over all hosts; raise ``InputError`` after everything good."""
+        """Yield segments in time order over all hosts; raise ``InputError`` after everything good."""
         yield from closing(self._open_ended())
 
     def _open_ended(self) -> Iterator[Batch]:
@@ -107,7 +106,7 @@ def _is_json(path: Path) -> bool:
         raise InputError(str(path), f"cannot be read ({error.strerror})", "check the path and its permissions") from None
 
 
-def _read_csv(path: Path, fallback: str, rate: int) -> tuple[list[Series], InputError | None]:
+def _read_csv(path: Path, fallback: str, rate: int) -> tuple[list[Segment], InputError | None]:
     content = text_table.content_of(path)
     header = _header(path, content)
     if header.aggregates and len(header.bins) * SAMPLE_NS > WINDOW_NS:
@@ -121,8 +120,8 @@ def _read_csv(path: Path, fallback: str, rate: int) -> tuple[list[Series], Input
     frame, far = _near(path, frame, header)
     fault = far or fault
     if not frame.height and fault is None:
-        fault = InputError(str(path), "holds no samples, only a header", _DATASET_MEND)
-    return _series(frame, header, fallback, rate), fault
+        fault = InputError(str(path), "holds no samples, only a header", _DATASET_HINT)
+    return _segments(frame, header, fallback, rate), fault
 
 
 def _header(path: Path, content: bytes) -> _Header:
@@ -131,7 +130,7 @@ def _header(path: Path, content: bytes) -> _Header:
 
     def lacks(name: str) -> InputError:
         near = get_close_matches(name.lower(), list(lower), n=1)
-        hint = f"rename the column {lower[near[0]]!r} to it" if near else _DATASET_MEND
+        hint = f"rename the column {lower[near[0]]!r} to it" if near else _DATASET_HINT
         return InputError(str(path), f"line 1: column {name!r} is missing", hint)
 
     host = next((lower[name] for name in _HOSTS if name in lower), None)
@@ -144,7 +143,7 @@ def _header(path: Path, content: bytes) -> _Header:
         raise lacks("IngressBytes0")
     absent = next((index for index in range(max(bins)) if index not in bins), None)
     if absent is not None:
-        raise InputError(str(path), f"line 1: column {_numbered(bins[max(bins)], absent)!r} is missing", _DATASET_MEND)
+        raise InputError(str(path), f"line 1: column {_numbered(bins[max(bins)], absent)!r} is missing", _DATASET_HINT)
     aggregates = tuple((name, _SIGNALS[match[1].lower()]) for name in columns if (match := _AGGREGATE.fullmatch(name)))
     _check_strangers(path, columns, {host, *bins.values(), *(name for name, _ in aggregates)})
     ordered = tuple(bins[index] for index in sorted(bins))
@@ -156,7 +155,7 @@ def _numbered(name: str, index: int) -> str:
 
 
 def _check_strangers(path: Path, columns: tuple[str, ...], used: set[str]) -> None:
-    """Refuse a column that is a near miss of one of the dataset's; others that we do not know are passed over."""
+    """Refuse a column whose name is close to one of the dataset's; other unknown columns are ignored."""
     for name in columns:
         plain = name.lower()
         if name in used or plain in _KNOWN or _REDUNDANT.fullmatch(plain):
@@ -171,18 +170,18 @@ def _ids(header: _Header) -> list[str]:
 
 
 def _near(path: Path, frame: pl.DataFrame, header: _Header) -> tuple[pl.DataFrame, InputError | None]:
-    """Return the rows before the first whose window begins further off than a recording is long."""
+    """Return the rows before the first whose ``window_start`` is out of range."""
     if header.window_start is None or not (far := frame[header.window_start] > WINDOW_START_MAX).any():
         return frame, None
     row = int(far.arg_max() or 0)
     start = frame[header.window_start][row]
     return frame[:row], InputError(
-        str(path), f"row {row + 1}: window_start {start} is no sample's number", "give it in samples from the run's start"
+        str(path), f"row {row + 1}: window_start {start} is no sample number", "give it in samples from the start of the run"
     )
 
 
-def _series(frame: pl.DataFrame, header: _Header, fallback: str, rate: int) -> list[Series]:
-    """Return each host's bins as one series per unbroken stretch, and its aggregates beside them."""
+def _segments(frame: pl.DataFrame, header: _Header, fallback: str, rate: int) -> list[Segment]:
+    """Return each host's bins as segments, and its aggregates beside them."""
     device = pl.lit(fallback) if header.rack is None else "rack-" + pl.col(header.rack)
     keys = frame.select(device=device, port="host-" + pl.col(header.host))
     if header.window_start is not None:
@@ -200,13 +199,13 @@ def _series(frame: pl.DataFrame, header: _Header, fallback: str, rate: int) -> l
     for first, last in pairwise(edges.tolist()):
         device_name, port = rows["device"][first], rows["port"][first]
         ts = START_NS + (0 if header.window_start is None else int(rows["window"][first]) * SAMPLE_NS)
-        found.append(Series(device_name, port, "rx_bytes", ts, SAMPLE_NS, bins[first:last].reshape(-1), rate))
-        found.extend(Series(device_name, port, signal, ts, window_ns, values[first:last], rate) for signal, values in sums.items())
+        found.append(Segment(device_name, port, "rx_bytes", ts, SAMPLE_NS, bins[first:last].reshape(-1), rate))
+        found.extend(Segment(device_name, port, signal, ts, window_ns, values[first:last], rate) for signal, values in sums.items())
     return found
 
 
 def _placed(keys: pl.DataFrame) -> pl.DataFrame:
-    """Tell racks apart where the file does not name them: of one host and window there is one row per rack."""
+    """Number racks where the file does not name them: each host and window has one row per rack."""
     nth = pl.int_range(pl.len()).over("device", "port", "window")
     suffix = pl.when(nth == 0).then(pl.lit("")).otherwise("-" + (nth + 1).cast(pl.String))
     return keys.with_columns(device=pl.col("device") + suffix)

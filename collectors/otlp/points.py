@@ -110,7 +110,7 @@ class Points:
         """Return readings, samples and what was refused since the start, and how many series there are."""
         told: Counter[str] = Counter(self._counts)
         for ledger in self._ledgers:
-            told.update({"samples": ledger.samples, **dict(zip(readings_kernel.TOLD, ledger.told.tolist(), strict=True))})
+            told.update({"samples": ledger.samples, **dict(zip(readings_kernel.COUNTS, ledger.counts.tolist(), strict=True))})
         unknown = sum(ledger.unknown for ledger in self._ledgers)
         return told | {"series": len(self._where), "unknown_series": unknown, "devices": len(self._ledgers)}
 

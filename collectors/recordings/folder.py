@@ -1,6 +1,6 @@
-"""A folder of recordings of several kinds that were made of one fabric at one time, told in order of time.
+"""A folder of recordings of several kinds of one fabric at one time, replayed in time order.
 
-The file ``recordings.toml`` in it says what is there::
+The file ``recordings.toml`` in it lists them::
 
     version = 1
 
@@ -10,12 +10,11 @@ The file ``recordings.toml`` in it says what is there::
     [[recording]]
     path = "hft/leaf-00-0.ipfix"    # relative to the folder
     kind = "hft"                    # the collector that reads it; left out: the one that recognises it
-    line_rate_bps = 400000000000    # of its ports, where the file does not tell
+    line_rate_bps = 400000000000    # of its ports, where the file does not give it
 
-Each file is read by its own collector. What they give is cut at whole seconds, and told second by second, within a second in the order
-of the list. So no window closes because one file was fed before another, and rules are judged on seconds of which all is known. A
-collector may give one family's rows of many seconds before the next family's: so much of each file is held back as ``HELD_BYTES`` has
-room for, and what comes later than that is told late, but always at the same place.
+Each file is read by its own collector. Rows are cut at whole seconds and come second by second, within a second in the order of the
+list. So no window closes because one file was read before another, and rules see complete seconds. A collector may give one family's
+rows of many seconds before the next family's: rows wait within ``WAITING_BYTES``; later ones come late, but always at the same place.
 """
 
 import heapq
@@ -33,17 +32,17 @@ from ..base import Batch, Recorded
 
 INDEX = "recordings.toml"
 INDEX_BYTES_MAX = 4 * 2**20
-# A recording that is read is a file that is open.
+# Each recording is an open file while it is read.
 RECORDINGS_MAX = 2048
-# Of all files together, and of each at least.
-HELD_BYTES, HELD_BYTES_MIN = 256 * 2**20, 8 * 2**20
+# Rows that wait: of all files together, and of each at least.
+WAITING_BYTES, WAITING_BYTES_MIN = 256 * 2**20, 8 * 2**20
 
 _HINT = "write it as the documentation of replaying a folder shows"
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One file of a folder, the collector that reads it (``None``: whichever recognises it), and its ports' line rate if said."""
+    """One file of a folder, the collector that reads it (``None``: whichever recognises it), and its ports' line rate if given."""
 
     path: Path
     kind: str | None
@@ -58,9 +57,9 @@ class FolderRecording:
         self._parts, self._names = _index(folder)
 
     def batches(self) -> Iterator[Batch]:
-        """Yield the rows of all, second by second; the last batch ends all devices.
+        """Yield the rows of all files, second by second; the last batch ends all devices.
 
-        Raises ``InputError`` with the first problem of any of them, after everything good of all.
+        Raises ``InputError`` with the first problem of any file, after everything good of all.
         """
         faults: list[InputError] = []
         devices: set[str] = set()
@@ -78,29 +77,29 @@ class FolderRecording:
 
     def _seconds(self, number: int, part: Part, faults: list[InputError]) -> Iterator[tuple[int, int, Batch]]:
         """Yield (second, number, rows) of one recording, seconds in order."""
-        room = max(HELD_BYTES_MIN, HELD_BYTES // len(self._parts))
-        held: dict[int, list[Batch]] = {}
+        room = max(WAITING_BYTES_MIN, WAITING_BYTES // len(self._parts))
+        waiting: dict[int, list[Batch]] = {}
         size = reached = 0
 
         def oldest() -> Iterator[tuple[int, int, Batch]]:
             nonlocal size, reached
-            second = min(held)
-            # What comes too late stays behind what came before it: the merge needs seconds that never go back.
+            second = min(waiting)
+            # Late rows stay behind earlier ones: the merge needs seconds that never go back.
             reached = max(reached, second)
-            for batch in held.pop(second):
+            for batch in waiting.pop(second):
                 size -= batch.frame.estimated_size()
                 yield reached, number, batch
 
         try:
             for batch in self._read(part).batches():
                 for second, rows in _cut(self._named(batch.frame)):
-                    held.setdefault(second, []).append(Batch(batch.family, rows))
+                    waiting.setdefault(second, []).append(Batch(batch.family, rows))
                     size += rows.estimated_size()
-                while size > room and len(held) > 1:
+                while size > room and len(waiting) > 1:
                     yield from oldest()
         except InputError as error:
             faults.append(error)
-        while held:
+        while waiting:
             yield from oldest()
 
     def _named(self, frame: pl.DataFrame) -> pl.DataFrame:
@@ -108,7 +107,7 @@ class FolderRecording:
 
 
 def _cut(frame: pl.DataFrame) -> Iterator[tuple[int, pl.DataFrame]]:
-    """Yield the rows of each second, seconds in order, rows in theirs."""
+    """Yield the rows of each second, seconds in order, rows in the order they have."""
     if not frame.height:
         return
     seconds = frame["ts"] // NS_PER_S
@@ -125,7 +124,7 @@ def is_folder(path: Path) -> bool:
 
 
 def _index(folder: Path) -> tuple[list[Part], dict[str, str]]:
-    """Return the recordings and the names. Raises ``InputError`` where the index is not as it should be."""
+    """Return the recordings and the names. Raises ``InputError`` where the index is invalid."""
     index = folder / INDEX
     try:
         with index.open("rb") as file:
@@ -151,9 +150,9 @@ def _part(folder: Path, index: Path, entry: Any) -> Part:
         raise InputError(str(index), f"has an entry that names no file: {entry!r}"[:200], _HINT)
     rate = entry.get("line_rate_bps")
     if not (rate is None or (isinstance(rate, int) and 0 < rate < 2**63)):
-        raise InputError(str(index), f"says of {path!r} the line rate {rate!r}"[:200], "write bits per second, or leave it out")
+        raise InputError(str(index), f"gives {path!r} the line rate {rate!r}"[:200], "write bits per second, or leave it out")
     found = (folder / path).resolve()
-    # A folder that somebody sent must not make others of this machine be read.
+    # An untrusted folder must not lead to other files of this machine.
     if not found.is_relative_to(folder.resolve()):
         raise InputError(str(index), f"names {path!r}, which is outside the folder", "move the file into the folder")
     if not found.is_file():

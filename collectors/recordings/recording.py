@@ -1,4 +1,4 @@
-"""What ``weft record`` wrote, and counters that somebody else kept as Parquet or CSV.
+"""Files of ``weft record``, and Parquet or CSV files of counters from elsewhere.
 
 A ``.weft`` file is records one after another, appended and never changed, so that a process killed in the middle loses
 the torn last record only. A record is 16 bytes of head, little-endian: magic ``WEFT``, version (u16), length of the family's
@@ -33,19 +33,18 @@ FILE_BYTES_MAX = 1024**3
 RECORD_BYTES_MAX = 64 * 1024**2
 
 _HEAD = struct.Struct("<4sHHII")
-_TORN = "nothing to do if the recorder was killed: every record before it was kept"
+_TORN = "nothing to do if the recorder was killed: every record before it is used"
 
 
 @dataclass(frozen=True)
 class RecordingConfig:
-    """Nothing to set: a recording is all there is."""
+    """No settings: there is no live side."""
 
 
 class Recorder:
     """Appends batches to a new file, or to new files in a folder (any path without ``.weft``).
 
-    A batch is on its way to the disk when ``append`` returns: it survives the end of this process, not that of the
-    machine; ``close`` makes it survive that too.
+    A batch survives the end of this process once ``append`` returns, and that of the machine once ``close`` returns.
     """
 
     def __init__(self, path: Path, clock: Clock) -> None:
@@ -86,7 +85,7 @@ class Recorder:
             raise ServiceError(f"recording {self._path} is there already", "record to another name") from None
         except OSError as error:
             if self._file is not None:
-                # What a full disk took of this record would read as a torn tail, so it is taken back.
+                # A part of this record may be written; remove it, or it would read as a torn tail.
                 os.ftruncate(self._file.fileno(), self._bytes)
                 os.lseek(self._file.fileno(), self._bytes, os.SEEK_SET)
             raise ServiceError(f"recording {self._path} cannot be written ({error.strerror})", "free space or record elsewhere") from None
@@ -160,7 +159,7 @@ def _record(path: Path, file: BinaryIO, head: bytes, at: int) -> tuple[Batch, in
         raise fault("is cut short")
     magic, version, name_length, payload_length, crc = _HEAD.unpack(head)
     if magic != MAGIC:
-        raise fault("does not begin as a record does", "take the file from weft record again; every record before it was kept")
+        raise fault("does not begin as a record does", "take the file from weft record again; every record before it is used")
     if version != VERSION:
         raise fault(f"has version {version}, this Weft reads {VERSION}", "replay it with the Weft that wrote it")
     if payload_length > 2 * RECORD_BYTES_MAX:
@@ -169,7 +168,7 @@ def _record(path: Path, file: BinaryIO, head: bytes, at: int) -> tuple[Batch, in
     if len(payload) < payload_length:
         raise fault("is cut short")
     if zlib.crc32(payload, zlib.crc32(name)) != crc:
-        raise fault("is damaged: its checksum does not fit", "take the file from its source again; every record before it was kept")
+        raise fault("is damaged: its checksum does not fit", "take the file from its source again; every record before it is used")
     table = FAMILIES.get(name.decode("utf-8", "replace"))
     if table is None:
         raise fault(f"is of the unknown family {name!r}", "replay it with the Weft that wrote it")

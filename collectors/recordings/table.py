@@ -1,9 +1,8 @@
-"""Parquet and CSV files of one family, found out by their columns.
+"""Parquet and CSV files of one family, recognised by their columns.
 
 Columns are named as ``weft decode`` prints them. ``ts``, ``device`` and the family's own key columns must be there;
 ``recv_ts`` is ``ts`` where it is missing, ``epoch`` 0, ``source`` ``recording``, anything else null. Burst samples may
-also stand in long form: a row per sample, ``value`` in the place of ``values``; rows whose times follow each other at
-``interval_ns`` become one run, in whatever order they stand.
+be in long form: a row per sample, ``value`` in the place of ``values``; rows ``interval_ns`` apart become one segment, in any order.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,16 +18,16 @@ from ...pipeline.errors import InputError
 from ...pipeline.tables.families import FAMILIES
 from ...pipeline.tables.field import Table
 from ..base import Batch, Options
-from ..sampling.runs import BURST_SAMPLE, Series, slices
+from ..sampling.runs import BURST_SAMPLE, Segment, slices
 from . import text_table
 
-# Rows per batch of the families that have one reading per row.
+# Rows per batch.
 ROWS_MAX = 65_536
 
 LONG_VALUE = "value"
-_SERIES_KEYS = ("device", "port", "queue", "signal", "interval_ns", "speed_bps", "epoch")
+_SEGMENT_KEYS = ("device", "port", "queue", "signal", "interval_ns", "speed_bps", "epoch")
 _COMMON = ("ts", "recv_ts", "source", "device", "epoch")
-# What a row of a family cannot do without, besides ts and device.
+# Columns that a row of a family needs besides ts and device.
 _NEEDED = {
     "port": ("port",),
     "queue": ("port", "queue", "direction"),
@@ -44,7 +43,7 @@ _NEEDED = {
     "gap": ("what", "missed"),
     "self_metric": ("name", "value"),
 }
-# Times from 1970 to 2116, intervals up to an hour: what lies outside is an error of unit.
+# Times from 1970 to 2116, intervals up to an hour: anything else is an error of unit.
 _TS_MAX = 2**62
 _INTERVAL_NS_MAX = 3600 * NS_PER_S
 
@@ -65,7 +64,7 @@ def read_table(path: Path, options: Options) -> Iterator[Batch]:
     frame, implausible = _plausible(path, frame)
     fault = implausible or fault
     if table is BURST_SAMPLE and LONG_VALUE in frame.columns:
-        yield from slices(_series(frame), "recording", max(1, options.run_samples))
+        yield from slices(_segments(frame), "recording", max(1, options.run_samples))
     else:
         yield from _by_second(table, frame)
     if fault is not None:
@@ -99,7 +98,7 @@ def _from_parquet(path: Path, options: Options) -> tuple[Table, pl.DataFrame, In
     for name in ("ts", "device", LONG_VALUE, *_NEEDED.get(table.name, ())):
         if name in frame.columns and frame[name].null_count():
             row = frame[name].is_null().arg_max()
-            fault = InputError(str(path), f"row {row}: column {name!r} is null", "mend or remove the row; the rows before it are kept")
+            fault = InputError(str(path), f"row {row}: column {name!r} is null", "correct or remove the row; the rows before it are used")
             return table, _completed(table, frame[:row], options), fault
     return table, _completed(table, frame, options), None
 
@@ -127,7 +126,7 @@ def _type(table: Table, name: str) -> pl.DataType | type[pl.DataType]:
 
 
 def _likely(columns: Sequence[str]) -> Table | None:
-    """Return the family that has most of these columns; of several, the one of which least is missing."""
+    """Return the family with most of these columns; of several, the one with the fewest columns missing."""
 
     def score(table: Table) -> tuple[int, int]:
         own = (set(columns) & _names(table)) - set(_COMMON)
@@ -138,10 +137,10 @@ def _likely(columns: Sequence[str]) -> Table | None:
 
 
 def _family(path: Path, columns: Sequence[str], options: Options) -> Table:
-    """Return the family that the columns are of. Raises ``InputError`` with the column that does not fit."""
+    """Return the family of the columns. Raises ``InputError`` with the column that does not fit."""
     table = _likely(columns)
     if table is None:
-        raise InputError(str(path), "has no column of any family", f"name the columns as one of these has them: {', '.join(FAMILIES)}")
+        raise InputError(str(path), "has no column of any family", f"name the columns as in one of these: {', '.join(FAMILIES)}")
     absent = [name for name in ("ts", "device", *_NEEDED.get(table.name, ())) if name not in columns]
     if options.device and "device" in absent:
         absent.remove("device")
@@ -160,7 +159,7 @@ def _family(path: Path, columns: Sequence[str], options: Options) -> Table:
 
 
 def _completed(table: Table, frame: pl.DataFrame, options: Options) -> pl.DataFrame:
-    """Return the frame with all columns of the table, those that the file lacks filled in."""
+    """Return the frame with all columns of the table; those missing in the file get defaults."""
     if "device" not in frame.columns:
         frame = frame.with_columns(device=pl.lit(options.device))
     defaults = {"recv_ts": pl.col("ts"), "source": pl.lit("recording"), "epoch": pl.lit(0), "queue": pl.lit(""), "port": pl.lit("")}
@@ -187,7 +186,7 @@ def _completed(table: Table, frame: pl.DataFrame, options: Options) -> pl.DataFr
 
 
 def _plausible(path: Path, frame: pl.DataFrame) -> tuple[pl.DataFrame, InputError | None]:
-    """Return the rows before the first whose time or interval cannot be."""
+    """Return the rows before the first with an impossible time or interval."""
     wrong = (pl.col("ts") < 0) | (pl.col("ts") >= _TS_MAX)
     if "interval_ns" in frame.columns:
         wrong |= (pl.col("interval_ns") < 1) | (pl.col("interval_ns") > _INTERVAL_NS_MAX)
@@ -197,7 +196,7 @@ def _plausible(path: Path, frame: pl.DataFrame) -> tuple[pl.DataFrame, InputErro
     row = int(bad.arg_max() or 0)
     name = "ts" if not 0 <= (frame["ts"][row] or -1) < _TS_MAX else "interval_ns"
     fault = InputError(
-        str(path), f"row {row + 1}: {name} {frame[name][row]} cannot be in nanoseconds", "give nanoseconds; the rows before it are kept"
+        str(path), f"row {row + 1}: {name} {frame[name][row]} cannot be in nanoseconds", "give nanoseconds; the rows before it are used"
     )
     return frame[:row], fault
 
@@ -209,15 +208,15 @@ def _by_second(table: Table, frame: pl.DataFrame) -> Iterator[Batch]:
             yield Batch(table.name, rows)
 
 
-def _series(frame: pl.DataFrame) -> list[Series]:
-    """Return each unbroken stretch of samples; a time that comes twice starts another stretch."""
-    ordered = frame.sort(*_SERIES_KEYS, "ts", maintain_order=True)
+def _segments(frame: pl.DataFrame) -> list[Segment]:
+    """Return the segments of samples; a time that occurs twice starts another segment."""
+    ordered = frame.sort(*_SEGMENT_KEYS, "ts", maintain_order=True)
     ts, interval = ordered["ts"].to_numpy(), ordered["interval_ns"].to_numpy()
-    key = ordered.select(pl.struct(*_SERIES_KEYS).rle_id()).to_series().to_numpy()
+    key = ordered.select(pl.struct(*_SEGMENT_KEYS).rle_id()).to_series().to_numpy()
     breaks = (np.diff(key) != 0) | (np.diff(ts) != interval[1:])
     edges = [0, *(np.flatnonzero(breaks) + 1).tolist(), len(ts)] if len(ts) else [0]
-    heads = ordered[edges[:-1]].select(*_SERIES_KEYS).to_dicts()
+    heads = ordered[edges[:-1]].select(*_SEGMENT_KEYS).to_dicts()
     values = ordered[LONG_VALUE].to_numpy()
     return [
-        Series(ts=int(ts[first]), values=values[first:last], **head) for (first, last), head in zip(pairwise(edges), heads, strict=True)
+        Segment(ts=int(ts[first]), values=values[first:last], **head) for (first, last), head in zip(pairwise(edges), heads, strict=True)
     ]

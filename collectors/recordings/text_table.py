@@ -1,7 +1,7 @@
-"""CSV with typed columns, read whole by Polars; a file that is wrong gives its good rows and the place of the first fault.
+"""CSV with typed columns, read whole by Polars; a broken file gives its good rows and the place of the first fault.
 
-The quick way is one columnar parse. Only where that fails, or the count of separators does not add up, is the file
-walked row by row to the first line that is wrong, so that the message can name it; what precedes it is parsed again.
+The fast way is one columnar parse. Where that fails, or the number of separators is wrong, the file is read row by row to the first
+broken line, so that the message can name it; the lines before it are parsed again.
 """
 
 import csv
@@ -28,7 +28,7 @@ _RANGES = {
     pl.UInt64: (0, 2**64 - 1),
     pl.Int64: (-(2**63), 2**63 - 1),
 }
-_HINT = "mend or remove the line; the rows before it are kept"
+_HINT = "correct or remove the line; the rows before it are used"
 
 
 def content_of(path: Path) -> bytes:
@@ -43,7 +43,7 @@ def content_of(path: Path) -> bytes:
 
 
 def header_of(path: Path, content: bytes) -> tuple[str, ...]:
-    """Return the names in the first line. Raises ``InputError`` where there are none, or one is there twice."""
+    """Return the names in the first line. Raises ``InputError`` where there are none, or one occurs twice."""
     line = content.split(b"\n", 1)[0].decode("utf-8-sig", "replace").rstrip("\r")
     columns = tuple(name.strip().strip('"') for name in line.split(","))
     if not any(columns):
@@ -55,9 +55,9 @@ def header_of(path: Path, content: bytes) -> tuple[str, ...]:
 
 
 def read(path: Path, content: bytes, types: Types, needed: Sequence[str]) -> tuple[pl.DataFrame, InputError | None]:
-    """Return the rows before the first that is wrong, and what is wrong with that.
+    """Return the rows before the first broken one, and the error for that one.
 
-    ``types`` names every column of the file in order; those in ``needed`` may not be empty. Blank lines are passed over.
+    ``types`` names every column of the file in order; those in ``needed`` may not be empty. Blank lines are skipped.
     """
     try:
         frame = _parsed(content, types)

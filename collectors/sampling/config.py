@@ -1,4 +1,4 @@
-"""What the sections of collectors that read counters fast have in common: how often, of which lines, from whom."""
+"""Settings that the collectors of fast counters share: intervals, line rates and senders."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Paced(Sources):
-    """The part of a section that says how readings become rows; ``SECTION`` is its name in messages."""
+    """The part of a section on how counter samples become rows; ``SECTION`` is its name in messages."""
 
     SECTION: ClassVar[str]
 
@@ -23,9 +23,9 @@ class Paced(Sources):
     port: int = 0
     # Names of devices by address.
     devices: dict[str, str] = field(default_factory=dict)
-    # Time between two readings in microseconds; 0 = as the device says, or as the times tell.
+    # Interval of the poll in microseconds; 0 = as the device reports it, else detected.
     interval_us: float = 0.0
-    # One row of counters per object in so much time.
+    # Time between two rows of counters of an object.
     counters_interval_ms: int = 1000
     # Line rate by port; "" for all others.
     line_rate_bps: dict[str, int] = field(default_factory=dict)

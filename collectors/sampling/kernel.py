@@ -1,12 +1,12 @@
-"""The loops of ``readings``: readings on their grid, differences as runs of samples, and one row of counters per span.
+"""The loops of ``readings``: counter samples on a grid, their differences as segments of samples, one row of counters per span.
 
-A *track* is what is read together: the readings at one vector of times of one or many series. ``tracks`` (t, TRACK_COLUMNS) int64
-and the arrays of the series carry all that is known from call to call, so any cut of the input gives the same samples.
+A *track* is one or many series that are polled together. ``SeriesState`` is the carry from call to call, so any cut of the input
+gives the same samples. All times and intervals are in ns.
 
-The grid. A sample has to stand in a slot ``[s d, (s + 1) d)``, but a device's poll has its own phase, jitters, and drifts
-by some parts in a million. The phase is followed with a slow filter and a reading belongs to the slot that is nearest to it
-under that phase, so that jitter below half an interval is harmless. When the phase has drifted half an interval out
-of the slot, one slot is passed over (or one reading dropped): once in ten thousand readings at 100 ppm, and admitted.
+The grid: a sample belongs to a slot ``[s d, (s + 1) d)``, but a device's poll has a phase of its own, jitters, and drifts by some
+parts in a million. A slow filter follows the phase, and a counter sample takes the slot nearest to it under that phase, so jitter
+below half an interval is harmless. When the phase has drifted half an interval out of the slot, one slot is skipped (or one counter
+sample dropped): once in ten thousand at 100 ppm, and counted as a gap.
 """
 
 from typing import NamedTuple
@@ -14,48 +14,49 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-# Columns of what is known of a track; LAST -1: nothing. PHASE counts 1/256 ns. BUCKET -1: no counters since the last row.
+# Columns of ``tracks``. LAST -1: no counter sample yet. PHASE is in 1/256 ns. BUCKET -1: no counters since the last row.
 LAST, SLOT, PHASE, INTERVAL, STRAY, BUCKET, COUNTED, SEEN, TRACK_COLUMNS = range(9)
-# Differences that a track keeps from call to call until it knows its interval.
+# Differences that a track carries until its interval is known.
 STEPS_KEPT = 4
 
-# What became of a reading.
+# Verdicts on a counter sample.
 FIRST, STEP, HOLE, OFF_GRID, DROPPED, CLOCK_STEP, CHANGED = range(7)
 
-# What a series is: it counts, its highest value matters, its last value does.
+# Kinds of series: a counter, a gauge reported by its highest value, one reported by its last value.
 COUNTER, HIGHEST, NEWEST = range(3)
-# What its samples are: none, differences, values as they stand.
+# Samples of a series: none, differences, values as they are.
 UNSAMPLED, DIFFERENCES, LEVELS = range(3)
 
-# Why samples are missing; the rows of ``missed`` (count, first time).
+# Why samples are missing; the rows of ``missed``.
 MISSED = ("missing_reading", "off_grid", "clock_step", "interval_changed", "counter_reset")
 _MISSING, _OFF, _CLOCK, _INTERVAL, _RESET = range(len(MISSED))
-# What else is told of readings; the columns of ``told``.
-TOLD = ("readings", "priming_readings", "duplicate_readings", "late_readings")
-_READINGS, _PRIMING, _DUPLICATE, _LATE = range(len(TOLD))
+# Names of the counts that ``place`` adds to.
+COUNTS = ("readings", "priming_readings", "duplicate_readings", "late_readings")
+_READINGS, _PRIMING, _DUPLICATE, _LATE = range(len(COUNTS))
 
 SEGMENT_COLUMNS = 5  # series, first slot, interval in ns, epoch in ns, samples
 
-# A reading so much older than the last one is no straggler: the device's clock was set back.
+# A counter sample this much older than the last one is not late: the device's clock was set back.
 _BACK_NS = 1_000_000_000
-# Differences between readings that an interval is told from; irregular readings in a row after which it is looked for anew.
+# How many differences an interval is detected from; after how many irregular counter samples in a row it is detected again.
 _DETECT_MIN, _DETECT_MAX = STEPS_KEPT, 1000
 _STRAY_MAX = 16
-# No counter counts more in a nanosecond: 10 Tbit/s in bytes. Tells a narrow counter that wrapped from one that was reset.
+# No counter counts more per ns: 10 Tbit/s in bytes. Separates a narrow counter that wrapped from one that was reset.
 _PER_NS_MAX = 1250
 _INT_MAX = 2**62
-# Samples that one hole may miss: what lies further apart is no hole of a stream.
+# Samples that one hole can miss.
 _COUNT_MAX = 10**9
 
-# Intervals that people configure, as leading digits.
+# Leading digits of intervals that people configure.
 _NICE = np.array([1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 7.5, 8.0, 10.0])
 
 
 class Readings(NamedTuple):
-    """What one call brings. Readings ``edges[k] : edges[k + 1]`` are those of track ``ids[k]``, in order of time.
+    """The n counter samples of one call, of k tracks; all arrays are int64 but ``values``, which is uint64.
 
-    The value of its column c at its i-th reading is ``values[starts[k] + i * strides[k] + c]``. ``before`` (k, 2): time and
-    slot of the reading before these. ``place`` fills in ``verdicts``, ``slots`` and ``grids``, the interval at each reading.
+    ``edges`` (k + 1,): ``edges[k] : edges[k + 1]`` are those of track ``ids[k]``, in time order; ``times`` (n,). The value of column c
+    at the i-th of them is ``values[starts[k] + i * strides[k] + c]``. ``place`` fills the rest: ``before`` (k, 2), time and slot of the
+    counter sample before these; ``verdicts``, ``slots`` and ``grids``, the interval, (n,).
     """
 
     ids: np.ndarray
@@ -70,12 +71,12 @@ class Readings(NamedTuple):
     grids: np.ndarray
 
 
-class State(NamedTuple):
-    """All tracks and series. Track t has the series ``first[t] : first[t] + width[t]``.
+class SeriesState(NamedTuple):
+    """The carry of t tracks and s series. Track t has the series ``first[t] : first[t] + width[t]``.
 
-    ``steps``: differences between its first readings, until its interval is known. ``kind``, ``sampled``, ``bits``: what a
-    series is. ``last``, ``base``, ``high``: its last value, what its wraps add up to, and the highest value of this span;
-    ``epoch``: when it last began anew.
+    ``tracks`` (t, TRACK_COLUMNS), ``steps`` (t, STEPS_KEPT) the differences until the interval is known, ``first`` and ``width`` (t,),
+    all int64. Of series (s,): ``kind``, ``sampled`` and ``known`` uint8, ``bits`` int64; ``last``, ``base``, ``high`` uint64, the last
+    value, the sum of the wraps, and the highest value of the span; ``epoch`` int64, the time of the last reset.
     """
 
     tracks: np.ndarray
@@ -94,7 +95,7 @@ class State(NamedTuple):
 
 @numba.njit(cache=True, nogil=True)
 def detect(times, first, last):
-    """Return the interval of the readings ``times[first:last]``: their median difference, made round if it nearly is; 0 if too few."""
+    """Return the interval of ``times[first:last]`` (int64): the median difference, rounded if it is nearly round; 0 if too few."""
     steps = np.empty(min(last - first, _DETECT_MAX), np.int64)
     n = 0
     for i in range(first + 1, last):
@@ -110,40 +111,41 @@ def detect(times, first, last):
 
 @numba.njit(cache=True, nogil=True)
 def _round(median):
-    """Return an interval that somebody may have configured, if one is near."""
+    """Return the nearest interval that somebody may have configured, within 3 %, else the median itself (ns)."""
     power = 10.0 ** np.floor(np.log10(median))
     nearest = _NICE[np.argmin(np.abs(median - _NICE * power))] * power
     return np.int64(round(nearest if abs(median - nearest) < 0.03 * median else median))
 
 
 @numba.njit(cache=True, nogil=True)
-def place(readings, state, interval_max, told):
-    """Put the readings of each track on its grid; an interval above ``interval_max`` has none."""
+def place(readings, state, interval_max, counts):
+    """Put the counter samples of each track on its grid; an interval above ``interval_max`` has none. Adds to ``counts`` (4,) int64."""
     edges, times = readings.edges, readings.times
     for k in range(len(readings.ids)):
         track = state.tracks[readings.ids[k]]
         readings.before[k, 0], readings.before[k, 1] = track[LAST], track[SLOT]
         if track[INTERVAL] == 0:
-            settle(track, detect(times, edges[k], edges[k + 1]))
+            set_interval(track, detect(times, edges[k], edges[k + 1]))
             readings.before[k, 1] = track[SLOT]
         for i in range(edges[k], edges[k + 1]):
-            told[_READINGS] += 1
-            readings.verdicts[i] = _one(track, state.steps[readings.ids[k]], times, i, edges[k + 1], interval_max, told)
+            counts[_READINGS] += 1
+            readings.verdicts[i] = _one(track, state.steps[readings.ids[k]], times, i, edges[k + 1], interval_max, counts)
             readings.slots[i] = track[SLOT]
             readings.grids[i] = track[INTERVAL] if track[INTERVAL] <= interval_max else 0
 
 
 @numba.njit(cache=True, nogil=True)
-def _one(track, steps_seen, times, i, end, interval_max, told):
+def _one(track, steps_seen, times, i, end, interval_max, counts):
+    """Return the verdict on ``times[i]`` and move ``track`` (TRACK_COLUMNS,) on; ``times[i:end]`` may show a new interval."""
     t, interval = times[i], track[INTERVAL]
     moved = t - track[LAST]
     if track[LAST] >= 0 and moved <= 0 and moved > -_BACK_NS:
-        told[_DUPLICATE if moved == 0 else _LATE] += 1
+        counts[_DUPLICATE if moved == 0 else _LATE] += 1
         return DROPPED
     if interval == 0 or interval > interval_max or track[LAST] < 0:
         if interval == 0:
-            told[_PRIMING] += 1
-            _wonder(track, steps_seen, moved)
+            counts[_PRIMING] += 1
+            _learn_interval(track, steps_seen, moved)
         _begin(track, t)
         return FIRST
     if moved < 0:
@@ -176,16 +178,16 @@ def _one(track, steps_seen, times, i, end, interval_max, told):
 
 
 @numba.njit(cache=True, nogil=True)
-def settle(track, interval):
-    """Give a track its interval, and its last reading a slot: what was read before the interval was known is on no grid."""
+def set_interval(track, interval):
+    """Give a track its interval, and its last counter sample a slot: earlier ones are on no grid."""
     track[INTERVAL] = interval
     if interval > 0 and track[LAST] >= 0:
         _begin(track, track[LAST])
 
 
 @numba.njit(cache=True, nogil=True)
-def _wonder(track, steps_seen, moved):
-    """Remember one more difference; enough of them tell the interval."""
+def _learn_interval(track, steps_seen, moved):
+    """Remember one more difference (ns); enough of them give the interval."""
     if track[LAST] < 0 or moved <= 0:
         return
     steps_seen[track[SEEN]] = moved
@@ -196,6 +198,7 @@ def _wonder(track, steps_seen, moved):
 
 @numba.njit(cache=True, nogil=True)
 def _begin(track, t):
+    """Start the grid of a track at time ``t``."""
     interval = max(track[INTERVAL], 1)
     track[LAST], track[SLOT], track[STRAY] = t, t // interval, 0
     track[PHASE] = (t - track[SLOT] * interval) * 256
@@ -203,7 +206,7 @@ def _begin(track, t):
 
 @numba.njit(inline="always")
 def _delta(value, last, bits, elapsed):
-    """Return what a counter counted, and whether it can be: a narrow one may have wrapped, others only go back when reset."""
+    """Return how much a counter moved in ``elapsed`` ns, and whether that is possible: a narrow one may have wrapped, else it was reset."""
     if value >= last:
         return value - last, True
     if bits < 64:
@@ -249,12 +252,14 @@ def sample(readings, state):
 
 @numba.njit(inline="always")
 def _miss(missed, reason, number, ts):
+    """Count ``number`` samples as missing from time ``ts``."""
     missed[reason, 0] += number
     missed[reason, 1] = min(missed[reason, 1], ts)
 
 
 @numba.njit(inline="always")
 def _open(segments, r, series, slot, interval, epoch):
+    """Begin segment ``r`` without samples."""
     segments[r, 0], segments[r, 1], segments[r, 2], segments[r, 3], segments[r, 4] = series, slot, interval, epoch, 0
 
 
@@ -319,10 +324,10 @@ def _differences(readings, state, k, c, out, r, v):
 
 @numba.njit(cache=True, nogil=True)
 def count(readings, state, span):
-    """Take the readings into the state of all series, and write a row per track wherever a span of ``span`` ns ends.
+    """Update the state of all series, and write a row per track wherever a span of ``span`` ns ends.
 
-    Returns ``(rows, values, epochs)``: rows (r, 3) track, time, and where its values begin; values are the counters with their
-    wraps added up, the highest, or the last of the span.
+    Returns ``(rows, values, epochs)``: rows (r, 3) int64, track, time, and where its values begin; values (v,) uint64, counters with
+    their wraps added, the highest, or the last value of the span; epochs (v,) int64.
     """
     rows, room = _ends(readings, state, span)
     values, epochs = np.empty(room, np.uint64), np.empty(room, np.int64)
@@ -346,7 +351,7 @@ def count(readings, state, span):
 
 @numba.njit(cache=True, nogil=True)
 def _ends(readings, state, span):
-    """Return empty rows for the spans that end among the readings, and how many values they have."""
+    """Return empty rows (r, 3) for the spans that end in this call, and how many values they have."""
     number = room = 0
     for k in range(len(readings.ids)):
         t = readings.ids[k]
@@ -362,6 +367,7 @@ def _ends(readings, state, span):
 
 @numba.njit(cache=True, nogil=True)
 def _take(state, first, row, time, elapsed):
+    """Update the series from ``first`` on with their values ``row`` (uint64) at ``time``, ``elapsed`` ns after the ones before."""
     kind, last, base, high, known, bits, epoch = state.kind, state.last, state.base, state.high, state.known, state.bits, state.epoch
     for c in range(len(row)):
         j, value = first + c, row[c]
@@ -378,6 +384,7 @@ def _take(state, first, row, time, elapsed):
 
 @numba.njit(cache=True, nogil=True)
 def _row(state, t, values, epochs, v):
+    """Write the values and epochs of track ``t`` from ``v`` on; return where they end."""
     for j in range(state.first[t], state.first[t] + state.width[t]):
         if state.kind[j] == HIGHEST:
             values[v], state.high[j] = state.high[j], np.uint64(0)
@@ -390,7 +397,7 @@ def _row(state, t, values, epochs, v):
 
 @numba.njit(cache=True, nogil=True)
 def flush(state, number):
-    """Return the rows of the spans that have begun in the first ``number`` tracks, as ``count`` does, and end them."""
+    """End the spans that have begun in the first ``number`` tracks; return their rows as ``count`` does."""
     room = 0
     for t in range(number):
         room += state.width[t]

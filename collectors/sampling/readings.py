@@ -1,10 +1,9 @@
-"""Readings of counters to rows: runs of samples on the grid of the poll, and one row of counters per span.
+"""Counter samples to rows: segments of samples on the grid of the poll, and one row of counters per span.
 
-What high-frequency telemetry, OTLP and whoever else reads cumulative counters fast have in common. Readings come as columns;
-two that stand one slot apart give a sample, anything else ends the run and is admitted as missing, in samples. Over one
-stretch without holes the samples of a counter add up to its last reading minus its first. Beside that, every series goes
-into the rows of its family once per span: counters as they stand (wraps of narrow ones added up, so that they lose nothing),
-occupancies and watermarks by their highest value.
+Shared by high-frequency telemetry and OTLP. Counter samples come as columns; two that are one slot apart give a sample, anything else
+ends the segment and is a gap, in samples. Without gaps the samples of a counter add up to its last value minus its first. Every series
+also goes into the rows of its family once per span: counters as they are (wraps of narrow ones added), occupancies and watermarks by
+their highest value.
 """
 
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from . import kernel
 from .runs import list_column
 from .sai import Series
 
-# A window of the pipeline is so long; samples that cover more have none.
+# The length of a window; a sample that covers more belongs to none.
 INTERVAL_NS_MAX = NS_PER_S
 _FEC_BINS = "fec_bins"
 _FAMILIES = ("port", "queue", "reading")
@@ -29,7 +28,7 @@ _FAMILIES = ("port", "queue", "reading")
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How often: ``interval_ns`` of the poll, 0 to find it out, and the span of the rows of counters. Line rates by port."""
+    """The interval of the poll (0: detect it), the span of the rows of counters, and line rates by port."""
 
     interval_ns: int = 0
     span_ns: int = 1000 * NS_PER_MS
@@ -37,15 +36,15 @@ class Pace:
 
 
 class Ledger:
-    """What is known of some series of one device from call to call.
+    """The series of one device and their carry from call to call.
 
-    Series are read in *tracks*: those of one track come together, with one time for all. Memory is that of the series.
+    Series come in *tracks*: those of one track are polled together, with one time for all. Memory is that of the series.
     """
 
     def __init__(self, source: str, device: str, pace: Pace) -> None:
         self.source, self.device, self._pace = source, device, pace
         self.series: list[Series] = []
-        self.told = np.zeros(len(kernel.TOLD), np.int64)
+        self.counts = np.zeros(len(kernel.COUNTS), np.int64)
         self.samples = 0
         self.unknown = 0
         self._tracks = 0
@@ -79,15 +78,15 @@ class Ledger:
         return track
 
     def look(self, times: np.ndarray) -> None:
-        """Find the interval of the first track out, from more readings than will be fed at once."""
+        """Detect the interval of the first track from more times than one call of ``feed`` brings."""
         if self.interval_ns == 0:
-            kernel.settle(self._state.tracks[0], kernel.detect(times, 0, len(times)))
+            kernel.set_interval(self._state.tracks[0], kernel.detect(times, 0, len(times)))
 
     def adopt(self, other: "Ledger", times: np.ndarray) -> bool:
-        """Go on where ``other`` stands, of the series that both have in their first track; return whether that was possible.
+        """Copy the carry of the series that both have in their first track; return whether that was possible.
 
-        It is where both are read at the same interval and ``other`` was read before ``times``, so that no sample is lost when a
-        device sends the same counters under a new template. ``other`` stays as it is.
+        It is possible where both have the same interval and ``other`` ends before ``times``. So no sample is lost when a device sends
+        the same counters under a new template. ``other`` does not change.
         """
         mine, theirs = self._state, other._state
         interval = self.interval_ns or int(kernel.detect(times, 0, len(times)))
@@ -100,7 +99,7 @@ class Ledger:
             return False
         columns = [kernel.LAST, kernel.SLOT, kernel.PHASE, kernel.INTERVAL]
         mine.tracks[0, columns] = theirs.tracks[0, columns]
-        # Registers of another width count from elsewhere: these series begin anew.
+        # Registers of another width have another base: a new epoch for these series.
         same = mine.bits[shared[:, 0]] == theirs.bits[shared[:, 1]]
         mine.epoch[shared[:, 0]] = theirs.epoch[shared[:, 1]] + ~same
         for name in ("last", "base", "known"):
@@ -108,7 +107,7 @@ class Ledger:
         return True
 
     def _index(self) -> dict[tuple[int, int, str], int]:
-        """Return where each series is, by type, statistic and object."""
+        """Return the index of each series by type, statistic and object."""
         if len(self._keys) != len(self.series):
             self._keys = {(one.type, one.stat, one.object): index for index, one in enumerate(self.series)}
         return self._keys
@@ -123,38 +122,39 @@ class Ledger:
         values: np.ndarray,
         recv_ts: int | None,
     ) -> list[Batch]:
-        """Take readings in; see ``readings_kernel.Readings`` for the columns. Times of a track do not go back by less than a second.
+        """Return the rows of some counter samples; see ``kernel.Readings`` for the arrays.
 
-        ``recv_ts`` is that of the rows; ``None``: their own time, as recordings have it.
+        ``recv_ts`` is that of the rows; ``None``: their own time, as in recordings.
         """
         before = np.empty((len(ids), 2), np.int64)
         verdicts, slots, grids = np.empty(len(times), np.int64), np.empty(len(times), np.int64), np.empty(len(times), np.int64)
         readings = kernel.Readings(ids, edges, times, starts, strides, values, before, verdicts, slots, grids)
-        kernel.place(readings, self._state, INTERVAL_NS_MAX, self.told)
-        runs, samples, missed = kernel.sample(readings, self._state)
+        kernel.place(readings, self._state, INTERVAL_NS_MAX, self.counts)
+        made = kernel.sample(readings, self._state)
         rows = kernel.count(readings, self._state, self._pace.span_ns)
-        self.samples += len(samples)
-        return [*self._gaps(missed, recv_ts), *self._runs(runs, samples, recv_ts), *self._counters(*rows, recv_ts)]
+        self.samples += len(made.values)
+        return [*self._gaps(made.missed, recv_ts), *self._segments(made, recv_ts), *self._counters(*rows, recv_ts)]
 
     def flush(self, recv_ts: int | None) -> list[Batch]:
-        """End the spans that have begun: nothing more is expected for now."""
+        """End the spans that have begun and return their rows."""
         return self._counters(*kernel.flush(self._state, self._tracks), recv_ts)
 
-    def _runs(self, runs: np.ndarray, values: np.ndarray, recv_ts: int | None) -> list[Batch]:
-        if not len(runs):
+    def _segments(self, samples: kernel.Samples, recv_ts: int | None) -> list[Batch]:
+        segments = samples.segments
+        if not len(segments):
             return []
-        ids, ts = runs[:, 0], runs[:, 1] * runs[:, 2]
-        offsets = np.concatenate(([0], np.cumsum(runs[:, 4])))
-        said = self._describe()
-        made = {name: said[name].gather(ids) for name in ("port", "signal", "speed_bps")}
-        made["queue"] = said["sampled_queue"].gather(ids)
-        made |= {"ts": pl.Series(ts), "epoch": pl.Series(runs[:, 3].copy()), "interval_ns": pl.Series(runs[:, 2].copy())}
-        made["values"] = list_column("values", values, offsets)
-        frame = self._frame("burst_sample", made, len(runs), recv_ts)
+        ids, ts = segments[:, 0], segments[:, 1] * segments[:, 2]
+        offsets = np.concatenate(([0], np.cumsum(segments[:, 4])))
+        described = self._describe()
+        made = {name: described[name].gather(ids) for name in ("port", "signal", "speed_bps")}
+        made["queue"] = described["sampled_queue"].gather(ids)
+        made |= {"ts": pl.Series(ts), "epoch": pl.Series(segments[:, 3].copy()), "interval_ns": pl.Series(segments[:, 2].copy())}
+        made["values"] = list_column("values", samples.values, offsets)
+        frame = self._frame("burst_sample", made, len(segments), recv_ts)
         return [Batch("burst_sample", frame if (np.diff(ts) >= 0).all() else frame.sort("ts", maintain_order=True))]
 
     def _describe(self) -> pl.DataFrame:
-        """Return a row for each series: what is said of it, the row of counters that it stands in, and its column's number."""
+        """Return a row for each series: its names, its row of counters, and the number of its column."""
         if self._described is not None:
             return self._described
         for one in self.series:
@@ -177,7 +177,7 @@ class Ledger:
         return self._described
 
     def _counters(self, rows: np.ndarray, values: np.ndarray, epochs: np.ndarray, recv_ts: int | None) -> list[Batch]:
-        """Return the values of some tracks, each written down at one time, as rows of their families."""
+        """Return the values of some tracks as rows of their families."""
         if not len(rows):
             return []
         state, tracks = self._state, rows[:, 0]
@@ -197,20 +197,20 @@ class Ledger:
         self, family: str, ids: np.ndarray, ts: np.ndarray, values: np.ndarray, epochs: np.ndarray, recv_ts: int | None
     ) -> pl.DataFrame:
         """Return one row per object and time, a column for each counter."""
-        said = self._describe()
+        described = self._describe()
         moment = np.unique(ts, return_inverse=True)[1]
-        keys = moment * len(self._rows) + said["row"].to_numpy()[ids]
+        keys = moment * len(self._rows) + described["row"].to_numpy()[ids]
         _, first, row = np.unique(keys, return_index=True, return_inverse=True)
         height = len(first)
         epoch = np.zeros(height, np.int64)
         np.maximum.at(epoch, row, epochs)
-        made = {name: said[name].gather(ids[first]) for name in ("port", "queue", "direction", "speed_bps")}
+        made = {name: described[name].gather(ids[first]) for name in ("port", "queue", "direction", "speed_bps")}
         made |= {"ts": pl.Series(ts[first]), "epoch": pl.Series(epoch)}
-        numbers, names = said["number"].to_numpy()[ids], list(self._columns)
+        numbers, names = described["number"].to_numpy()[ids], list(self._columns)
         for number in np.unique(numbers).tolist():
             mine = numbers == number
             if names[number] == _FEC_BINS:
-                made[_FEC_BINS] = _bins(said["index"].to_numpy()[ids[mine]], row[mine], values[mine], height)
+                made[_FEC_BINS] = _bins(described["index"].to_numpy()[ids[mine]], row[mine], values[mine], height)
             else:
                 made[names[number]] = _scattered(row[mine], values[mine], height)
         return self._frame(family, made, height, recv_ts)
@@ -219,8 +219,12 @@ class Ledger:
         self, family: str, ids: np.ndarray, ts: np.ndarray, values: np.ndarray, epochs: np.ndarray, recv_ts: int | None
     ) -> pl.DataFrame:
         """Return one row per series and time."""
-        said = self._describe()
-        made = {"kind": said["object_kind"].gather(ids), "object": said["object"].gather(ids), "name": said["column"].gather(ids)}
+        described = self._describe()
+        made = {
+            "kind": described["object_kind"].gather(ids),
+            "object": described["object"].gather(ids),
+            "name": described["column"].gather(ids),
+        }
         made |= {"ts": pl.Series(ts), "epoch": pl.Series(epochs), "value": pl.Series(values.astype(np.float64)), "count": pl.Series(values)}
         return self._frame(family, made, len(ids), recv_ts)
 
@@ -238,7 +242,7 @@ class Ledger:
         return [Batch("gap", self._frame("gap", made, len(found), recv_ts))]
 
     def _frame(self, family: str, made: dict[str, pl.Series], height: int, recv_ts: int | None) -> pl.DataFrame:
-        """Return rows of a family; what is not made is null."""
+        """Return rows of a family; missing columns are null."""
         made["recv_ts"] = made["ts"] if recv_ts is None else pl.repeat(recv_ts, height, dtype=pl.Int64, eager=True)
         for name, value in (("source", self.source), ("device", self.device)):
             made[name] = pl.repeat(value, height, dtype=pl.String, eager=True)
@@ -251,7 +255,7 @@ class Ledger:
 
 
 def _bins(index: np.ndarray, row: np.ndarray, values: np.ndarray, height: int) -> pl.Series:
-    """Return a list of bins for each row that has any, as long as the highest bin that there is."""
+    """Return a list of bins for each row that has any, all as long as the highest bin requires."""
     length = int(index.max()) + 1
     flat = _scattered(row * length + index, values, height * length)
     lists = pa.LargeListArray.from_arrays(pa.array(np.arange(height + 1) * length), flat.to_arrow())
@@ -282,15 +286,15 @@ def gaps(source: str, losses: Sequence[tuple[str, str, int, str, int | None]], n
 def _scattered(row: np.ndarray, values: np.ndarray, height: int) -> pl.Series:
     """Return a column with the values in their rows and nulls elsewhere."""
     column, found = np.zeros(height, np.uint64), np.zeros(height, bool)
-    # Of two names of one counter the first stands.
+    # Where two names mean one counter, the first counts.
     column[row[::-1]], found[row] = values[::-1], True
     return pl.Series(pl.from_arrow(pa.array(column, mask=~found)))
 
 
-def _empty_state() -> kernel.State:
+def _empty_state() -> kernel.SeriesState:
     int64, uint64 = np.zeros(0, np.int64), np.zeros(0, np.uint64)
     small = np.zeros(0, np.uint8)
-    return kernel.State(
+    return kernel.SeriesState(
         np.zeros((0, kernel.TRACK_COLUMNS), np.int64),
         np.zeros((0, kernel.STEPS_KEPT), np.int64),
         int64,
@@ -306,12 +310,12 @@ def _empty_state() -> kernel.State:
     )
 
 
-def _grown(state: kernel.State, tracks: int, series: int) -> kernel.State:
-    """Return the state with room for so many tracks and series; it doubles, so that adding one by one is linear."""
+def _grown(state: kernel.SeriesState, tracks: int, series: int) -> kernel.SeriesState:
+    """Return the state with room for this many tracks and series; arrays double, so adding one by one is linear."""
     grown = state._asdict()
     for name, array in state._asdict().items():
         wanted = tracks if name in ("tracks", "steps", "first", "width") else series
         if wanted > len(array):
             grown[name] = np.zeros((max(wanted, 2 * len(array)), *array.shape[1:]), array.dtype)
             grown[name][: len(array)] = array
-    return kernel.State(**grown)
+    return kernel.SeriesState(**grown)

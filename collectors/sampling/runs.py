@@ -1,9 +1,8 @@
-"""Samples in memory to batches of ``burst_sample`` runs in time order: what every recorded source ends with.
+"""Segments in memory to batches of ``burst_sample`` in time order: the last step of every recorded source.
 
-A recording holds each port's samples one after another; the pipeline wants all ports side by side in time. Time is
-cut into slices of at least a second; of each slice, each device gives one batch, its runs sorted by time. Runs are
-cut at the slice's edges and after every ``run_samples`` samples, so any such number gives the same samples. Memory
-is that of the samples plus one slice.
+A recording holds each port's samples one after another; the pipeline needs all ports side by side in time. Time is cut into slices of
+at least a second; in each slice, each device gives one batch, its segments sorted by time. Segments are cut at the edges of slices and
+after every ``run_samples`` samples; any number gives the same samples. Memory is that of the samples plus one slice.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,8 +21,8 @@ BURST_SAMPLE = FAMILIES["burst_sample"]
 
 
 @dataclass(frozen=True, slots=True)
-class Series:
-    """Samples without a hole: of one signal of one port, the first at ``ts``, each covering ``interval_ns``."""
+class Segment:
+    """Consecutive samples of one signal of one port, the first at ``ts``, each covering ``interval_ns``."""
 
     device: str
     port: str
@@ -46,17 +45,17 @@ def list_column(name: str, values: np.ndarray, offsets: np.ndarray) -> pl.Series
     return pl.Series(name, pl.from_arrow(lists))
 
 
-def slices(series: Sequence[Series], source: str, run_samples: int) -> Iterator[Batch]:
-    """Yield the samples as batches, slice by slice, of each slice device by device."""
-    series = [one for one in series if len(one.values)]
-    if not series:
+def slices(segments: Sequence[Segment], source: str, run_samples: int) -> Iterator[Batch]:
+    """Yield the samples as batches, slice by slice, in each slice device by device."""
+    segments = [one for one in segments if len(one.values)]
+    if not segments:
         return
-    starts, ends, steps = (np.array([getattr(one, name) for one in series], dtype=np.int64) for name in ("ts", "end_ts", "interval_ns"))
+    starts, ends, steps = (np.array([getattr(one, name) for one in segments], dtype=np.int64) for name in ("ts", "end_ts", "interval_ns"))
     slice_ns = max(1, -(-run_samples * int(steps.min()) // NS_PER_S)) * NS_PER_S
     at = int(starts.min()) // slice_ns * slice_ns
     while True:
         edge = at + slice_ns
-        frame = _cut([series[index] for index in np.flatnonzero((starts < edge) & (ends > at))], source, at, edge, run_samples)
+        frame = _cut([segments[index] for index in np.flatnonzero((starts < edge) & (ends > at))], source, at, edge, run_samples)
         for part in frame.partition_by("device", maintain_order=True):
             yield Batch("burst_sample", part)
         following = starts + np.maximum(0, -((starts - edge) // steps)) * steps
@@ -66,10 +65,10 @@ def slices(series: Sequence[Series], source: str, run_samples: int) -> Iterator[
         at = int(following.min()) // slice_ns * slice_ns
 
 
-def _cut(series: Sequence[Series], source: str, from_ts: int, to_ts: int, run_samples: int) -> pl.DataFrame:
-    """Return the runs of the samples that start in the slice, sorted by device, time, port and signal."""
+def _cut(segments: Sequence[Segment], source: str, from_ts: int, to_ts: int, run_samples: int) -> pl.DataFrame:
+    """Return the samples that start in the slice, as segments sorted by device, time, port and signal."""
     owner, firsts, pieces, lengths = [], [], [], []
-    for index, one in enumerate(series):
+    for index, one in enumerate(segments):
         first = max(0, -((one.ts - from_ts) // one.interval_ns))
         last = min(len(one.values), -((one.ts - to_ts) // one.interval_ns))
         if first >= last:
@@ -83,27 +82,27 @@ def _cut(series: Sequence[Series], source: str, from_ts: int, to_ts: int, run_sa
     if not pieces:
         return BURST_SAMPLE.empty()
     offsets = np.concatenate(([0], np.cumsum(np.concatenate(lengths))))
-    runs = pl.DataFrame({"owner": np.concatenate(owner), "first": np.concatenate(firsts)}).with_columns(
+    cut = pl.DataFrame({"owner": np.concatenate(owner), "first": np.concatenate(firsts)}).with_columns(
         list_column("values", np.concatenate(pieces), offsets)
     )
-    return _described(runs, series, source).sort("device", "ts", "port", "queue", "signal", maintain_order=True)
+    return _described(cut, segments, source).sort("device", "ts", "port", "queue", "signal", maintain_order=True)
 
 
-def _described(runs: pl.DataFrame, series: Sequence[Series], source: str) -> pl.DataFrame:
+def _described(cut: pl.DataFrame, segments: Sequence[Segment], source: str) -> pl.DataFrame:
     names = ("device", "port", "queue", "signal", "interval_ns", "speed_bps", "epoch")
     known = pl.DataFrame(
-        [pl.Series(name, [getattr(one, name) for one in series], dtype=BURST_SAMPLE.polars[name]) for name in names]
-        + [pl.Series("start", [one.ts for one in series], dtype=pl.Int64), pl.Series("owner", range(len(series)), dtype=pl.Int64)]
+        [pl.Series(name, [getattr(one, name) for one in segments], dtype=BURST_SAMPLE.polars[name]) for name in names]
+        + [pl.Series("start", [one.ts for one in segments], dtype=pl.Int64), pl.Series("owner", range(len(segments)), dtype=pl.Int64)]
     )
     ts = pl.col("start") + pl.col("first") * pl.col("interval_ns")
-    joined = runs.join(known, on="owner", how="left", maintain_order="left").with_columns(ts=ts, recv_ts=ts, source=pl.lit(source))
+    joined = cut.join(known, on="owner", how="left", maintain_order="left").with_columns(ts=ts, recv_ts=ts, source=pl.lit(source))
     return joined.select(pl.col(name).cast(dtype) for name, dtype in BURST_SAMPLE.polars.items())
 
 
 def closing(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """Pass the batches on; the last one names all devices in ``ended``, also when an ``InputError`` follows it."""
+    """Pass the batches on; the last one names all devices in ``ended``, even when an ``InputError`` follows it."""
     devices: set[str] = set()
-    held: Batch | None = None
+    last: Batch | None = None
     fault: InputError | None = None
     source = iter(batches)
     while True:
@@ -114,11 +113,11 @@ def closing(batches: Iterable[Batch]) -> Iterator[Batch]:
         except InputError as error:
             fault = error
             break
-        if held is not None:
-            yield held
+        if last is not None:
+            yield last
         devices.update(batch.frame["device"].drop_nulls().unique().to_list())
-        held = batch
-    if held is not None:
-        yield replace(held, ended=tuple(sorted(devices)))
+        last = batch
+    if last is not None:
+        yield replace(last, ended=tuple(sorted(devices)))
     if fault is not None:
         raise fault

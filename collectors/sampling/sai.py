@@ -1,11 +1,10 @@
-"""What a SAI statistic of a named object is to Weft: its family and column, how it counts, and whether it is sampled.
+"""SAI statistics of named objects: the family, column and kind of each, and whether it is sampled.
 
-High-frequency telemetry and OTLP name what they carry by a SAI object type, a statistic and an object's name; this is the
-one place that turns the three into a ``Series``. The numbers are looked up in the dictionary; what it does not know becomes
-a reading under the number, and is counted.
+High-frequency telemetry and OTLP identify a value by SAI object type, statistic and object name; this module turns the three into a
+``Series``. The dictionary has the numbers; an unknown one becomes a ``reading`` under its number, and is counted.
 
-Octets and bytes are sampled as differences and occupancies as they stand, so that bursts show at the rate of the poll; all
-statistics go into rows of counters at their own, slower pace.
+Octets and bytes are sampled as differences, occupancies as they are, so that bursts show at the rate of the poll; all statistics also
+go into rows of counters, at a slower pace.
 """
 
 import re
@@ -28,7 +27,7 @@ _SAMPLED = {
     (GROUP, 0x01): ("rx_bytes", kernel.DIFFERENCES),
     (GROUP, 0x02): ("queue_bytes", kernel.LEVELS),
 }
-# Occupancies and watermarks that no column is for: their highest value is what matters.
+# Occupancies and watermarks without a column, reported by their highest value.
 _HIGHEST = {(PORT, stat) for stat in range(0x5B, 0x63)} | {
     (QUEUE, 0x1A),
     (QUEUE, 0x1B),
@@ -48,8 +47,8 @@ _OBJECT_TYPES = {kind: number for number, kind in SAI_OBJECTS.items()}
 class Series:
     """One counter of one object. ``family`` is port, queue or reading, ``column`` the column there or the reading's name.
 
-    ``index`` is the place in ``fec_bins``. ``sampled`` tells whether and how it gives samples, of ``signal`` and
-    ``sampled_queue``. ``known`` is false where the dictionary has nothing.
+    ``index`` is the place in ``fec_bins``. ``sampled`` is how it gives samples, of ``signal`` and ``sampled_queue``. ``known`` is false
+    where the dictionary has no entry.
     """
 
     type: int
@@ -71,12 +70,12 @@ class Series:
 
 
 def series(kind: int, stat: int, name: str, bits: int = 64) -> Series:
-    """Return what the statistic ``stat`` of the object ``name`` of SAI type ``kind`` is; ``bits``: how wide it comes."""
+    """Return the series of the statistic ``stat`` of the object ``name`` of SAI type ``kind``, a register of ``bits`` bits."""
     found = dictionary().sai(kind, stat)
     what = SAI_OBJECTS.get(kind, f"sai_{kind}")
     port, queue = split(kind, name)
     signal, sampled = _SAMPLED.get((kind, stat), ("", kernel.UNSAMPLED))
-    # An ingress priority group and an egress queue of one port share their number, so its occupancy needs another name.
+    # An ingress priority group and an egress queue of one port share their number, so the group's occupancy gets another name.
     sampled_queue = f"pg{queue}" if (kind, signal) == (GROUP, "queue_bytes") else queue
     common = {"type": kind, "stat": stat, "object": name, "bits": bits, "port": port, "object_kind": what}
     common |= {"signal": signal, "sampled": sampled, "sampled_queue": sampled_queue}
@@ -88,7 +87,7 @@ def series(kind: int, stat: int, name: str, bits: int = 64) -> Series:
     if counter.family == "port":
         return Series(family="port", **column, **common)
     if counter.family == "queue":
-        # Per-priority counters of a port stand in rows of egress queues, under the priority's number.
+        # Per-priority counters of a port go into rows of egress queues, under the priority's number.
         queue = str(found.n) if kind == PORT and found.n is not None else queue
         direction = {POOL: "pool", GROUP: "rx"}.get(kind, "tx")
         return Series(family="queue", queue=queue, direction=direction, **column, **common)
@@ -96,12 +95,12 @@ def series(kind: int, stat: int, name: str, bits: int = 64) -> Series:
 
 
 def numbered(kind: int, stat: int) -> str:
-    """Return the name that the switch itself exports a statistic under when it has no better one."""
+    """Return the name under which a switch exports a statistic that it has no name for."""
     return f"sai_counter_type_{kind}_stat_{stat}"
 
 
 def split(kind: int, name: str) -> tuple[str, str]:
-    """Return port and queue of an object's name: ``Ethernet0|3`` of a queue or group; a pool has no port."""
+    """Return port and queue of an object's name, such as ``Ethernet0|3`` of a queue or group; a pool has no port."""
     if kind == POOL:
         return "", name
     if kind in (QUEUE, GROUP):

@@ -95,19 +95,19 @@ def _kernel_rate(interval_ns: int) -> float:
 
 def _fill(bus: Bus, seconds: int, interval_ns: int, pace: SystemClock | None = None) -> tuple[int, int]:
     """Publish made traffic, at real time if there is a ``pace``; return bytes and samples."""
-    from ...collectors.publish import Feed
+    from ...collectors.publish import BatchPublisher
 
     clock = SystemClock()
     producer = bus.producer("bench")
-    feed = Feed(producer, "bench", clock, live=pace is not None, epoch=0)
+    publisher = BatchPublisher(producer, "bench", clock, live=pace is not None, epoch=0)
     began, size = clock.monotonic_ns(), 0
     # A live source reports the second that has just ended.
     start_ns = START_NS if pace is None else (pace.now_ns() // NS_PER_S - 1) * NS_PER_S
     for number, batch in enumerate(batches(DEVICES, PORTS, seconds, interval_ns=interval_ns, start_ns=start_ns)):
-        size += feed.publish([batch])
+        size += publisher.publish([batch])
         if pace is not None and (number + 1) % DEVICES == 0:
             pace.wait((number + 1) / DEVICES - (pace.monotonic_ns() - began) / NS_PER_S)
-    feed.publish([Batch("burst_sample", FAMILIES["burst_sample"].empty(), tuple(f"leaf-{n:03d}" for n in range(DEVICES)))])
+    publisher.publish([Batch("burst_sample", FAMILIES["burst_sample"].empty(), tuple(f"leaf-{n:03d}" for n in range(DEVICES)))])
     producer.close()
     return size, DEVICES * PORTS * seconds * (NS_PER_S // interval_ns)
 

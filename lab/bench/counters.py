@@ -92,10 +92,10 @@ def _grouped(frame: pl.DataFrame) -> pl.DataFrame:
 
 def _fill(bus: Bus, seconds: int) -> None:
     from ...collectors.base import Batch
-    from ...collectors.publish import Feed
+    from ...collectors.publish import BatchPublisher
 
     producer = bus.producer("bench")
-    feed = Feed(producer, "bench", SystemClock(), live=False, epoch=0)
+    feed = BatchPublisher(producer, "bench", SystemClock(), live=False, epoch=0)
     held = []
     for _, frame in frames(DEVICES, seconds):
         held.append(Batch("port", frame))

@@ -85,13 +85,13 @@ def execute(case: Case, rules: "Sequence[Rule]", folder: Path) -> CaseResult:
 def _feed(fabric: "Fabric", bus: "Bus", truth: Path, until_ns: int) -> pl.DataFrame:
     """Run the fabric and publish what is said of it, second by second of receiving; return the true delays of the probes."""
     from ...collectors.base import Batch
-    from ...collectors.publish import Feed
+    from ...collectors.publish import BatchPublisher
     from ..fabric.answers import Answers
     from ..telemetry.export import FabricExporter
 
     exporter, answers = FabricExporter(fabric), Answers(truth, fabric)
     producer = bus.producer("lab")
-    feed = Feed(producer, "lab", SystemClock(), live=False, epoch=0)
+    feed = BatchPublisher(producer, "lab", SystemClock(), live=False, epoch=0)
     feed.publish([Batch("inventory", exporter.inventory())])
     under_way: dict[str, pl.DataFrame] = {}
     delays = []

@@ -1,4 +1,4 @@
-"""The service of the live collectors: one name, one place on the bus, and nothing lost when two claim it."""
+"""The service of the live collectors: one name on the bus, and no row lost when two services claim it."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ READING = FAMILIES["reading"]
 
 
 class Source:
-    """A live collector that gives one reading each time, counting."""
+    """A live collector that gives one counting row per drain."""
 
     def __init__(self, name: str) -> None:
         self.name, self.given = name, 0
@@ -26,7 +26,7 @@ class Source:
         """Nothing to open."""
 
     def drain(self) -> list[Batch]:
-        """Return the next reading."""
+        """Return the next row."""
         self.given += 1
         row = {"ts": self.given, "recv_ts": self.given, "source": "test", "device": self.name, "epoch": 0, "name": "n", "value": 1.0}
         return [Batch("reading", pl.DataFrame([row | dict.fromkeys(READING.polars.keys() - row.keys())], schema=READING.polars))]
@@ -40,7 +40,7 @@ class Source:
 
 
 def test_two_collectors_of_one_name_lose_nothing(tmp_path: Path) -> None:
-    """A collector whose name another one takes takes it back, says how to tell them apart, and all readings of both arrive once."""
+    """Two services of one name take turns, log a hint, and all rows of both arrive once."""
     clock = ManualClock()
     bus = EmbeddedBus(BusConfig(), tmp_path, clock)
     sources = [Source("a"), Source("b")]

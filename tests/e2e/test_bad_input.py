@@ -80,7 +80,7 @@ def test_input_that_cannot_be_read(weft: Any, recording: Any, tmp_path: Path) ->
     assert "no recording that Weft knows; say what it is with --kind" in weft.fails("replay", tmp_path / "words", *data)
     (tmp_path / "empty.pcap").touch()
     said = weft.fails("replay", recording.path.parent, *data)
-    assert "is a folder without recordings.toml, which tells its recordings; name one of its files, or write it" in said
+    assert "is a folder without recordings.toml, which lists its recordings; name one of its files, or write it" in said
     assert "empty.pcap: is empty; copy or record it again" in weft.fails("replay", tmp_path / "empty.pcap", *data)
     assert "--speed 'fast' is no speed; write max" in weft.fails("replay", recording.path, "--speed", "fast", *data)
     assert not (tmp_path / "data").exists()

@@ -1,4 +1,4 @@
-"""Readings to runs: samples are differences of neighbours, and every hole is admitted."""
+"""Counter samples to segments: samples are differences of neighbours, and every gap is counted."""
 
 from collections import defaultdict
 from itertools import pairwise
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from weft.collectors.host.deltas import PortState, Runs, extend
+from weft.collectors.host.deltas import PortState, SegmentColumns, extend
 from weft.collectors.host.netlink import COUNTERS, Link
 from weft.collectors.host.ticker import Regime
 
@@ -24,7 +24,7 @@ steps = st.lists(
 @settings(max_examples=200, deadline=None)
 @given(steps=steps, cuts=st.sets(st.integers(1, 40)))
 def test_any_readings_in_any_portions_give_the_same_samples(steps, cuts):
-    """Samples are differences of neighbours one slot apart; the rest is admitted by reason; portions make no difference."""
+    """Samples are differences of neighbours one slot apart; the rest is missing by reason; any cut of the input gives the same."""
     slots, serials, counters = [1000], [0], [(50, 60)]
     for step, rx, tx, lost, reset in steps:
         slots.append(slots[-1] + step)
@@ -41,7 +41,7 @@ def test_any_readings_in_any_portions_give_the_same_samples(steps, cuts):
             expected["rx_bytes", slots[index - 1]], expected["tx_bytes", slots[index - 1]] = rx1 - rx0, tx1 - tx0
         else:
             missed["buffer_full" if serials[index] != serials[index - 1] + 1 else "late_tick"] += 2 * step
-    port, regime, runs = PortState("e1", 10**10), Regime(MS, 0), Runs()
+    port, regime, runs = PortState("e1", 10**10), Regime(MS, 0), SegmentColumns()
     matrix = np.zeros((len(slots), len(COUNTERS)), dtype=np.uint64)
     matrix[:, COUNTERS.index("rx_bytes")] = [rx for rx, _ in counters]
     matrix[:, COUNTERS.index("tx_bytes")] = [tx for _, tx in counters]
@@ -62,8 +62,8 @@ def test_any_readings_in_any_portions_give_the_same_samples(steps, cuts):
 
 @pytest.mark.parametrize(("reason", "new_epoch"), [("interval_changed", False), ("clock_step", True)])
 def test_a_new_grid_ends_the_run_and_is_admitted(reason, new_epoch):
-    """Between two grids there is no sample; a step of the clock starts a new epoch, another interval does not."""
-    port, runs = PortState("e1", 1), Runs()
+    """Between two grids there is no sample; a step of the clock starts a new epoch, a new interval does not."""
+    port, runs = PortState("e1", 1), SegmentColumns()
     counters = np.arange(3 * len(COUNTERS), dtype=np.uint64).reshape(3, -1)
     for regime, start in ((Regime(MS, 0), 10 * MS), (Regime(2 * MS, 7, reason), 20 * MS)):
         wall = start + np.arange(3) * regime.interval_ns

@@ -1,4 +1,4 @@
-"""This machine's interfaces: samples that add up to the counters, on the grid, with every hole admitted."""
+"""This machine's interfaces: samples that add up to the counters, on the grid, with every gap counted."""
 
 import logging
 import os
@@ -47,7 +47,7 @@ def ip(*words: str) -> subprocess.CompletedProcess:
 
 
 class Veth:
-    """A pair of virtual interfaces that nothing but the test sends on."""
+    """A pair of virtual interfaces on which only the test sends."""
 
     def __init__(self, name: str) -> None:
         self.name, self.peer = name, name + "p"
@@ -84,7 +84,7 @@ def veth() -> Iterator[Veth]:
 
 
 class Watch:
-    """A running host collector and all that it has given."""
+    """A running host collector and all of its batches."""
 
     def __init__(self, config: HostConfig) -> None:
         self.host = Host(config, SystemClock())
@@ -112,7 +112,7 @@ class Watch:
 
 
 def test_samples_add_up_to_what_the_counters_moved(veth):
-    """Over a transfer, the samples of an interface sum to the difference of its counters, to the byte, where no gap is admitted."""
+    """Over a transfer without a gap, the samples of an interface add up to the difference of its counters, to the byte."""
     for _ in range(5):
         wait_for(lambda: counter(veth.peer, "rx_bytes") == counter(veth.name, "tx_bytes"))
         before = {name: counter(veth.peer, name) for name in ("rx_bytes", "tx_bytes")}
@@ -134,7 +134,7 @@ def test_samples_add_up_to_what_the_counters_moved(veth):
 
 
 def test_runs_stand_on_the_grid_and_never_overlap():
-    """Every run starts at a multiple of the interval, in wall time of now, and no slot of a signal comes twice."""
+    """Every segment starts at a multiple of the interval, in current wall time, and no slot of a signal occurs twice."""
     start_ns = time.time_ns()
     with Watch(HostConfig(interfaces=("lo",), device="me")) as watch:
         wait_for(lambda: watch.drain().family("burst_sample")["values"].list.len().sum() > 400)
@@ -150,7 +150,7 @@ def test_runs_stand_on_the_grid_and_never_overlap():
 
 
 def test_slots_are_samples_or_admitted_as_gaps():
-    """Between the first and the last sample of a grid, what has no sample is counted in gap rows, not forgotten."""
+    """Between the first and the last sample of a grid, every slot without a sample is counted in a gap row."""
     with Watch(HostConfig(interfaces=("lo",))) as watch:
         wait_for(lambda: watch.drain().family("burst_sample")["values"].list.len().sum() > 600)
     frame = watch.family("burst_sample").filter(signal="rx_bytes")
@@ -164,7 +164,7 @@ def test_slots_are_samples_or_admitted_as_gaps():
 
 
 def test_a_burst_over_loopback_is_seen_and_reported():
-    """Traffic over lo shows in its samples, and the collector tells its interval, jitter and cost."""
+    """Traffic over lo shows in its samples, and the collector reports its interval, jitter and processor time."""
     with Watch(HostConfig(interfaces=("lo",))) as watch, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
         wait_for(lambda: len(watch.drain().family("burst_sample")) > 0)
         for _ in range(200):
@@ -203,7 +203,7 @@ def test_port_rows_are_the_kernels_counters(veth):
 
 
 def test_interfaces_come_and_go(veth):
-    """A new interface is picked up by itself; one made again under its old name counts from a new epoch."""
+    """A new interface is found without a restart; one created again under its old name has a new epoch."""
     late = Veth(veth.name + "b")
 
     def epochs() -> set[int]:
@@ -227,8 +227,8 @@ def test_interfaces_come_and_go(veth):
         assert late.name not in set(watch.family("port")["port"]) | set(watch.family("burst_sample")["port"])
 
 
-def test_an_unknown_interface_is_an_error_with_the_mend():
-    """A name that is none is answered with the nearest one that is."""
+def test_an_unknown_interface_is_an_error_with_a_hint():
+    """An unknown name is an error that suggests the nearest known one."""
     host = Host(HostConfig(interfaces=("loo",)), SystemClock())
     with pytest.raises(ConfigError, match="'loo'; did you mean 'lo'"):
         host.start()
@@ -239,13 +239,13 @@ def test_an_unknown_interface_is_an_error_with_the_mend():
     "config", [{"interval_ms": 0.4}, {"interval_ms": 101}, {"interval_ms": float("nan")}, {"assumed_line_rate_bps": 0}]
 )
 def test_settings_out_of_range_are_refused(config):
-    """Interval and line rates that cannot be are configuration errors."""
+    """Impossible intervals and line rates are configuration errors."""
     with pytest.raises(ConfigError, match=r"collect\.host"):
         HostConfig(**config)
 
 
 def test_nothing_happens_before_start_and_after_stop():
-    """The constructor reads nothing; stop may come twice; drain is allowed around both."""
+    """The constructor reads nothing; stop may be called twice, and drain before and after."""
     host = HOST.live(HostConfig(interfaces=("lo",)), SystemClock())
     assert host.drain() == []
     host.start()
@@ -257,7 +257,7 @@ def test_nothing_happens_before_start_and_after_stop():
 
 
 def test_a_change_is_an_event_and_a_log_line(caplog):
-    """Giving up an interval reaches the bus as an event, the log as one line and the self metrics as the interval held."""
+    """A longer interval is published as an event, logged as one line, and shown in the self metrics."""
     watch = Watch(HostConfig(interfaces=("lo",), device="me"))
     with caplog.at_level(logging.WARNING, logger="weft.collectors.host.interfaces"), watch:
         wait_for(lambda: len(watch.drain().family("burst_sample")) > 0)

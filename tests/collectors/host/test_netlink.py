@@ -1,4 +1,4 @@
-"""Interface counters: the kernel's own numbers, however many replies are decoded at once and whatever they hold."""
+"""Interface counters: the kernel's own numbers, however many replies are decoded at once, whole or not."""
 
 import struct
 import sys
@@ -23,7 +23,7 @@ def statistics(name: str) -> list[int]:
 
 @pytest.mark.parametrize("kind", [NetlinkReader, ProcReader])
 def test_counters_are_those_of_sysfs(kind):
-    """Each reading lies between what sysfs says before and after it, for every counter of every interface."""
+    """Each value lies between those of sysfs before and after it, for every counter of every interface."""
     reader = kind()
     reader.open()
     names = reader.names()
@@ -40,7 +40,7 @@ def test_counters_are_those_of_sysfs(kind):
 
 
 def test_the_best_reader_is_chosen():
-    """Whatever this machine has, a reader that works comes back open."""
+    """On any machine the reader that is returned is open and works."""
     reader = open_reader()
     assert reader.decode([reader.read()])
     reader.close()
@@ -82,7 +82,7 @@ def test_replies_of_any_mixture_decode_as_they_were_packed(tables):
 @settings(max_examples=150, deadline=None)
 @given(reply=st.binary(max_size=600), cut=st.integers(0, 500))
 def test_garbage_is_passed_over(reply, cut):
-    """Random or cut replies decode to what is whole in them, and never raise."""
+    """Random or cut replies give their whole entries, and never raise."""
     whole = message(3, list(range(8))) + message(4, list(range(8, 16))) + DONE
     links = {link.key: link.counters for link in NetlinkReader().decode([whole[:cut]])}
     assert (3 in links) == (cut >= 232)

@@ -1,4 +1,4 @@
-"""The thread that reads: on its deadlines, in its bounds, and honest about what it cannot hold."""
+"""The polling thread: on its deadlines, within its bounds, with a longer interval where it cannot hold one."""
 
 import time
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from weft.collectors.host.netlink import Link
-from weft.collectors.host.ticker import INTERVALS_NS, READINGS_MAX, REVIEWS_BAD, Ticker
+from weft.collectors.host.ticker import INTERVALS_NS, POLLS_MAX, REVIEWS_BAD, Ticker
 from weft.pipeline.clock import SystemClock
 
 pytestmark = pytest.mark.alone
@@ -60,7 +60,7 @@ class Steps(SystemClock):
 
 
 def test_readings_are_due_at_multiples_of_the_interval_and_in_order():
-    """Deadlines are whole intervals of wall time, none comes twice, a late reading does not move the next."""
+    """Deadlines are whole intervals of wall time, none occurs twice, a late poll does not move the next."""
     ticker = Ticker(Fixed(b"x"), SystemClock(), 2 * MS)
     ticker.start()
     wait_for(lambda: ticker.serial >= 100)
@@ -76,13 +76,13 @@ def test_readings_are_due_at_multiples_of_the_interval_and_in_order():
 
 
 def test_a_reader_that_is_not_emptied_drops_its_oldest():
-    """What waits is bounded in bytes; the hole shows in the serials."""
+    """Waiting polls are bounded in bytes; dropped ones show as missing serials."""
     ticker = Ticker(Fixed(bytes(16 * 1024 * 1024)), SystemClock(), MS // 2)
     ticker.start()
     wait_for(lambda: ticker.serial >= 20)
     ticker.stop()
     taken = ticker.take()
-    assert len(taken) == 4 < READINGS_MAX
+    assert len(taken) == 4 < POLLS_MAX
     assert [reading.serial for reading in taken] == list(range(ticker.serial - 4, ticker.serial))
 
 
@@ -98,7 +98,7 @@ def test_a_read_that_fails_is_counted_and_the_source_opened_again():
 
 @pytest.mark.parametrize(("cpu", "late", "reason"), [(0.2, 0.0, "reader_cpu"), (0.01, 0.3, "late_ticks")])
 def test_an_interval_that_cannot_be_held_is_given_up_and_said(cpu, late, reason):
-    """Bad seconds in a row step the interval up, once per step and at most to 100 ms; a good one between starts the count anew."""
+    """Bad seconds in a row step the interval up, once per step and at most to 100 ms; a good one between restarts the count."""
     ticker = Ticker(Fixed(b"x"), SystemClock(), MS)
     for _ in range(3):
         for _ in range(REVIEWS_BAD - 1):
@@ -117,7 +117,7 @@ def test_an_interval_that_cannot_be_held_is_given_up_and_said(cpu, late, reason)
 
 
 def test_a_step_of_the_wall_clock_moves_the_grid():
-    """A step of more than 50 ms starts a new grid and is told; slewing by less does not."""
+    """A step of more than 50 ms starts a new grid and is reported; slewing by less does not."""
     clock = Steps()
     ticker = Ticker(Fixed(b"x"), clock, MS)
     ticker.start()

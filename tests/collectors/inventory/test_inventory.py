@@ -1,4 +1,4 @@
-"""The inventory: what SONiC, containerlab, CSV and TOML files say becomes rows, whole and bounded, and changes are noticed."""
+"""The inventory: SONiC, containerlab, CSV and TOML files become rows, complete and bounded, and changes are noticed."""
 
 import csv
 import json
@@ -89,7 +89,7 @@ def write(path: Path, content: Any) -> Path:
 
 
 def read(path: Path, **options: Any) -> tuple[list[Batch], InputError | None]:
-    """Return what a file gives, through the collector that recognises it, and the error after it if there is one."""
+    """Return the batches of a file, through the collector that recognises it, and the error after them if there is one."""
     collector = recogniser(path, None)
     assert collector is INVENTORY
     assert collector.recorded is not None
@@ -102,7 +102,7 @@ def read(path: Path, **options: Any) -> tuple[list[Batch], InputError | None]:
 
 
 def rows(batches: list[Batch], kind: str) -> dict[tuple[str, str], dict[str, Any]]:
-    """Return what is said of each (device, key) of a kind, nulls left out."""
+    """Return the columns of each (device, key) of a kind, nulls left out."""
     (frame,) = [batch.frame for batch in batches if batch.family == "inventory"]
     common = ("ts", "recv_ts", "source", "epoch", "kind", "device", "key")
     return {
@@ -121,7 +121,7 @@ def readings(batches: list[Batch]) -> dict[tuple[str, str, str], Any]:
 
 
 def test_a_switchs_configuration_tells_its_ports_and_neighbours(tmp_path: Path) -> None:
-    """A config_db.json gives the switch, each port with its speed in bit/s, and both shapes of neighbours as links."""
+    """A config_db.json gives the switch, each port with its speed in bit/s, and both forms of neighbours as links."""
     batches, fault = read(write(tmp_path / "config_db.json", SONIC))
     assert fault is None
     assert rows(batches, "device") == {
@@ -162,7 +162,7 @@ def test_buffers_and_lossless_priorities_become_readings(tmp_path: Path) -> None
 
 
 def test_a_wrong_entry_costs_itself_only(tmp_path: Path) -> None:
-    """A speed that is no number, a port that is no table, priorities above 7: each is named by its place, the rest is used."""
+    """A speed that is no number, a port that is no table, priorities above 7: each is a fault with its place, the rest is used."""
     broken = {**SONIC, "PORT": {"Ethernet0": {"speed": "fast"}, "Ethernet4": 7, "Ethernet8": {"speed": "800000"}}}
     broken["PORT_QOS_MAP"] = {"Ethernet0": {"pfc_enable": "3,9"}, "Ethernet8": {"pfc_enable": "3"}}
     path = write(tmp_path / "config_db.json", broken)
@@ -174,7 +174,7 @@ def test_a_wrong_entry_costs_itself_only(tmp_path: Path) -> None:
 
 
 def test_a_containerlab_topology_tells_places_and_links(tmp_path: Path) -> None:
-    """Labels come from node, group, kind and defaults, the nearest wins; each link is one row; links out of the lab are none."""
+    """Labels come from node, group, kind and defaults, the nearest counts; each link is one row; links out of the lab are left out."""
     batches, fault = read(write(tmp_path / "rails.clab.yml", CLAB))
     assert fault is None
     assert rows(batches, "device") == {
@@ -204,7 +204,7 @@ def test_an_interface_in_two_links_is_a_fault(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("merge", [False, True])
 def test_a_bomb_of_aliases_is_refused_at_once(tmp_path: Path, merge: bool) -> None:
-    """A billion laughs, as lists or as merged tables, costs neither memory nor time: the line where it grows too large is named."""
+    """A billion laughs, as lists or as merged tables, costs neither memory nor time: the error names the line where it grows too large."""
     lines = ["topology:", "  a0: &a0 {x: [lol, lol, lol, lol, lol, lol, lol, lol, lol, lol]}"]
     for n in range(1, 30):
         many = ", ".join([f"*a{n - 1}"] * 10)
@@ -228,21 +228,21 @@ def test_a_bomb_of_aliases_is_refused_at_once(tmp_path: Path, merge: bool) -> No
     ],
 )
 def test_broken_yaml_is_one_sentence_with_the_line(tmp_path: Path, text: str, problem: str) -> None:
-    """YAML that is broken, goes round in circles or is nested too deep is refused with its place."""
+    """YAML that is broken, contains itself or is nested too deep is refused with its place."""
     with pytest.raises(InputError) as caught:
         read_file(write(tmp_path / "t.yml", text), None)
     assert caught.value.problem.startswith(problem)
 
 
 def test_yaml_scalars_stay_text(tmp_path: Path) -> None:
-    """No tag makes an object and no word a number or a truth: what is written is what is read."""
+    """No tag makes an object and no word a number or a boolean: scalars stay text."""
     text = "topology: {a: 1e3, b: on, c: !!python/object/apply:os.system [echo], d: 0x1F, e: '~', f: ~, g: 2020-01-01}"
     tree = yaml_tree.read_yaml(tmp_path, text.encode())
     assert tree == {"topology": {"a": "1e3", "b": "on", "c": ["echo"], "d": "0x1F", "e": "~", "f": "", "g": "2020-01-01"}}
 
 
 def test_a_table_in_csv(tmp_path: Path) -> None:
-    """A CSV with the family's columns gives its rows; of a key that comes twice the last word on each column holds."""
+    """A CSV with the family's columns gives its rows; of a key that occurs twice the last value of each column counts."""
     text = "kind,device,key,rail,rack,peer_device,peer_port,speed_bps\ndevice,,leaf1,3,r1,,,\nport,leaf1,p1,,,,,400000000000\n"
     text += "link,leaf1,p1,,,gpu1,eth0,\ndevice,leaf1,leaf1,4,,,,\njob,,llama,,,,,\n"
     batches, fault = read(write(tmp_path / "fleet.csv", text))
@@ -258,7 +258,7 @@ def test_a_table_in_csv(tmp_path: Path) -> None:
     ("text", "problem", "kept"),
     [
         ("kind,key,rakc\ndevice,a,b\n", "line 1: inventory has no column 'rakc'; did you mean 'rack'?", None),
-        ("kind,key\ndevice,a\ndevice\n", "line 3: ends after 1 of 2 columns, 'key' is missing; mend or remove the line", 1),
+        ("kind,key\ndevice,a\ndevice\n", "line 3: ends after 1 of 2 columns, 'key' is missing; correct or remove the line", 1),
         ("kind,key\ndevice,a\nport,b\nrouter,c\n", "row 3: kind is none of device, port, link, job", 1),
         ("kind,key\nport,b\ndevice,a\n", "row 1: device is empty", 1),
         ("kind,key,speed_bps\ndevice,a,-4\n", "line 2: column 'speed_bps' holds '-4', which is not a whole number", None),
@@ -267,7 +267,7 @@ def test_a_table_in_csv(tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_row_of_a_table_is_named(tmp_path: Path, text: str, problem: str, kept: int | None) -> None:
-    """What is wrong with a CSV is said with its place and the mend; the rows that are right are used."""
+    """A fault in a CSV is an error with place and hint; the good rows are used."""
     path = write(tmp_path / "fleet.csv", text)
     batches, fault = read(path)
     assert str(fault).removeprefix(f"{path}: ").startswith(problem)
@@ -275,7 +275,7 @@ def test_a_wrong_row_of_a_table_is_named(tmp_path: Path, text: str, problem: str
 
 
 def test_a_table_in_toml(tmp_path: Path) -> None:
-    """[[device]], [[port]] and [[link]] give rows; an entry with an unknown key is named and left out."""
+    """[[device]], [[port]] and [[link]] give rows; an entry with an unknown key is a fault and left out."""
     text = '# ours\n[[device]]\nkey = "leaf1"\nrail = 3\n[[port]]\ndevice = "leaf1"\nkey = "p1"\nspeed_bps = 400_000_000_000\n'
     text += '[[link]]\ndevice = "leaf1"\nkey = "p1"\npeer_device = "gpu1"\n[[device]]\nkey = "leaf2"\nrakc = "x"\n'
     path = write(tmp_path / "fleet.toml", text)
@@ -288,7 +288,7 @@ def test_a_table_in_toml(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not LINGJUN.is_file(), reason="the shared data folder is not here")
 def test_the_published_clos_table_is_read_whole() -> None:
-    """Each host of the published topology is under its switches, which are told apart by the switch above them."""
+    """Each host of the published topology is under its switches, whose names contain the switch above them."""
     with LINGJUN.open(newline="") as file:
         hosts = list(csv.DictReader(file))
     batches, fault = read(LINGJUN)
@@ -318,7 +318,7 @@ CHASSIS, PORT_NAME, TTL = (1, b"\x04\x02\0\0\0\0\x01"), (2, b"\x05Ethernet0"), (
 
 
 def captured(path: Path) -> tuple[list[Batch], InputError | None]:
-    """Return what the LLDP frames of a capture say: without being told, a capture is one of packets."""
+    """Return the rows of the LLDP frames of a capture: without --kind, a capture is one of packets."""
     batches: list[Batch] = []
     try:
         batches.extend(InventoryFile(path, Options()).batches())
@@ -353,7 +353,7 @@ def test_a_sender_without_a_name_is_its_chassis(tmp_path: Path, chassis: bytes, 
 
 
 def test_a_frame_that_is_cut_is_named(tmp_path: Path) -> None:
-    """What a cut frame still says is used, and the cut is an error with the packet's number."""
+    """The whole parts of a cut frame are used, and the cut is an error with the packet's number."""
     path = write(tmp_path / "one.pcap", lldp(CHASSIS, PORT_NAME, TTL, (5, b"leaf7"), cut=-4))
     batches, fault = captured(path)
     assert str(fault) == f"{path}: packet 1: is an LLDP frame that is cut short; capture whole frames, with a snap length of 1600"
@@ -392,7 +392,7 @@ def test_lossless_priorities_are_tsharks(name: str) -> None:
 
 
 def test_a_file_gives_the_same_batches_every_time(tmp_path: Path) -> None:
-    """A replay that was killed may go on: what a file gives does not depend on when it is read."""
+    """A killed replay can resume: the rows of a file do not depend on when it is read."""
     path = write(tmp_path / "config_db.json", SONIC)
     first, second = read(path)[0], read(path)[0]
     assert [batch.family for batch in first] == ["inventory", "reading"]
@@ -402,7 +402,7 @@ def test_a_file_gives_the_same_batches_every_time(tmp_path: Path) -> None:
 
 
 def test_a_table_with_times_is_a_recording(tmp_path: Path) -> None:
-    """Rows that carry their own time, and counters, go to the collector of recordings."""
+    """Rows with a time, and counters, go to the collector of recordings."""
     recording = COLLECTORS["recording"]
     for header in ("ts,device,kind,key,rack", "ts,device,port,rx_bytes"):
         assert recogniser(write(tmp_path / "x.csv", f"{header}\n"), None) is recording
@@ -410,7 +410,7 @@ def test_a_table_with_times_is_a_recording(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["x.json", "x.yaml", "x.toml", "x.csv"])
 def test_other_files_are_not_taken(tmp_path: Path, name: str) -> None:
-    """A file of another kind with the same ending is nobody's, and says which forms are known."""
+    """A file of another kind with the same ending is refused, and the error lists the known forms."""
     path = write(tmp_path / name, '{"a": 1}' if name == "x.json" else "a = 1\n")
     with pytest.raises(InputError, match="is no recording that Weft knows"):
         recogniser(path, None)
@@ -419,7 +419,7 @@ def test_other_files_are_not_taken(tmp_path: Path, name: str) -> None:
 
 
 def test_sizes_are_bounded(tmp_path: Path) -> None:
-    """What is no file or too large is not read, one that stands for too many rows is refused, a long line of TOML likewise."""
+    """A path that is no file, a file that is too large, one with too many rows and a long line of TOML are refused."""
     with pytest.raises(InputError, match="is no regular file"):
         read_file(tmp_path, None)
     path = tmp_path / "big.csv"
@@ -428,9 +428,9 @@ def test_sizes_are_bounded(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="more than 33554432; cut it"):
         read_file(path, None)
     many = "kind,key\n" + "".join(f"device,d{n}\n" for n in range(11))
-    with pytest.raises(InputError, match="stands for more than 10 rows"):
+    with pytest.raises(InputError, match="gives more than 10 rows"):
         read_file(write(tmp_path / "many.csv", many), None, 10)
-    with pytest.raises(InputError, match="stands for more than 1000 rows"):
+    with pytest.raises(InputError, match="gives more than 1000 rows"):
         ports = ",".join(f"p{n}" for n in range(200))
         read_file(write(tmp_path / "c.json", {"PORT_QOS_MAP": {ports: {"pfc_enable": "3"}}}), None, 1000)
     with pytest.raises(InputError, match="has a line of 200010 characters"):
@@ -459,7 +459,7 @@ def test_a_hundred_thousand_ports_are_read_in_seconds(tmp_path: Path) -> None:
 
 
 def test_half_a_surrogate_does_not_stop_a_file(tmp_path: Path) -> None:
-    """JSON may escape what UTF-8 cannot hold; the name is mended and everything else is there."""
+    """JSON may escape text that UTF-8 cannot encode; the name is repaired and the rest arrives."""
     content = b'{"PORT": {"Ethernet\\ud800": {"speed": "x\\udfff"}, "Ethernet4": {"speed": 100000, "alias": "\\ud800"}}}'
     batches, fault = read(write(tmp_path / "c.json", content))
     assert fault is not None
@@ -471,7 +471,7 @@ def test_half_a_surrogate_does_not_stop_a_file(tmp_path: Path) -> None:
 
 
 def drained(live: Inventory, wanted: Any, seconds: float = 20) -> list[Batch]:
-    """Drain until ``wanted`` says that a drain's batches are what is waited for; return them."""
+    """Drain until ``wanted`` accepts the batches of a drain; return them."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         batches = live.drain()
@@ -482,7 +482,7 @@ def drained(live: Inventory, wanted: Any, seconds: float = 20) -> list[Batch]:
 
 
 def test_changes_are_published_and_what_is_gone_is_gone(tmp_path: Path) -> None:
-    """A file that changes gives a new publication of everything; one that breaks leaves the last one, and a gap."""
+    """A changed file gives a new complete publication; a broken one leaves the last publication, and a gap."""
     sonic, table = (
         write(tmp_path / "config_db.json", SONIC),
         write(tmp_path / "t.csv", "kind,key,rack\ndevice,rail3-leaf7,r9\ndevice,old,r1\n"),
@@ -514,7 +514,7 @@ def test_changes_are_published_and_what_is_gone_is_gone(tmp_path: Path) -> None:
 
 
 def test_everything_is_published_again_and_again(tmp_path: Path) -> None:
-    """Whoever begins to listen later hears of everything: the same rows come every ``every_s``, with a new receive time."""
+    """A later reader gets everything: the same rows come every ``every_s``, with a new receive time."""
     path = write(tmp_path / "t.csv", "kind,key\ndevice,a\n")
     live = Inventory(InventoryConfig(files=(str(path),), every_s=0.05), SystemClock())
     live.start()
@@ -527,13 +527,13 @@ def test_everything_is_published_again_and_again(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_broken_at_start_is_refused(tmp_path: Path) -> None:
-    """A collector that is told of a file that is not there, or no topology, says so when it starts."""
+    """A missing file, or one that is no topology, is an error at the start."""
     with pytest.raises(InputError, match=r"cannot be read \(No such file or directory\); check the path"):
         Inventory(InventoryConfig(files=(str(tmp_path / "none.json"),)), SystemClock()).start()
 
 
 def test_naming_travels_as_rows() -> None:
-    """Patterns become rows: what the whole name has to match, and the group that each column is made of."""
+    """Patterns become rows: the pattern for the whole name, and the group of each column."""
     config = InventoryConfig(device_names=(r"(?P<rack>r\d+)-(x)?(?P<tier>leaf|spine)",), port_names=(r".*/eth(?P<rail>\d)",), name="here")
     live = Inventory(config, SystemClock())
     live.start()
@@ -548,16 +548,16 @@ def test_naming_travels_as_rows() -> None:
 @pytest.mark.parametrize(
     ("pattern", "problem"),
     [
-        ("(", "is no pattern that can be used"),
-        (r"(?P<rack>a)(?=b)", "is no pattern that can be used"),
-        (r"(?P<rack>a)(?P=rack)", "is no pattern that can be used"),
+        ("(", "is not a usable pattern"),
+        (r"(?P<rack>a)(?=b)", "is not a usable pattern"),
+        (r"(?P<rack>a)(?P=rack)", "is not a usable pattern"),
         ("leaf", "has no named group"),
         ("(?P<shelf>a)", "has a group 'shelf'"),
         ("()" * 9 + "(?P<rack>a)", "has too many groups"),
     ],
 )
 def test_a_pattern_that_cannot_work_is_refused(pattern: str, problem: str) -> None:
-    """A pattern without a place, or one that the store could not apply, is an error of the configuration with its mend."""
+    """A pattern without a place, or one that the store cannot apply, is a configuration error with a hint."""
     with pytest.raises(ConfigError) as caught:
         InventoryConfig(device_names=(pattern,))
     assert problem in caught.value.problem

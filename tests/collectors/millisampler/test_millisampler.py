@@ -1,4 +1,4 @@
-"""Millisampler recordings: nothing but the file's own numbers, in time order, however they are cut and whatever is broken."""
+"""Millisampler recordings: only the file's own numbers, in time order, for any cut and any damage."""
 
 import csv
 import gzip
@@ -33,7 +33,7 @@ HEADER = ["rackid", "hostid", "IngressBytesAgg", *SUMS, *(f"IngressBytes{index}"
 
 @pytest.fixture
 def metadc() -> Path:
-    """Return the published test split, skip where it is not at hand."""
+    """Return the published test split, skip where it is missing."""
     path = SHARED / "metadc_test.csv"
     if not path.exists():
         pytest.skip("no Millisampler data: set WEFT_SHARED_DATA to the folder of recorded inputs")
@@ -52,7 +52,7 @@ def read(path: Path, **options):
 
 
 def samples(batches) -> dict[tuple, int]:
-    """Return every sample by device, port, signal, interval and slot; one that comes twice is an error."""
+    """Return every sample by device, port, signal, interval and slot; one that occurs twice is an error."""
     found: dict[tuple, int] = {}
     for batch in batches:
         for row in batch.frame.iter_rows(named=True):
@@ -65,7 +65,7 @@ def samples(batches) -> dict[tuple, int]:
 
 
 def by_hand(rows: list[list[str]], bins: int = 4) -> dict[tuple, int]:
-    """Return what rows of the published layout say, by a walk through them."""
+    """Return the samples of rows in the published layout, by a plain loop."""
     found, windows = {}, defaultdict(int)
     for row in rows:
         named = dict(zip(HEADER, row, strict=True))
@@ -93,7 +93,7 @@ def some_rows(count: int) -> list[list[str]]:
 
 
 def test_published_file_gives_the_published_samples(metadc):
-    """All 477,650 ingress samples arrive, each host's in file order, as a plain NumPy walk over the file has them."""
+    """All 477,650 ingress samples arrive, each host's in file order, equal to a plain NumPy loop over the file."""
     batches, fault = read(metadc)
     assert fault is None
     frame = pl.concat([batch.frame for batch in batches])
@@ -114,7 +114,7 @@ def test_published_file_gives_the_published_samples(metadc):
 
 
 def test_window_sums_become_runs_at_the_windows_length(metadc):
-    """Congestion and retransmission shares of the published table come out of the 50 ms runs."""
+    """Congestion and retransmission shares of the published table come out of the 50 ms samples."""
     frame = pl.concat([batch.frame for batch in read(metadc)[0]])
     totals = dict(frame.group_by("signal").agg(pl.col("values").list.sum().sum()).iter_rows())
     assert set(frame.filter(pl.col("signal") != "rx_bytes")["interval_ns"]) == {50 * MS}
@@ -147,7 +147,7 @@ def test_other_tables_made_of_the_dataset_are_read(metadc, name, bins, count):
     data=st.data(),
 )
 def test_any_cut_gives_the_same_samples(tmp_path, hosts, run_samples, data):
-    """Whatever the length of runs and the order of hosts in the file, the samples are the file's, each once."""
+    """For any length of segments and order of hosts in the file, each sample of the file occurs once."""
     number = st.integers(0, 2**40)
     rows = [[str(rack), str(host), *(str(data.draw(number)) for _ in HEADER[2:])] for rack, host in hosts]
     batches, fault = read(write(tmp_path / "cut.csv", rows), run_samples=run_samples)
@@ -172,7 +172,7 @@ def test_batches_are_in_time_order_over_all_hosts(metadc, run_samples):
 
 
 def test_frames_are_of_the_family(tmp_path):
-    """Columns and types are those of burst_sample, the stamps the recording's own, the line rate the one that was said."""
+    """Columns and types are those of burst_sample, the times the recording's own, the line rate the given one."""
     batches, _ = read(write(tmp_path / "a.csv", some_rows(5)), line_rate_bps=25_000_000_000)
     for batch in batches:
         assert batch.family == "burst_sample"
@@ -195,7 +195,7 @@ def test_frames_are_of_the_family(tmp_path):
 )
 @pytest.mark.parametrize("line", [2, 5, 9])
 def test_a_bad_value_is_named_and_the_rows_before_it_kept(tmp_path, value, says, line):
-    """What is no count of bytes stops the file there: path, line and column are named, earlier rows all arrive."""
+    """A value that is no count of bytes is an error with path, line and column; all earlier rows arrive."""
     rows = some_rows(8)
     rows[line - 2][HEADER.index("IngressBytes2")] = value
     batches, fault = read(write(tmp_path / "bad.csv", rows))
@@ -208,7 +208,7 @@ def test_a_bad_value_is_named_and_the_rows_before_it_kept(tmp_path, value, says,
     ("change", "says"), [(lambda row: row[:-2], "ends after 10 of 12 columns"), (lambda row: [*row, "1"], "has 13 values")]
 )
 def test_a_row_of_another_width_is_an_error(tmp_path, change, says):
-    """A row short of a column is never filled up, one with too many never cut."""
+    """A row with a missing or an extra column is an error, never filled or cut."""
     rows = some_rows(6)
     rows[3] = change(rows[3])
     batches, fault = read(write(tmp_path / "short.csv", rows))
@@ -227,7 +227,7 @@ def test_a_row_of_another_width_is_an_error(tmp_path, change, says):
         ("IngressBytes2", "IngressBytes1", "column 'IngressBytes1' is there twice"),
     ],
 )
-def test_a_wrong_header_is_an_error_with_the_mend(tmp_path, before, after, says):
+def test_a_wrong_header_is_an_error_with_a_hint(tmp_path, before, after, says):
     """A column that is missing, misspelt or double is named before anything is read."""
     path = write(tmp_path / "header.csv", some_rows(2), [after if name == before else name for name in HEADER])
     batches, fault = read(path)
@@ -237,7 +237,7 @@ def test_a_wrong_header_is_an_error_with_the_mend(tmp_path, before, after, says)
 
 @pytest.mark.parametrize("text", [b"", b"\n", b"\x00\xff" * 500, ",".join(HEADER).encode() + b"\n"])
 def test_a_file_without_samples_is_an_error(tmp_path, text):
-    """Nothing at all is not taken for a quiet network."""
+    """A file without samples is an error, not a quiet network."""
     path = tmp_path / "empty.csv"
     path.write_bytes(text)
     batches, fault = read(path)
@@ -262,7 +262,7 @@ def test_a_row_told_twice_stays_in_its_rack(tmp_path):
 
 
 def test_sums_of_rows_longer_than_a_second_are_left_out_and_told(tmp_path, caplog):
-    """A row of 1,001 samples of 1 ms keeps its samples; what was summed over more than a second is no burst sample."""
+    """A row of 1,001 samples of 1 ms gives its samples; a sum over more than a second is no burst sample."""
     path = tmp_path / "long.csv"
     bins = [f"IngressBytes{k}" for k in range(1001)]
     path.write_text(
@@ -276,7 +276,7 @@ def test_sums_of_rows_longer_than_a_second_are_left_out_and_told(tmp_path, caplo
 
 
 def test_a_window_far_off_is_an_error(tmp_path):
-    """A start that no run reaches is named, the rows before it kept."""
+    """An impossible start is an error; the rows before it arrive."""
     header = ["host_id", "window_start", "ingressBytes_0", "ingressBytes_1"]
     rows = [["5", "0", "1", "2"], ["5", "500", "3", "4"], ["5", str(2**63), "5", "6"], ["5", "2", "7", "8"]]
     batches, fault = read(write(tmp_path / "far.csv", rows, header), device="rack-x")
@@ -301,7 +301,7 @@ def test_line_ends_quotes_and_blank_lines_do_not_matter(tmp_path):
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cut=st.integers(0, 2000))
 def test_a_truncated_csv_keeps_its_whole_rows(tmp_path, cut):
-    """Cut at any byte, a file gives the rows that are whole, and what it gives is the file's."""
+    """Cut at any byte, a file gives its whole rows, unchanged."""
     rows = some_rows(20)
     path = write(tmp_path / "cut.csv", rows)
     content = path.read_bytes()[:cut]
@@ -314,7 +314,7 @@ def test_a_truncated_csv_keeps_its_whole_rows(tmp_path, cut):
 
 
 def record(count: int, **more):
-    """Return a record as the dataset has it, its samples telling where they stand."""
+    """Return a record in the dataset's form, with samples that show their position."""
     keys = ("ingressBytes", "egressBytes", "inRxmitBytes", "outRxmitBytes", "inCongestionExperiencedBytes", "connections")
     arrays = {key: [place * 10_000 + index for index in range(count)] for place, key in enumerate(keys)}
     return {"server_hostname": 91647, "sampling_freq": 1, **arrays, **more}
@@ -346,7 +346,7 @@ def test_json_of_the_dataset_is_read_as_it_stands(tmp_path):
 
 
 def test_a_folder_is_one_recording_in_time_order(tmp_path):
-    """Hosts of several files stand side by side in time; hours go by the folder's name; a host with no arrays is no fault."""
+    """Hosts of several files are side by side in time; the hour is in the folder's name; a host without arrays is no fault."""
     for host in (1, 2):
         pack(tmp_path / "day1-h1-zip" / f"rackId_3_hostId_{host}.txt.gz", record(2500, server_hostname=host))
     pack(tmp_path / "day1-h2-zip" / "rackId_3_hostId_1.txt.gz", record(100, server_hostname=1))
@@ -361,7 +361,7 @@ def test_a_folder_is_one_recording_in_time_order(tmp_path):
 
 
 def test_a_time_in_the_record_is_used(tmp_path):
-    """Where a record says when it began, in whatever unit, its samples stand there, on the grid."""
+    """A record with a start time, in any unit, has its samples there, on the grid."""
     for unit in (1, 1_000, 1_000_000, 1_000_000_000):
         path = pack(tmp_path / f"rackId_1_hostId_{unit}.json.gz", record(3, start_time=1_700_000_000 * unit))
         assert read(path)[0][0].frame["ts"].min() == 1_700_000_000 * 1_000_000_000
@@ -370,7 +370,7 @@ def test_a_time_in_the_record_is_used(tmp_path):
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(share=st.floats(0, 0.999))
 def test_a_truncated_gzip_keeps_what_is_whole(tmp_path, share):
-    """Cut at any byte, a file is an error after the samples that were there, each where it was."""
+    """Cut at any byte, a file gives its samples at their times, then an error."""
     path = pack(tmp_path / "rackId_4_hostId_91647.txt.gz", record(400))
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
@@ -398,7 +398,7 @@ def test_a_truncated_gzip_keeps_what_is_whole(tmp_path, share):
     ],
 )
 def test_a_bad_sample_in_json_is_named(tmp_path, content, kept, says):
-    """A value that is no count is named by file, key and place; what precedes it and all other signals arrive."""
+    """A value that is no count is an error with file, key and place; earlier values and all other signals arrive."""
     path = pack(tmp_path / "rackId_1_hostId_1.txt.gz", content)
     batches, fault = read(path)
     assert (fault is None) if says is None else (says in str(fault))
@@ -417,7 +417,7 @@ def test_one_broken_file_does_not_take_its_folder_with_it(tmp_path):
 
 
 def test_two_files_of_one_host_and_time_are_not_added(tmp_path):
-    """A copy of a file is admitted as an error, and its samples stand once."""
+    """A copy of a file is an error, and its samples occur once."""
     for name in ("a_rackId_3_hostId_1.txt.gz", "b_rackId_3_hostId_1.txt.gz"):
         pack(tmp_path / name, record(50))
     batches, fault = read(tmp_path)
@@ -434,7 +434,7 @@ def test_a_sampling_interval_that_cannot_be_is_an_error(tmp_path, sampling):
 
 
 def test_recordings_are_recognised_by_what_they_are(tmp_path):
-    """A CSV goes by its columns, gzip by its keys or name, a folder by its files; anything else is left to others."""
+    """A CSV is recognised by its columns, gzip by its keys or name, a folder by its files; anything else is refused."""
     table = write(tmp_path / "x.csv", some_rows(1))
     packed = pack(tmp_path / "sub" / "rackId_1_hostId_1.txt.gz", record(3))
     plain = tmp_path / "y.json"

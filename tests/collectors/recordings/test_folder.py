@@ -1,4 +1,4 @@
-"""A folder of recordings is told in order of time, whole, and always the same."""
+"""A folder of recordings is replayed in time order, complete, and always the same."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,13 +41,13 @@ def both(more: str = "") -> str:
 
 
 def told(path: Path) -> list[tuple[str, str, float]]:
-    """Return (family, device, second) of every row, in the order in which they are told."""
+    """Return (family, device, second) of every row, in order."""
     frames = [(batch.family, batch.frame) for batch in read(path, None, Options())]
     return [(family, row["device"], (row["ts"] - T0) / NS_PER_S) for family, frame in frames for row in frame.iter_rows(named=True)]
 
 
 def test_files_are_told_side_by_side(tmp_path):
-    """Second by second, files in the order of the index; also where a file tells one family's rows before another's."""
+    """Rows come second by second, files in the order of the index, even where a file has one family's rows before another's."""
     a = [("port", rows("port", "x", [0, 0.5, 1, 2.5])), ("queue", rows("queue", "x", [0.25, 2]))]
     path = folder(tmp_path / "f", both(), a=a, b=[("port", rows("port", "y", [0.75, 1.25])), ("port", rows("port", "y", [3]))])
     assert told(path) == [
@@ -61,14 +61,14 @@ def test_files_are_told_side_by_side(tmp_path):
 
 
 def test_devices_get_the_names_of_the_index(tmp_path):
-    """What a file calls a device is replaced by what the index calls it, in all families."""
+    """Device names are replaced by those of the index, in all families."""
     named = both('[devices]\n"10.0.0.1" = "leaf-1"\n')
     path = folder(tmp_path / "f", named, a=[("port", rows("port", "10.0.0.1", [0]))], b=[("queue", rows("queue", "10.0.0.2", [0]))])
     assert told(path) == [("port", "leaf-1", 0.0), ("queue", "10.0.0.2", 0.0)]
 
 
 def test_a_broken_file_does_not_take_the_others_with_it(tmp_path):
-    """Everything good of all files comes first, then the error names the file that is broken."""
+    """All good rows of all files come first, then the error names the broken file."""
     path = folder(tmp_path / "f", both(), a=[("port", rows("port", "x", [0, 1]))], b=[("port", rows("port", "y", [0, 1]))])
     file = path / "a.weft"
     file.write_bytes(file.read_bytes()[:-7])

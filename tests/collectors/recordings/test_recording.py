@@ -1,4 +1,4 @@
-"""Recordings: what was written comes back in order, and damage costs what it hit and nothing before it."""
+"""Recordings: written batches come back in order, and damage costs nothing before it."""
 
 import errno
 import os
@@ -37,7 +37,7 @@ def read(path: Path, **options):
 
 
 def frame(family: str, rows: list[dict]) -> pl.DataFrame:
-    """Return rows as a frame of the family, what they lack null."""
+    """Return rows as a frame of the family, missing columns null."""
     columns = FAMILIES[family].polars
     return pl.DataFrame([{name: row.get(name) for name in columns} for row in rows], schema=columns)
 
@@ -91,7 +91,7 @@ def test_a_folder_is_read_in_the_order_of_recording(tmp_path):
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_torn_tail_costs_the_torn_record_only(tmp_path, data):
-    """Cut at any byte, a recording gives every whole record, ends their devices, and then says where it is torn."""
+    """Cut at any byte, a recording gives every whole record, ends their devices, then an error with the place where it is torn."""
     written = [runs(1), gap(2), runs(3)]
     path, sizes = tmp_path / "torn.weft", [0]
     path.unlink(missing_ok=True)
@@ -115,7 +115,7 @@ def test_a_torn_tail_costs_the_torn_record_only(tmp_path, data):
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(at=st.floats(0, 0.9999), bit=st.integers(0, 7))
 def test_a_flipped_bit_is_never_taken_for_data(tmp_path, at, bit):
-    """Any one bit changed is found: what comes before is kept, nothing wrong comes out."""
+    """Any changed bit is detected: earlier records arrive, no wrong row does."""
     path = tmp_path / "flip.weft"
     path.unlink(missing_ok=True)
     written = [runs(1), gap(2), runs(3)]
@@ -128,7 +128,7 @@ def test_a_flipped_bit_is_never_taken_for_data(tmp_path, at, bit):
 
 
 def test_files_after_a_torn_one_are_read(tmp_path):
-    """A recorder that was killed and started again leaves a torn file in the middle; the rest of the folder is not lost."""
+    """A recorder that was killed and started again leaves a torn file in the middle; the rest of the folder arrives."""
     clock = ManualClock()
     for number in (1, 2):
         recorder = Recorder(tmp_path, clock)
@@ -174,7 +174,7 @@ def test_a_killed_recorder_keeps_what_it_had_appended(tmp_path):
 
 
 def test_a_full_disk_is_an_error_and_leaves_whole_records(tmp_path):
-    """When the disk takes no more, append says so in one sentence, the file ends with a whole record and goes on later."""
+    """On a full disk, append raises one sentence, the file ends with a whole record, and appending can continue later."""
     path = tmp_path / "full.weft"
     recorder = Recorder(path, SystemClock())
     recorder.append(runs(1))
@@ -195,7 +195,7 @@ def test_a_full_disk_is_an_error_and_leaves_whole_records(tmp_path):
 
 
 def test_a_recording_is_never_overwritten(tmp_path):
-    """To record to a file that is there already is an error; the file stays."""
+    """Recording to an existing file is an error; the file stays."""
     path = record(tmp_path / "a.weft", [runs(1)])
     with pytest.raises(ServiceError, match="there already"):
         Recorder(path, ManualClock()).append(runs(2))
@@ -204,7 +204,7 @@ def test_a_recording_is_never_overwritten(tmp_path):
 
 @pytest.mark.parametrize("content", [b"", b"WEF", b"WEFT" + b"\xff" * 12, b"not a recording at all", os.urandom(4096)])
 def test_what_is_no_recording_is_an_error(tmp_path, content):
-    """Strange bytes give one sentence, no batch and no memory taken."""
+    """Foreign bytes give one sentence, no batch, and need no memory."""
     path = tmp_path / "x.weft"
     path.write_bytes(content)
     batches, fault = read(path)
@@ -224,7 +224,7 @@ PORT = {
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
 def test_counters_of_others_are_read(tmp_path, kind):
-    """A table of port counters becomes the port family in time order, what it lacks null, what the user said filled in."""
+    """A table of port counters becomes the port family in time order, missing columns null, the user's options filled in."""
     path = tmp_path / f"counters.{kind}"
     table = pl.DataFrame(PORT, schema_overrides={"rx_bytes": pl.UInt64})
     table.write_csv(path) if kind == "csv" else table.write_parquet(path)
@@ -244,7 +244,7 @@ def test_counters_of_others_are_read(tmp_path, kind):
 
 
 def test_a_recorded_frame_survives_parquet(tmp_path):
-    """What weft decode writes as Parquet replays as what it was, lists and all."""
+    """Parquet written by weft decode replays as the same rows, lists included."""
     path = tmp_path / "runs.parquet"
     written = [runs(1), runs(2)]
     pl.concat([batch.frame for batch in written]).write_parquet(path)
@@ -262,7 +262,7 @@ sample_rows = st.lists(
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=sample_rows, run_samples=st.integers(1, 50), kind=st.sampled_from(["csv", "parquet"]))
 def test_long_form_samples_become_runs_any_way_they_are_cut(tmp_path, rows, run_samples, kind):
-    """A row per sample, in any order and with holes: every sample arrives once in its slot, and holes stay holes."""
+    """A row per sample, in any order and with gaps: every sample arrives once in its slot, and gaps stay gaps."""
     path = tmp_path / f"samples.{kind}"
     table = pl.DataFrame(
         {
@@ -305,7 +305,7 @@ LONG = "ts,device,port,signal,interval_ns,value"
     ],
 )
 def test_a_near_miss_of_a_column_is_named_with_the_right_one(tmp_path, header, says):
-    """Columns that fit no family say what would."""
+    """Columns that fit no family are an error with a hint."""
     path = tmp_path / "near.csv"
     path.write_text(header + "\n" + ",".join("1" for _ in header.split(",")) + "\n")
     batches, fault = read(path)
@@ -326,7 +326,7 @@ def test_a_near_miss_of_a_column_is_named_with_the_right_one(tmp_path, header, s
     ],
 )
 def test_a_bad_row_is_named_and_those_before_it_kept(tmp_path, line, says):
-    """The first row that cannot be is the error; two good ones before it arrive."""
+    """The first impossible row is the error; the two good ones before it arrive."""
     path = tmp_path / "bad.csv"
     path.write_text(f"{LONG}\n1000000,a,p,rx_bytes,1000000,7\n2000000,a,p,rx_bytes,1000000,8\n{line}\n4000000,a,p,rx_bytes,1000000,9\n")
     batches, fault = read(path)
@@ -336,7 +336,7 @@ def test_a_bad_row_is_named_and_those_before_it_kept(tmp_path, line, says):
 
 
 def test_a_damaged_or_mistyped_parquet_is_an_error(tmp_path):
-    """A Parquet file that is cut, or whose column is no number, is one sentence."""
+    """A Parquet file that is cut, or has a wrong column type, is an error of one sentence."""
     path = tmp_path / "x.parquet"
     pl.DataFrame(PORT, schema_overrides={"rx_bytes": pl.UInt64}).write_parquet(path)
     content = path.read_bytes()

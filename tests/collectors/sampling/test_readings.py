@@ -1,4 +1,4 @@
-"""Readings to samples and rows, whatever the cut: a plain Python oracle beside the kernels."""
+"""Counter samples to samples and rows, for any cut: the kernels against a plain Python oracle."""
 
 from itertools import pairwise
 
@@ -22,13 +22,13 @@ NARROW = series(1, 1, "Ethernet0", 16)
 
 
 def fed(ledger: Ledger, times: np.ndarray, values: np.ndarray) -> list[Batch]:
-    """Feed readings (n, series) of one track."""
+    """Feed counter samples (n, series) of one track."""
     zero = np.zeros(1, np.int64)
     return ledger.feed(zero, np.array([0, len(times)]), times, zero, zero + values.shape[1], values.astype(np.uint64).reshape(-1), None)
 
 
 def run(columns: list[Series], times: np.ndarray, values: np.ndarray, cuts: list[int], interval_ns: int = STEP) -> list[Batch]:
-    """Feed readings cut into calls, to the end."""
+    """Feed counter samples in several calls, to the end."""
     ledger = Ledger("test", "leaf", Pace(interval_ns, SPAN))
     ledger.add(columns)
     edges = sorted({0, len(times), *(cut % (len(times) + 1) for cut in cuts)})
@@ -60,7 +60,7 @@ STREAM = st.tuples(
 @given(STREAM, st.lists(st.integers(0, 100), max_size=6))
 @settings(max_examples=120, deadline=None)
 def test_any_cut_gives_what_a_plain_reading_gives(stream, cuts):
-    """Samples, levels and rows of counters are those of a loop that takes reading after reading, however the calls cut them."""
+    """Samples, levels and rows of counters are those of a plain loop, for any division into calls."""
     n, lost, resets, seed = stream
     rng = np.random.default_rng(seed)
     octets, depth = np.cumsum(rng.integers(1, 10**9, n)), rng.integers(0, 10**6, n)
@@ -88,7 +88,7 @@ def test_any_cut_gives_what_a_plain_reading_gives(stream, cuts):
 @given(st.lists(st.integers(0, 30_000), min_size=2, max_size=60), st.lists(st.integers(0, 60), max_size=5))
 @settings(max_examples=60, deadline=None)
 def test_narrow_counters_add_their_wraps_up(steps, cuts):
-    """A 16-bit counter that wraps goes on in 64 bits, whatever the cut; a step below half its range is a wrap and no reset."""
+    """A 16-bit counter that wraps continues in 64 bits, for any cut; a step below half its range is a wrap and no reset."""
     grown = np.cumsum(steps)
     times = T0 + np.arange(len(steps)) * STEP
     batches = run([NARROW], times, (grown % 65536)[:, None], cuts)
@@ -101,21 +101,21 @@ def test_narrow_counters_add_their_wraps_up(steps, cuts):
     [(100_000, 0, 100_000), (100_000, 9_000, 100_000), (12_500, 100, 12_500), (10_000_000, 200_000, 10_000_000), (333_333, 10, 333_333)],
 )
 def test_the_interval_is_found(interval, jitter, found):
-    """The median difference is the interval, made round where somebody may have meant that; odd ones stay (within their jitter)."""
+    """The median difference is the interval, rounded where a round one is near; odd ones stay (within their jitter)."""
     times = T0 + np.arange(200) * interval + np.random.default_rng(1).integers(-jitter // 2, jitter // 2 + 1, 200)
     assert abs(int(kernel.detect(times, 0, 200)) - found) <= (20 if found == 333_333 else 0)
 
 
 @pytest.mark.parametrize("cut", range(8))
 def test_the_interval_is_found_after_a_few_readings_alone(cut):
-    """A first call with too few readings to tell the interval costs the samples between them, and no others."""
+    """A first call with too few counter samples to detect the interval loses the samples between them, and no others."""
     times, values = T0 + np.arange(60) * STEP, np.arange(60)[:, None] * 7
     lost = cut - 1 if 1 <= cut <= 4 else 0
     assert list(samples(run([OCTETS], times, values, [cut], interval_ns=0), "rx_bytes").values()) == [7] * (59 - lost)
 
 
 def test_an_interval_that_changes_is_found_again():
-    """When a poll changes its pace, what is between is admitted and samples go on at the new interval."""
+    """When a poll changes its interval, the samples between are counted as missing and samples continue at the new interval."""
     times = np.concatenate((T0 + np.arange(50) * STEP, T0 + 50 * STEP + np.arange(200) * 10 * STEP))
     values = np.arange(len(times))[:, None] * 100
     batches = run([OCTETS], times, values, [50, 51, 52])
@@ -127,7 +127,7 @@ def test_an_interval_that_changes_is_found_again():
 
 
 def test_a_clock_set_back_begins_anew():
-    """When the device's clock is set back by more than a straggler is late, one sample is admitted and the rest goes on there."""
+    """When the device's clock is set back by a second or more, one sample counts as missing and the rest continues there."""
     times = np.concatenate((T0 + np.arange(10) * STEP, T0 - 10**10 + np.arange(10) * STEP))
     batches = run([OCTETS], times, np.arange(20)[:, None] * 5, [10])
     assert len(samples(batches, "rx_bytes")) == 18
@@ -135,7 +135,7 @@ def test_a_clock_set_back_begins_anew():
 
 
 def test_what_is_slower_than_a_window_has_no_samples():
-    """Readings more than a second apart give rows of counters and no samples, and nothing counts as missing."""
+    """Counter samples more than a second apart give rows of counters and no samples, and nothing is missing."""
     batches = run([OCTETS], T0 + np.arange(10) * 2 * 10**9, np.arange(10)[:, None] * 5, [3, 6], interval_ns=0)
     assert {batch.family for batch in batches} == {"port"}
     assert len(rows(batches, "port")) == 10
@@ -156,7 +156,7 @@ def test_what_is_slower_than_a_window_has_no_samples():
     ],
 )
 def test_names_of_metrics_are_named_back(name, wanted):
-    """A SAI statistic is found by number and by SAI's own name; nothing else is one."""
+    """A SAI statistic is found by number and by SAI's own name; other names are refused."""
     assert numbers(name) == wanted
 
 
@@ -172,5 +172,5 @@ def test_names_of_metrics_are_named_back(name, wanted):
     ],
 )
 def test_names_of_objects_are_taken_apart(kind, name, wanted):
-    """Queues and priority groups are called by port and number, pools by themselves."""
+    """Queues and priority groups are named by port and number, pools by their name."""
     assert split(kind, name) == wanted

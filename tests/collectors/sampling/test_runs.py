@@ -1,4 +1,4 @@
-"""Samples in memory to batches in time: nothing lost, nothing twice, whatever the intervals."""
+"""Segments in memory to batches in time: every sample once, for any intervals."""
 
 import numpy as np
 import polars as pl
@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weft.collectors.base import Batch
-from weft.collectors.sampling.runs import Series, closing, slices
+from weft.collectors.sampling.runs import Segment, closing, slices
 from weft.pipeline.errors import InputError
 
 SECOND = 1_000_000_000
@@ -27,9 +27,9 @@ series = st.lists(
 @settings(max_examples=100, deadline=None)
 @given(series=series, run_samples=st.integers(1, 5000))
 def test_slices_hold_every_sample_once(series, run_samples):
-    """Any mixture of intervals, lengths and times, days apart too, comes out whole, in slices that follow each other."""
+    """Any mixture of intervals, lengths and times, days apart too, comes out complete, in consecutive slices."""
     made = [
-        Series(device, f"p{index}", "rx_bytes", start * MS, interval, np.array(values, np.uint64))
+        Segment(device, f"p{index}", "rx_bytes", start * MS, interval, np.array(values, np.uint64))
         for index, (device, interval, start, values) in enumerate(series)
     ]
     expected = {
@@ -55,8 +55,8 @@ def test_slices_hold_every_sample_once(series, run_samples):
 def test_slow_series_beside_a_fast_one_cost_no_empty_slices():
     """A sample an hour apart does not make a slice of every second between."""
     made = [
-        Series("a", "fast", "rx_bytes", 0, MS, np.arange(10, dtype=np.uint64)),
-        Series("a", "slow", "rx_bytes", 0, 3600 * SECOND, np.arange(1_000, dtype=np.uint64)),
+        Segment("a", "fast", "rx_bytes", 0, MS, np.arange(10, dtype=np.uint64)),
+        Segment("a", "slow", "rx_bytes", 0, 3600 * SECOND, np.arange(1_000, dtype=np.uint64)),
     ]
     batches = list(slices(made, "test", 10))
     assert sum(batch.frame["values"].list.len().sum() for batch in batches) == 1_010
@@ -64,12 +64,12 @@ def test_slow_series_beside_a_fast_one_cost_no_empty_slices():
 
 
 def test_devices_are_ended_before_the_error():
-    """What was good is closed: the last batch names all devices, then the error comes."""
+    """The last batch names all devices, then the error comes."""
 
     def source():
         yield Batch("gap", pl.DataFrame({"device": ["b"]}))
         yield Batch("gap", pl.DataFrame({"device": ["a"]}))
-        raise InputError("x", "is torn", "mend it")
+        raise InputError("x", "is torn", "correct it")
 
     batches = []
     with pytest.raises(InputError, match="is torn"):
