@@ -1,4 +1,4 @@
-"""``weft check``: the configuration and the surroundings, one line a finding, each with its mend."""
+"""``weft check``: checks the configuration, the rules and the machine; one line per result, with a hint where it is not ok."""
 
 import json
 import os
@@ -20,7 +20,7 @@ PUBLISH_AGE_S_MAX = 60.0
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """One line: what was looked at, how it is (ok, warn, fail), and the mend where it is not ok."""
+    """One line: what was checked, its state (ok, warn, fail), and a hint where it is not ok."""
 
     what: str
     state: str
@@ -34,7 +34,7 @@ def options(parser: ArgumentParser) -> None:
 
 
 def check(chosen: Namespace) -> int:
-    """Look at everything; return 1 if anything fails."""
+    """Run all checks; return 1 if any fails."""
     settings = everything(chosen)
     if chosen.dump:
         print("\n".join(configuration.dump(settings)).strip())
@@ -79,7 +79,7 @@ def _rules(settings) -> CheckResult:
 
 
 def _collectors(settings) -> list[CheckResult]:
-    """Start each configured collector and stop it at once: what a file, an interface or an address lacks shows only then."""
+    """Start and stop each configured collector: only then do missing files, interfaces and addresses show."""
     from ..collectors.service import configured
 
     return [_collector(f"collect.{name}", live) for name, live in configured(settings.collect, SystemClock()).items()]
@@ -89,7 +89,7 @@ def _collector(what: str, live) -> CheckResult:
     try:
         live.start()
     except ServiceError as error:
-        # An address that a running Weft has, or a right that the service's user may have.
+        # A running Weft may have the address, and the user of the service the permission.
         return CheckResult(what, "warn", str(error))
     except WeftError as error:
         return CheckResult(what, "fail", str(error))

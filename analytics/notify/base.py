@@ -1,7 +1,7 @@
-"""What a notifier is: it renders a group of alerts, and delivers what was rendered, once per call.
+"""The interface of notifiers: a notifier renders a group of alerts and delivers the payload, one attempt per call.
 
-Retrying, ordering and remembering are the outbox's; a notifier keeps nothing between calls. Delivery is at least
-once: a receiver tells repeats apart by ``Delivery.webhook_id``, which is the same for every attempt.
+The outbox retries, orders and stores; a notifier keeps no state between calls. Delivery is at least once: a receiver
+recognises repeats by ``Delivery.webhook_id``, which is the same for every attempt.
 """
 
 from collections.abc import Callable, Mapping
@@ -45,7 +45,7 @@ class Delivery:
 
 
 class Outcome(Enum):
-    """What an attempt came to, and so what is done next."""
+    """The outcome of an attempt, which decides the next step."""
 
     DELIVERED = "delivered"
     RETRY = "retry"
@@ -57,7 +57,7 @@ class Outcome(Enum):
 class DeliveryResult:
     """The outcome of one delivery.
 
-    ``certain`` is false when the receiver may have had it all the same (no answer in time). ``error`` is short
+    ``certain`` is false when the receiver may have got it although the attempt failed (no answer in time). ``error`` is short
     and holds neither the address nor a secret nor anything that the receiver sent.
     """
 

@@ -1,10 +1,10 @@
-"""Decides which address a webhook may go to, so that a URL cannot be turned against the network Weft runs in.
+"""Decides to which addresses a notifier may connect, so that a URL cannot attack the network in which Weft runs.
 
 Policy: webhook URLs come from the configuration file only, which the operator writes; so loopback and private ranges,
 where Alertmanagers and chat servers live, are allowed. Never allowed are link-local addresses (169.254.0.0/16, fe80::/10: the
 metadata services of clouds), the other known metadata addresses, multicast, broadcast and unspecified ones. ``allow``
-narrows an endpoint to the given networks; it never widens. A name is resolved once per attempt, every address it has is
-judged, and the connection goes to an address that was judged, so a name that changes meanwhile changes nothing.
+narrows an endpoint to the given networks; it never widens. A name is resolved once per attempt, all its addresses
+are checked, and the connection uses a checked address, so a name that changes meanwhile has no effect.
 """
 
 import ipaddress
@@ -22,13 +22,13 @@ _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
 def parse_networks(texts: Sequence[str], where: str) -> tuple[Network, ...]:
-    """Return the networks of ``allow``. Raises ``ConfigError`` naming the one that is none."""
+    """Return the networks of ``allow``. Raises ``ConfigError`` with the wrong one."""
     networks = []
     for text in texts:
         try:
             networks.append(ipaddress.ip_network(text))
         except ValueError as error:
-            raise ConfigError(f"{where} allow", f"{text!r} is no network", 'write it as in "10.0.0.0/8"') from error
+            raise ConfigError(f"{where} allow", f"{text!r} is not a network", 'write it as in "10.0.0.0/8"') from error
     return tuple(networks)
 
 
@@ -45,7 +45,7 @@ def permitted(address: Address, allow: Sequence[Network]) -> bool:
 def resolve(host: str, port: int, allow: Sequence[Network]) -> list[str]:
     """Return the addresses of ``host`` to connect to, in order; empty when any of them is not permitted.
 
-    One bad address spoils the name: a name that points both inside and outside is how such guards are got around.
+    One forbidden address refuses the name: names with addresses both inside and outside are used to evade such checks.
     Raises ``OSError`` when the name cannot be resolved.
     """
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -55,7 +55,7 @@ def resolve(host: str, port: int, allow: Sequence[Network]) -> list[str]:
 
 
 def _inner(address: Address) -> Address:
-    """Return the IPv4 address that an IPv6 one stands for, if it does."""
+    """Return the IPv4 address that an IPv6 address embeds, if any."""
     if not isinstance(address, ipaddress.IPv6Address):
         return address
     if address in _NAT64:

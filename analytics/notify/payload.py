@@ -1,7 +1,6 @@
 """The webhook payload of Alertmanager, version 4: every receiver written for Alertmanager understands it.
 
-Our extras stand where that format has room: the value and the query that reproduces the alert are annotations,
-the link into the dashboard is ``generatorURL``.
+The value and the query that reproduces the alert are annotations, the link into the dashboard is ``generatorURL``.
 """
 
 import json
@@ -11,7 +10,7 @@ from datetime import UTC, datetime
 from ...pipeline.clock import NS_PER_S
 from .base import Group, Notice
 
-# What Go writes for a time that is not set; receivers take it for "still firing".
+# Go's zero time; receivers take it for "still firing".
 _ZERO_TIME = "0001-01-01T00:00:00Z"
 
 
@@ -23,13 +22,13 @@ def rfc3339(ns: int) -> str:
 
 
 def common(mappings: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    """Return what all of them say alike."""
+    """Return the entries that are equal in all of them."""
     first, *others = mappings or [{}]
     return {name: value for name, value in sorted(first.items()) if all(other.get(name) == value for other in others)}
 
 
 def render(group: Group, receiver: str, max_alerts: int, external_url: str) -> str:
-    """Return the JSON for ``group`` with at most ``max_alerts`` alerts (0 = all); the rest is counted in it.
+    """Return the JSON for ``group`` with at most ``max_alerts`` alerts (0 = all); it counts the others.
 
     The status is ``firing`` while any alert of the whole group fires, shown or not.
     """

@@ -1,4 +1,4 @@
-"""Runs the deliveries: one thread per endpoint, so that a slow receiver delays nobody else's notifications.
+"""Runs the deliveries, one thread per endpoint, so that a slow receiver delays no other.
 
 The threads speak HTTP and nothing else; deliveries come in and results go out through bounded queues, because the
 store's connection belongs to the service's thread.
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from .base import Delivery, DeliveryResult, Notifier, Outcome
 
-# Deliveries that wait for one endpoint's thread; the outbox hands out no more than this (outbox.IN_FLIGHT_MAX).
+# Deliveries that wait for one endpoint's thread; the outbox claims no more than this (outbox.IN_FLIGHT_MAX).
 QUEUE_MAX = 32
 _STOP_S = 5.0
 
@@ -25,7 +25,7 @@ class NotificationSender:
     def __init__(self, notifiers: Mapping[str, Notifier]) -> None:
         self._notifiers = dict(notifiers)
         self._queues: dict[str, queue.Queue[Delivery | None]] = {name: queue.Queue(QUEUE_MAX) for name in notifiers}
-        # Each waiting or running delivery gives one result: a put never waits.
+        # Every delivery gives one result, so there is always room for it.
         self._results: queue.Queue[DeliveryResult] = queue.Queue((QUEUE_MAX + 2) * max(1, len(self._notifiers)))
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -41,7 +41,7 @@ class NotificationSender:
             self._threads.append(thread)
 
     def submit(self, deliveries: Sequence[Delivery]) -> None:
-        """Hand over deliveries; never waits. What finds no room comes back as a result to retry."""
+        """Queue deliveries without blocking. A delivery without room gets a result to retry."""
         for delivery in deliveries:
             waiting = self._queues.get(delivery.endpoint)
             try:
@@ -49,10 +49,10 @@ class NotificationSender:
                     raise queue.Full
                 waiting.put_nowait(delivery)
             except queue.Full:
-                self._answer(DeliveryResult(delivery.id, delivery.endpoint, Outcome.RETRY, error="no room in the sender"))
+                self._put_result(DeliveryResult(delivery.id, delivery.endpoint, Outcome.RETRY, error="no room in the sender"))
 
     def results(self) -> list[DeliveryResult]:
-        """Return what has been answered since the last call; never waits."""
+        """Return the results since the last call, without blocking."""
         found = []
         while True:
             try:
@@ -67,10 +67,10 @@ class NotificationSender:
         return {f"weft_analytics_notifications_{outcome.value}_total": float(count) for outcome, count in self._counts.items()}
 
     def stop(self) -> None:
-        """End the threads after the attempt they are in; what waits is not sent and stays in the outbox. Idempotent."""
+        """End the threads after their current attempt; waiting deliveries stay in the outbox. Idempotent."""
         self._stopping.set()
         for waiting in self._queues.values():
-            # A full queue needs no sentinel: its thread sees the event after its present delivery.
+            # A full queue needs no sentinel: its thread checks the event after its current delivery.
             with contextlib.suppress(queue.Full):
                 waiting.put_nowait(None)
         for thread in self._threads:
@@ -86,12 +86,12 @@ class NotificationSender:
             try:
                 result = notifier.deliver(delivery)
             except Exception as error:
-                # Only the error's kind: its text may quote an address.
+                # Log only the error's class: its text may quote an address.
                 _log.error("notifier %s failed with %s", name, type(error).__name__)
                 result = DeliveryResult(delivery.id, name, Outcome.RETRY, certain=False, error=f"defect: {type(error).__name__}")
-            self._answer(result)
+            self._put_result(result)
 
-    def _answer(self, result: DeliveryResult) -> None:
+    def _put_result(self, result: DeliveryResult) -> None:
         try:
             self._results.put_nowait(result)
         except queue.Full:

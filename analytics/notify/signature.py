@@ -1,4 +1,4 @@
-"""Signs webhooks as Standard Webhooks 1.0.0 says, so that a receiver can tell ours from anybody's.
+"""Signs webhooks as Standard Webhooks 1.0.0 says, so that a receiver can verify the sender.
 
 Signed is ``{id}.{timestamp}.{body}`` with HMAC-SHA256; several secrets give several signatures in one header, which lets
 sender and receiver change the secret without a moment in which they disagree.
@@ -30,7 +30,7 @@ def parse_secrets(text: str, where: str) -> tuple[bytes, ...]:
             secret = b""
         if not word.startswith(_PREFIX) or not SECRET_BYTES_MIN <= len(secret) <= SECRET_BYTES_MAX:
             hint = f"write whsec_ and the base64 of {SECRET_BYTES_MIN} to {SECRET_BYTES_MAX} random bytes"
-            raise ConfigError(f"{where}:{number}", "is no webhook secret", hint)
+            raise ConfigError(f"{where}:{number}", "is not a webhook secret", hint)
         secrets.append(secret)
     if not secrets:
         raise ConfigError(where, "holds no webhook secret", "write one a line, as whsec_ and base64")

@@ -1,4 +1,4 @@
-"""Posts a payload to one URL: one attempt, bounded in time and bytes, to an address that was judged, never redirected.
+"""Posts a payload to one URL: one attempt, bounded in time and bytes, to a permitted address, without redirects.
 
 What the receiver says is a status code and ``Retry-After``; its body is read up to a bound and thrown away, and neither
 it nor the URL, which often is the secret, gets into an error.
@@ -51,7 +51,7 @@ class WebhookConfig(HttpConfig):
 
 
 class _Pinned(http.client.HTTPConnection):
-    """Connects to the given address whatever its name resolves to by now; TLS still verifies the name."""
+    """Connects to the given address without resolving the name again; TLS still verifies the name."""
 
     def __init__(self, host: str, port: int, address: str, timeout_s: float, context: ssl.SSLContext | None) -> None:
         super().__init__(host, port, timeout=timeout_s)
@@ -61,16 +61,16 @@ class _Pinned(http.client.HTTPConnection):
     def connect(self) -> None:
         self.sock = socket.create_connection((self._address, self.port), self.timeout)
         if self._context is not None:
-            # The handshake comes after the socket is in place, so that the deadline can cut it as well.
+            # The handshake starts once the socket is set, so that the deadline covers it too.
             tls = self._context.wrap_socket(self.sock, server_hostname=self.host, do_handshake_on_connect=False)
             self.sock = tls
             tls.do_handshake()
 
 
 class _Deadline:
-    """Cuts the connection when the attempt has taken too long in all.
+    """Closes the connection when the whole attempt takes too long.
 
-    A socket's own time limit starts anew with each byte; a receiver that drips would hold the thread for ever.
+    A socket's own time limit restarts with each byte: a receiver that sends slowly would block the thread for ever.
     """
 
     def __init__(self, timeout_s: float) -> None:
@@ -92,7 +92,7 @@ class _Deadline:
         self.expired = True
         if self.connection is not None and self.connection.sock is not None:
             with contextlib.suppress(OSError):
-                # The plain socket's shutdown: a TLS socket's would race with the thread that reads.
+                # Shut down the plain socket: the TLS socket's shutdown would race with the reading thread.
                 socket.socket.shutdown(self.connection.sock, socket.SHUT_RDWR)
 
 
@@ -139,7 +139,7 @@ class HttpNotifier:
             return self._exchange(deadline, deadline.connection, delivery)
 
     def _connect(self, deadline: _Deadline, host: str, addresses: list[str]) -> str:
-        """Connect to the first address that answers; return what went wrong, nothing if it did not."""
+        """Connect to the first address that answers; return the error, empty on success."""
         for address in addresses:
             connection = _Pinned(host, self._port, address, self._config.timeout_s, self._context)
             deadline.connection = connection
@@ -160,15 +160,15 @@ class HttpNotifier:
             headers = {"Content-Type": "application/json", "User-Agent": "weft", "Connection": "close"}
             connection.request("POST", self._target(), body, headers | self.headers(delivery, body))
             response = connection.getresponse()
-            # The status line is the answer; the body is only taken off the wire, and may break as it likes.
+            # The status line decides; errors while reading the body do not matter.
             with contextlib.suppress(OSError, http.client.HTTPException):
                 response.read(RESPONSE_BYTES_MAX)
         except (OSError, http.client.HTTPException) as error:
             late = deadline.expired or isinstance(error, TimeoutError)
             return self._failed(delivery, "no answer in time" if late else "the connection broke", certain=False)
-        return self._judge(delivery, response.status, response.getheader("Retry-After"))
+        return self._result_of(delivery, response.status, response.getheader("Retry-After"))
 
-    def _judge(self, delivery: Delivery, status: int, retry_after: str | None) -> DeliveryResult:
+    def _result_of(self, delivery: Delivery, status: int, retry_after: str | None) -> DeliveryResult:
         if 200 <= status < 300:
             return DeliveryResult(delivery.id, delivery.endpoint, Outcome.DELIVERED)
         error = f"HTTP {status}"
@@ -186,7 +186,7 @@ class HttpNotifier:
         return DeliveryResult(delivery.id, delivery.endpoint, outcome, certain, retry_after_s, error)
 
     def _seconds(self, retry_after: str | None) -> float | None:
-        """Return the wait that ``Retry-After`` asks for, as seconds or as a date, bounded; ``None`` if it makes no sense."""
+        """Return the wait in ``Retry-After``, given as seconds or as a date, bounded; ``None`` if it is invalid."""
         if retry_after is None:
             return None
         text = retry_after.strip()
@@ -232,7 +232,7 @@ WEBHOOK = Kind("Alertmanager's version 4 JSON by HTTP POST, signed if configured
 
 
 def read_secret(path: str, where: str) -> str:
-    """Return the text of a file that holds a secret. Raises ``ConfigError`` without repeating what it holds."""
+    """Return the text of a file that holds a secret. The ``ConfigError`` that it raises does not repeat the content."""
     try:
         with Path(path).open("rb") as file:
             return file.read(SECRET_FILE_BYTES_MAX).decode()
@@ -247,10 +247,10 @@ def _parse(text: str, where: str) -> tuple[SplitResult, int]:
         url = urlsplit(text)
         port = url.port or (443 if url.scheme == "https" else 80)
     except ValueError:
-        # The cause's text would quote the URL.
+        # The text of the cause would quote the URL.
         raise ConfigError(where, "the url cannot be read", hint) from None
     if url.scheme not in ("http", "https") or not url.hostname or url.username is not None or url.fragment:
-        raise ConfigError(where, "the url is not one that a webhook can go to", hint)
+        raise ConfigError(where, "the url cannot be used", hint)
     if not text.isascii() or any(character <= " " or character == "\x7f" for character in text):
         raise ConfigError(where, "the url holds a blank or a character that must be escaped", hint)
     return url, port

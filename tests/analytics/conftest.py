@@ -1,4 +1,4 @@
-"""A database in memory that keeps the promises of the store: errors are StoreErrors, transactions are whole."""
+"""A database in memory with the store's contract (errors are StoreErrors, transactions are atomic), and HTTP receivers."""
 
 import contextlib
 import http.server
@@ -55,7 +55,7 @@ def scratch() -> Iterator[Callable[[], MemoryDatabase]]:
 
 
 class Receiver:
-    """A real HTTP server on loopback that answers as told and keeps what it was sent.
+    """A real HTTP server on loopback that gives the configured answers and records the requests.
 
     ``answers`` are used up in order, the last one for ever: a status, or (status, headers), or a callable that gets the
     request handler. ``base`` is its address.

@@ -1,4 +1,4 @@
-"""What every notifier keeps: it starts nothing by being made, leaks no secret, and never raises because of a receiver."""
+"""The contract of every notifier: building it starts nothing, it leaks no secret, and no receiver makes it raise."""
 
 import base64
 import contextlib
@@ -90,7 +90,7 @@ def clean(*things):
 
 @pytest.mark.parametrize("status", [200, 302, 400, 410, 429, 500])
 def test_no_secret_leaves_by_config_notifier_result_or_log(name, status, tmp_path, caplog):
-    """Address and key appear in no text that Weft makes, whatever the receiver answers, even when it answers with them."""
+    """Address and key appear in no text of Weft, even when the receiver answers with them."""
     caplog.set_level(logging.DEBUG)
     with receiver(status, [("Location", f"http://127.0.0.1:1/{TOKEN}")]) as (url, got):
         config = configured(name, url, tmp_path)
@@ -115,8 +115,8 @@ def test_no_secret_leaves_by_config_notifier_result_or_log(name, status, tmp_pat
         f"http://höst/{TOKEN}",
     ],
 )
-def test_an_address_that_cannot_be_used_is_told_without_repeating_it(name, url, tmp_path):
-    """A wrong address is an error of the configuration, at the start, that does not show the address."""
+def test_a_wrong_address_is_refused_without_repeating_it(name, url, tmp_path):
+    """A wrong address is a configuration error at the start that names its section and does not show the address."""
     with pytest.raises(ConfigError) as caught:
         made(name, configured(name, url, tmp_path))
     assert f"[[analyze.notify.{name}]] ops" in str(caught.value)
@@ -126,8 +126,8 @@ def test_an_address_that_cannot_be_used_is_told_without_repeating_it(name, url, 
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
-def test_a_missing_file_and_a_doubtful_limit_are_told(name, tmp_path):
-    """Files that are not there and limits that make no sense are errors of the configuration."""
+def test_a_missing_file_and_an_invalid_limit_are_refused(name, tmp_path):
+    """Missing files and invalid limits are configuration errors that name the section."""
     good = configured(name, "http://127.0.0.1:1/", tmp_path)
     key = [{"secret_file": str(tmp_path / "none")}] if hasattr(good, "secret_file") else []
     for wrong in (*key, {"url": "", "url_file": str(tmp_path / "none")}, {"timeout_s": 0.0}, {"url": ""}):
@@ -138,7 +138,7 @@ def test_a_missing_file_and_a_doubtful_limit_are_told(name, tmp_path):
 
 
 def test_an_address_can_come_from_a_file(name, tmp_path):
-    """Where the address is the secret, it stands in a file of its own."""
+    """The address can be in a file of its own."""
     with receiver(200) as (url, got):
         (tmp_path / "url").write_text(url + "\n")
         config = replace(configured(name, "", tmp_path), url_file=str(tmp_path / "url"))
@@ -156,7 +156,7 @@ def test_being_made_does_nothing(name, tmp_path):
 
 @pytest.mark.parametrize(("status", "outcome"), [(200, "DELIVERED"), (404, "REFUSED"), (410, "GONE"), (429, "RETRY"), (503, "RETRY")])
 def test_the_table_of_outcomes_holds(name, status, outcome, tmp_path):
-    """All notifiers read a status code alike."""
+    """All notifiers treat a status code alike."""
     with receiver(status) as (url, _):
         assert made(name, configured(name, url, tmp_path)).deliver(DELIVERY).outcome is Outcome[outcome]
 
@@ -189,7 +189,7 @@ def test_printed_settings_and_errors_of_the_configuration_mask_the_address(name,
 
 
 def test_the_config_is_frozen_and_has_what_the_outbox_reads(name):
-    """The section of a kind is a frozen dataclass with the fields that all kinds have, and belongs to [notify]."""
+    """The section of a kind is a frozen dataclass with the fields that all kinds have, and [analyze.notify] accepts it."""
     kind = NOTIFIERS[name]
     assert is_dataclass(kind.config) and kind.config.__dataclass_params__.frozen
     assert {"name", "send_resolved", "timeout_s", "max_alerts"} <= {field.name for field in fields(kind.config)}

@@ -219,7 +219,7 @@ def test_check_tries_what_up_would(weft: Any, tmp_path: Path) -> None:
         found = json.loads(weft.run(*arguments, expect=1).stdout)
     told = {finding["what"]: (finding["state"], finding["text"]) for finding in found}
     expected = {
-        "alert rules": ("fail", "not one that a webhook can go to; write it as in https://"),
+        "alert rules": ("fail", "the url cannot be used; write it as in https://"),
         "collect.host": ("ok", "starts"),
         "collect.sflow": ("warn", f"127.0.0.1:{port} is in use"),
         "collect.packets": ("fail", "there is no interface 'nope'"),

@@ -1,4 +1,4 @@
-"""Alerts over closed windows: when they fire, when they end, and that nothing else makes them do so."""
+"""Alerts over closed windows: when they fire and when they end."""
 
 import math
 from dataclasses import replace
@@ -51,7 +51,7 @@ def stored(database, what="state, starts_at, fired_at, ends_at", where="true"):
 
 
 def meant(kinds, policy):
-    """Turn what was seen in each window into what it counts as, by the words of ``no_data``."""
+    """Return how each window counts, by the definition of ``no_data``."""
     known = False
     for kind in kinds:
         known = known or kind != "absent"
@@ -64,7 +64,7 @@ def meant(kinds, policy):
 
 
 def naive(kinds, for_s, keep_s, policy):
-    """Walk window by window, straight from the words of the contract; return episodes (starts, fired, ends) that fired."""
+    """Walk window by window, as the contract says; return (starts, fired, ends) of the alerts that fired."""
     episodes, start, fired, breach, clear = [], None, None, 0, 0
     for second, kind in enumerate(meant(kinds, policy)):
         if kind == "breach":
@@ -85,7 +85,7 @@ def naive(kinds, for_s, keep_s, policy):
 
 
 def walked(kinds, cuts, rule):
-    """Walk the same windows in compressed runs, cut anywhere."""
+    """Walk the same windows as ranges, cut anywhere."""
     track, done = Track(rule, "f", {}, None), []
     edges = sorted({0, len(kinds), *(cut % (len(kinds) + 1) for cut in cuts)})
     for low, high in pairwise(edges):
@@ -106,7 +106,7 @@ KINDS = st.lists(st.sampled_from(["breach", "clear", "absent"]), max_size=40)
 @settings(max_examples=500, deadline=None)
 @given(KINDS, st.lists(st.integers(0, 100), max_size=6), st.integers(0, 5), st.integers(0, 5), st.sampled_from(["ok", "keep", "alert"]))
 def test_runs_give_what_single_windows_give_however_they_are_cut(kinds, cuts, for_s, keep_s, policy):
-    """Any sequence of windows, compressed and cut anywhere, gives the episodes of the plain window-by-window reading."""
+    """Any sequence of windows, compressed and cut anywhere, gives the alerts of the window-by-window walk."""
     rule = replace(RULE, for_s=for_s, keep_firing_for_s=keep_s, no_data=policy)
     assert walked(kinds, cuts, rule) == naive(kinds, for_s, keep_s, policy)
 
@@ -124,7 +124,7 @@ def test_an_alert_that_never_fired_never_resolves(kinds, for_s, keep_s, policy):
 
 
 def test_a_device_that_is_gone_for_a_day_is_forgotten():
-    """Without data an alert is held or fires, but ends after a day: what was taken away does not fire for ever."""
+    """Without data an alert stays or fires, but ends after a day: a removed device does not fire for ever."""
     breach = WindowRange("breach", 0, 5 * S, 1.0)
     for policy in ("keep", "alert"):
         track = Track(replace(RULE, no_data=policy), "f", {}, None)
@@ -167,7 +167,7 @@ def test_identity_is_the_labels_and_never_the_value(database):
 
 
 def test_the_evidence_shows_the_windows_again(database):
-    """The query kept with an alert gives back exactly the rows of its windows, quotes in labels included."""
+    """The evidence query of an alert returns exactly the rows of its windows, also with quotes in labels."""
     put(database, "o'leaf", [0.1, 0.3, 0.4, 0.0])
     put(database, "other", [0.9, 0.9, 0.9, 0.9])
     evaluator = Evaluator([RULE], database)
@@ -194,7 +194,7 @@ VALUES = st.lists(st.sampled_from([0.9, 0.0, "absent", None, math.nan]), min_siz
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_cut_of_the_windows_gives_the_same_tables(scratch, data):
-    """However many windows close at once, and whether a new process takes over between, the alerts are the same rows."""
+    """The rows of the alerts depend neither on how many windows close at once nor on restarts in between."""
     columns = {device: data.draw(VALUES) for device in ("a", "b")}
     length = max(map(len, columns.values()))
     cuts = sorted({*data.draw(st.lists(st.integers(1, length), max_size=5)), length})
@@ -217,7 +217,7 @@ def test_any_cut_of_the_windows_gives_the_same_tables(scratch, data):
 
 
 def test_missing_data_does_not_look_like_recovery(database):
-    """With ``keep``, an alert whose device has gone quiet stays, says so, and resolves only on real clear data."""
+    """With ``keep``, an alert whose device is silent stays as ``no_data`` and resolves only on clear data."""
     put(database, "leaf-1", [0.9, 0.9, "absent", "absent", 0.0])
     put(database, "leaf-2", [0.0] * 5)
     evaluator = Evaluator([replace(RULE, no_data="keep")], database)
@@ -238,7 +238,7 @@ def test_a_label_set_without_a_row_is_clear_while_its_device_has_others(database
 
 
 def test_no_data_fires_where_the_rule_asks_for_it(database):
-    """With ``alert``, a device that was there and is gone fires without a value, and resolves when it is back."""
+    """With ``alert``, a device that disappears fires without a value and resolves when it returns."""
     put(database, "leaf-1", [0.0, 0.0, "absent", "absent", "absent", 0.0])
     evaluator = Evaluator([replace(RULE, no_data="alert")], database)
     seen = [[(change.what, change.value, change.at_ns) for change in evaluator.evaluate(closed * S)] for closed in range(1, 7)]
@@ -246,7 +246,7 @@ def test_no_data_fires_where_the_rule_asks_for_it(database):
 
 
 def test_a_rule_that_fails_stops_no_other_and_catches_up(database):
-    """Errors of a rule's query are counted and shown; the other rules go on, and once mended the rule judges what it missed."""
+    """Errors of a rule's query are counted and shown; the other rules go on, and once it works the rule evaluates the windows it missed."""
     put(database, "leaf-1", [0.9, 0.9, 0.9, 0.0])
     broken = [
         replace(RULE, name="no-table", query="SELECT ts, device, x AS value FROM missing WHERE ts >= $from AND ts < $to"),
@@ -270,7 +270,7 @@ def test_a_rule_that_fails_stops_no_other_and_catches_up(database):
 
 
 def test_a_failure_while_writing_leaves_everything_as_it_was(database):
-    """Alerts, position and outbox are one: when the outbox fails, nothing has happened, and the next try does it all."""
+    """Alerts, position and outbox are one transaction: when the outbox fails nothing changes, and the next call does all of it."""
     put(database, "leaf-1", [0.9, 0.9])
 
     class Failing:
@@ -284,7 +284,7 @@ def test_a_failure_while_writing_leaves_everything_as_it_was(database):
 
 
 def test_too_many_alerts_are_dropped_and_counted(database):
-    """A rule holds no more alerts than its limit; those that it has are not pushed out by new ones."""
+    """A rule has no more alerts than its limit; new ones do not replace open ones."""
     put(database, "first", [0.9] * 4)
     for index in range(9):
         put(database, f"later-{index}", [0.9] * 2, start_s=2)

@@ -1,4 +1,4 @@
-"""The outbox: what a receiver believes becomes what is true, whatever fails in between."""
+"""The outbox: every receiver ends up with the true state of the alerts, whatever fails in between."""
 
 import contextlib
 import json
@@ -50,7 +50,7 @@ class Desk:
         self.restart()
 
     def restart(self):
-        """A new process: what was in memory is gone."""
+        """Start a new process: the state in memory is lost."""
         self.outbox = Outbox(self.database, endpoints_of(self.config), self.config, self.clock, jitter=random.Random(1))
 
     def labels(self, name):
@@ -91,30 +91,30 @@ def desk(scratch):
     return Desk(scratch())
 
 
-def said(delivery):
-    """Return what a delivery says: port -> status."""
+def statuses(delivery):
+    """Return the alerts of a delivery: port -> status."""
     return {alert["labels"]["port"]: alert["status"] for alert in json.loads(delivery.payload)["alerts"]}
 
 
-def test_a_firing_and_its_end_are_told_once_each(desk):
-    """An alert is told when it fires and when it is resolved, and nothing is said in between."""
+def test_a_firing_and_its_end_are_sent_once_each(desk):
+    """A receiver is notified when an alert fires and when it is resolved, and not in between."""
     desk.fire("a/1")
     (first,) = desk.due()
-    assert said(first) == {"a/1": "firing"} and desk.due() == []
+    assert statuses(first) == {"a/1": "firing"} and desk.due() == []
     desk.settle([first])
     desk.reconcile()
     assert desk.due() == []
     desk.end("a/1")
     (second,) = desk.due()
-    assert said(second) == {"a/1": "resolved"} and json.loads(second.payload)["status"] == "resolved"
+    assert statuses(second) == {"a/1": "resolved"} and json.loads(second.payload)["status"] == "resolved"
     desk.settle([second])
     desk.reconcile()
     assert desk.due() == [] and desk.rows() == [("ops", "sent", 1), ("ops", "sent", 1)]
     assert first.webhook_id != second.webhook_id
 
 
-def test_what_was_never_told_is_dropped_together_with_its_end(desk):
-    """A firing that nobody heard of and its resolution cancel each other out."""
+def test_an_alert_that_was_never_sent_is_dropped_with_its_end(desk):
+    """An alert that ends before any notification was sent is never sent."""
     desk.fire("a/1")
     desk.end("a/1")
     assert desk.due() == [] and desk.rows() == []
@@ -125,18 +125,18 @@ def test_what_was_never_told_is_dropped_together_with_its_end(desk):
     assert desk.due() == [] and desk.rows() == []
 
 
-def test_what_may_have_been_told_is_resolved(desk):
-    """After an attempt without an answer the receiver may know of the alert, so it is told of its end."""
+def test_an_alert_that_may_have_been_sent_is_resolved(desk):
+    """After an attempt without an answer the receiver may know the alert, so it gets its end."""
     desk.fire("a/1")
     desk.settle(desk.due(), Outcome.RETRY, certain=False, error="no answer in time")
     desk.end("a/1")
     desk.clock.advance(60)
     (delivery,) = desk.due()
-    assert said(delivery) == {"a/1": "resolved"}
+    assert statuses(delivery) == {"a/1": "resolved"}
 
 
 def test_a_kill_while_sending_repeats_the_same_message(desk):
-    """A delivery whose outcome was never written down is made again after a restart, under the same id."""
+    """A delivery without a recorded outcome is repeated after a restart, under the same id."""
     desk.fire("a/1")
     (before,) = desk.due()
     desk.restart()
@@ -146,22 +146,22 @@ def test_a_kill_while_sending_repeats_the_same_message(desk):
     desk.restart()
     desk.end("a/1")
     (ended,) = desk.due()
-    assert said(ended) == {"a/1": "resolved"}
+    assert statuses(ended) == {"a/1": "resolved"}
 
 
 def test_a_newer_state_takes_the_place_of_an_unsent_older_one(desk):
-    """While an endpoint is away its group stays one row, which says what is true now and respects the wait."""
+    """While an endpoint is away its group stays one row, with the current alerts and the current wait."""
     desk.fire("a/1")
     desk.settle(desk.due(), Outcome.RETRY, retry_after_s=100.0)
     desk.fire("a/2")
     assert desk.due() == [] and desk.rows() == [("ops", "pending", 1)]
     desk.clock.advance(101)
     (delivery,) = desk.due()
-    assert said(delivery) == {"a/1": "firing", "a/2": "firing"}
+    assert statuses(delivery) == {"a/1": "firing", "a/2": "firing"}
 
 
-def test_an_alert_that_comes_back_before_its_end_was_told_says_nothing(desk):
-    """A flap that the receiver did not hear of is none."""
+def test_an_alert_that_returns_before_its_end_was_sent_sends_nothing(desk):
+    """An alert that ends and fires again before its end was sent causes no notification."""
     desk.fire("a/1")
     desk.settle(desk.due())
     desk.end("a/1")
@@ -170,15 +170,15 @@ def test_an_alert_that_comes_back_before_its_end_was_told_says_nothing(desk):
 
 
 def test_groups_follow_the_configured_labels(scratch):
-    """Alerts alike in the group labels are one notification, and its key reads as Alertmanager's does."""
+    """Alerts with equal group labels share a notification, whose key has Alertmanager's form."""
     desk = Desk(scratch(), notify(group_by=("device",)))
     desk.fire("a/1", "a/2", "b/1")
-    found = {json.loads(delivery.payload)["groupKey"]: said(delivery) for delivery in desk.due()}
+    found = {json.loads(delivery.payload)["groupKey"]: statuses(delivery) for delivery in desk.due()}
     assert found == {'{}:{device="a"}': {"a/1": "firing", "a/2": "firing"}, '{}:{device="b"}': {"b/1": "firing"}}
     assert group_key({"b": 'x"y', "a": "z"}) == '{}:{a="z", b="x\\"y"}'
 
 
-def test_each_endpoint_is_told_for_itself(scratch):
+def test_each_endpoint_is_notified_independently(scratch):
     """One endpoint that fails leaves the other's notifications alone."""
     desk = Desk(scratch(), notify("one", "two"))
     desk.fire("a/1")
@@ -189,7 +189,7 @@ def test_each_endpoint_is_told_for_itself(scratch):
 
 
 def test_resolved_is_left_out_where_it_is_not_wanted(scratch):
-    """An endpoint without resolved notifications hears of new firings only, of the same alert again too."""
+    """An endpoint without resolved notifications gets firing alerts only, also the same alert again."""
     desk = Desk(scratch(), notify(send_resolved=False))
     desk.fire("a/1")
     desk.settle(desk.due())
@@ -197,7 +197,7 @@ def test_resolved_is_left_out_where_it_is_not_wanted(scratch):
     assert desk.due() == []
     desk.fire("a/1", at=30 * S)
     (again,) = desk.due()
-    assert said(again) == {"a/1": "firing"}
+    assert statuses(again) == {"a/1": "firing"}
 
 
 def test_the_end_of_one_of_several_is_forgotten_where_it_is_not_wanted(scratch):
@@ -209,7 +209,7 @@ def test_the_end_of_one_of_several_is_forgotten_where_it_is_not_wanted(scratch):
     assert desk.due() == []
     desk.fire("a/2", at=30 * S)
     (again,) = desk.due()
-    assert said(again) == {"a/1": "firing", "a/2": "firing"}
+    assert statuses(again) == {"a/1": "firing", "a/2": "firing"}
 
 
 def test_a_firing_without_a_clear_answer_is_sent_again(desk):
@@ -222,8 +222,8 @@ def test_a_firing_without_a_clear_answer_is_sent_again(desk):
     assert (again.webhook_id, again.payload) == (first.webhook_id, first.payload)
 
 
-def test_an_alert_that_fires_again_after_an_unclear_end_is_told_again(desk):
-    """When the receiver may have heard of an end, the next firing is news, though the end was never confirmed."""
+def test_an_alert_that_fires_again_after_an_unclear_end_is_sent_again(desk):
+    """When the receiver may know an end, the next firing is sent, although the end was never confirmed."""
     desk.fire("a/1")
     desk.settle(desk.due())
     desk.end("a/1")
@@ -231,7 +231,7 @@ def test_an_alert_that_fires_again_after_an_unclear_end_is_told_again(desk):
     desk.fire("a/1", at=20 * S)
     desk.clock.advance(60)
     (again,) = desk.due()
-    assert said(again) == {"a/1": "firing"}
+    assert statuses(again) == {"a/1": "firing"}
 
 
 def test_a_first_notification_can_wait_for_its_group(scratch):
@@ -243,11 +243,11 @@ def test_a_first_notification_can_wait_for_its_group(scratch):
     assert desk.due() == []
     desk.clock.advance(1)
     (delivery,) = desk.due()
-    assert said(delivery) == {"a/1": "firing", "a/2": "firing"}
+    assert statuses(delivery) == {"a/1": "firing", "a/2": "firing"}
 
 
 def test_what_goes_on_is_repeated(scratch):
-    """A firing group is told again after the repeat interval, under a new id, and not before."""
+    """A firing group is sent again after the repeat interval, under a new id, and not before."""
     desk = Desk(scratch(), notify(repeat_interval_s=3600.0))
     desk.fire("a/1")
     (first,) = desk.due()
@@ -258,11 +258,11 @@ def test_what_goes_on_is_repeated(scratch):
     desk.clock.advance(1)
     desk.reconcile()
     (again,) = desk.due()
-    assert said(again) == {"a/1": "firing"} and again.webhook_id != first.webhook_id
+    assert statuses(again) == {"a/1": "firing"} and again.webhook_id != first.webhook_id
 
 
 def test_retries_are_spread_bounded_and_end(desk):
-    """Waits lie within the doubling ceiling, are not all alike, and after an hour the notification is dead and listed."""
+    """Waits are random below a doubling limit; after an hour the notification is dead and listed."""
     desk.fire("a/1")
     waits = []
     for attempt in range(2000):
@@ -303,17 +303,17 @@ def test_a_refusal_is_final_until_something_changes(desk):
     assert desk.due() == [] and desk.rows("state, last_error") == [("dead", "HTTP 400")]
     desk.fire("a/2")
     (changed,) = desk.due()
-    assert said(changed) == {"a/1": "firing", "a/2": "firing"}
+    assert statuses(changed) == {"a/1": "firing", "a/2": "firing"}
 
 
 def test_a_gone_endpoint_is_left_alone_until_the_next_start(desk):
-    """After 410 nothing more is sent to the endpoint, until Weft is started anew."""
+    """After 410 the endpoint gets nothing until Weft is restarted."""
     desk.fire("a/1")
     desk.settle(desk.due(), Outcome.GONE, error="HTTP 410")
     desk.fire("b/1")
     assert desk.due() == []
     desk.restart()
-    assert [said(delivery) for delivery in desk.due()] == [{"b/1": "firing"}]
+    assert [statuses(delivery) for delivery in desk.due()] == [{"b/1": "firing"}]
 
 
 def test_an_endpoint_that_is_not_configured_any_more_keeps_nothing_pending(desk):
@@ -326,7 +326,7 @@ def test_an_endpoint_that_is_not_configured_any_more_keeps_nothing_pending(desk)
 
 
 def test_no_more_is_handed_out_than_the_sender_has_room_for(scratch):
-    """Deliveries under way are bounded for each endpoint; the rest waits in the store."""
+    """Claimed deliveries are bounded per endpoint; the others wait in the store."""
     desk = Desk(scratch())
     desk.fire(*(f"d{index}/1" for index in range(IN_FLIGHT_MAX + 5)))
     first = desk.due()
@@ -336,7 +336,7 @@ def test_no_more_is_handed_out_than_the_sender_has_room_for(scratch):
 
 
 def test_a_long_group_is_cut_and_the_new_come_first(scratch):
-    """A payload holds no more alerts than its limit, counts the others, and shows what the receiver has not heard of."""
+    """A payload holds no more alerts than its limit, counts the others, and shows new alerts first."""
     desk = Desk(scratch(), notify(max_alerts=2))
     desk.fire("a/1", "a/2", "a/3")
     (first,) = desk.due()
@@ -344,11 +344,11 @@ def test_a_long_group_is_cut_and_the_new_come_first(scratch):
     desk.settle([first])
     desk.fire("a/4", at=5 * S)
     (second,) = desk.due()
-    assert "a/4" in said(second) and json.loads(second.payload)["truncatedAlerts"] == 2
+    assert "a/4" in statuses(second) and json.loads(second.payload)["truncatedAlerts"] == 2
 
 
 def test_a_failed_transaction_can_be_undone(desk):
-    """When handing out is rolled back, the same deliveries come again."""
+    """When a claim is rolled back and released, the same deliveries are claimed again."""
     desk.fire("a/1")
     desk.settle(desk.due(), Outcome.RETRY)
     desk.fire("b/1")
@@ -386,7 +386,7 @@ ATTEMPTS = {
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_the_receiver_ends_up_believing_what_is_true(scratch, data):
-    """With any firings, ends, failures and kills: resolved is never said of what was never sent, and in the end all is told."""
+    """After any firings, ends, failures and kills, no end was sent of an alert that was not, and in the end all is sent."""
     desk, firing, believed, sent = Desk(scratch()), set(), set(), set()
 
     def send(kind):
@@ -394,10 +394,10 @@ def test_the_receiver_ends_up_believing_what_is_true(scratch, data):
         handed = desk.due()
         if outcome is None:
             # Nobody knows how far the sender has come with all that was handed to it.
-            sent.update(port for delivery in handed for port, status in said(delivery).items() if status == "firing")
+            sent.update(port for delivery in handed for port, status in statuses(delivery).items() if status == "firing")
         for delivery in handed:
-            for port, status in said(delivery).items():
-                assert status == "firing" or port in sent, "an end was told of an alert that was never sent"
+            for port, status in statuses(delivery).items():
+                assert status == "firing" or port in sent, "the end of an alert that was never sent"
                 if received or not certain:
                     sent.add(port)
                 if received:
@@ -420,7 +420,7 @@ def test_the_receiver_ends_up_believing_what_is_true(scratch, data):
         elif step == "kill":
             desk.restart()
     for _ in range(4):
-        # Long enough for what was refused to be told again.
+        # Longer than the repeat interval, after which refused notifications are sent again.
         desk.clock.advance(5 * 3600)
         desk.reconcile()
         send("ok")
@@ -465,11 +465,11 @@ def test_from_a_row_to_a_webhook_and_its_end(scratch, receivers):
         until(3)
     finally:
         sender.stop()
-    tried, told, ended = (json.loads(body) for _, _, body in receiver.requests)
-    assert tried == told
+    tried, sent_now, ended = (json.loads(body) for _, _, body in receiver.requests)
+    assert tried == sent_now
     assert receiver.requests[0][1]["webhook-id"] == receiver.requests[1][1]["webhook-id"] != receiver.requests[2][1]["webhook-id"]
-    (alert,) = told["alerts"]
-    assert (told["status"], alert["annotations"]["summary"], alert["generatorURL"]) == (
+    (alert,) = sent_now["alerts"]
+    assert (sent_now["status"], alert["annotations"]["summary"], alert["generatorURL"]) == (
         "firing", "leaf-1: 50%", "http://weft.example/bursts?device=leaf-1",
     )  # fmt: skip
     assert [row["value"] for row in database.query(alert["annotations"]["query"])] == [0.5]
@@ -533,7 +533,7 @@ store.stop()
 
 
 def work(folder, url, seconds, kill_after=None):
-    """Run the worker to its end, or kill it, as with kill -9, once it has closed so many seconds; return if it ended and what it sent."""
+    """Run the worker to its end, or kill it with SIGKILL after ``kill_after`` windows; return whether it ended and its payloads."""
     command = [sys.executable, "-c", WORKER, str(folder), url, str(seconds)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         guard = threading.Timer(60, process.kill)
@@ -558,24 +558,24 @@ def alerts_in(folder):
 
 
 def test_kill_9_loses_and_repeats_nothing(tmp_path, receivers):
-    """A process killed again and again leaves the undisturbed run's alerts, row for row, and a receiver that believes what is true."""
+    """A process killed repeatedly leaves the alerts of an undisturbed run, row for row, and the receiver with the true state."""
     seconds, receiver = 48, receivers()
     assert work(tmp_path / "calm", "", seconds)[0]
     moments, handed = random.Random(7), []
     for _ in range(3):
         # Each life goes on where the last one stood, so each kill falls into new work.
-        ended, told = work(tmp_path / "killed", receiver.base, seconds, kill_after=moments.randint(8, 13))
+        ended, sent_now = work(tmp_path / "killed", receiver.base, seconds, kill_after=moments.randint(8, 13))
         assert not ended
-        handed += told
-    ended, told = work(tmp_path / "killed", receiver.base, seconds)
-    handed += told
+        handed += sent_now
+    ended, sent_now = work(tmp_path / "killed", receiver.base, seconds)
+    handed += sent_now
     assert ended and alerts_in(tmp_path / "killed") == alerts_in(tmp_path / "calm")
     assert sum(row[4] == "resolved" for row in alerts_in(tmp_path / "calm")) > 5
-    # A kill between the hand-out and the wire leaves it open whether the receiver knows: its end is told then, and of nothing else.
-    maybe_told = set()
+    # After a kill between claim and delivery the receiver may know the alert: only then may an unknown end be sent.
+    maybe_sent = set()
     for alert in (alert for alerts in handed for alert in alerts):
-        assert alert["status"] == "firing" or alert["fingerprint"] in maybe_told
-        maybe_told.add(alert["fingerprint"])
+        assert alert["status"] == "firing" or alert["fingerprint"] in maybe_sent
+        maybe_sent.add(alert["fingerprint"])
     payloads, believed = {}, {}
     for _, headers, body in receiver.requests:
         assert payloads.setdefault(headers["webhook-id"], body) == body

@@ -1,4 +1,4 @@
-"""Alert rules as files: what is accepted, and how what is not is told."""
+"""Alert rules as files: what is accepted, and the errors for the rest."""
 
 import pytest
 
@@ -30,7 +30,7 @@ def write(tmp_path, text, name="rule.toml"):
 
 
 def test_a_rule_is_read_as_written(tmp_path):
-    """Everything that the file says stands in the rule, with units turned into nanoseconds."""
+    """Every value of the file is in the rule, times in nanoseconds."""
     rule = load_rule(write(tmp_path, GOOD))
     assert (rule.name, rule.condition.op, rule.condition.threshold) == ("hot", ">=", -0.0015)
     assert (rule.for_ns, rule.keep_ns, rule.window_ns) == (2_500_000_000, 0, 1_000_000_000)
@@ -53,8 +53,8 @@ def test_a_rule_is_read_as_written(tmp_path):
         ("for_s = 2.5", "window_s = 0.5", 4, "whole seconds"),
     ],
 )
-def test_a_misspelt_rule_names_file_line_and_mend(tmp_path, old, new, line, words):
-    """A rule that cannot be meant as written is refused with its place and what to write instead."""
+def test_a_misspelt_rule_is_refused_with_file_line_and_hint(tmp_path, old, new, line, words):
+    """A wrong rule is refused with file, line and a hint."""
     path = write(tmp_path, GOOD.replace(old, new, 1))
     with pytest.raises(ConfigError) as caught:
         load_rule(path)
@@ -64,7 +64,7 @@ def test_a_misspelt_rule_names_file_line_and_mend(tmp_path, old, new, line, word
 
 @pytest.mark.parametrize("text", ["name = ", "\xff", "", "name = 'x'\nname = 'y'", "[[test]]\nfires = true\n"])
 def test_what_is_no_rule_at_all_is_a_config_error(tmp_path, text):
-    """Files that are broken, empty or no text give the user's error and no other."""
+    """Files that are broken, empty or not text are configuration errors."""
     path = tmp_path / "rule.toml"
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(ConfigError):
@@ -89,7 +89,7 @@ def test_two_rules_of_one_name_are_refused(tmp_path):
 
 
 def test_a_disabled_rule_must_exist():
-    """Disabling a rule that is not there is a mistake, and told as one."""
+    """Disabling an unknown rule is an error with the nearest name."""
     with pytest.raises(ConfigError, match="did you mean 'roce-loss'"):
         load_rules(AlertsConfig(disabled=("roce-los",)))
 

@@ -1,4 +1,4 @@
-"""The webhook: its payload is Alertmanager's, its signature the standard's, and nothing a receiver does can hurt."""
+"""The webhook: its payload is Alertmanager's, its signature the standard's, and no behaviour of a receiver does harm."""
 
 import base64
 import hashlib
@@ -145,7 +145,7 @@ def test_a_secret_that_is_none_is_refused_without_being_shown(text):
 
 
 def test_a_receiver_can_verify_what_it_gets(receivers, tmp_path):
-    """Headers and body arrive as the standard says, and verify with nothing but the secret and the hashing of the library."""
+    """Headers and body follow the standard and verify with the secret and the standard library alone."""
     receiver = receivers()
     secret = b"k" * 24
     (tmp_path / "secret").write_text("whsec_" + base64.b64encode(secret).decode())
@@ -182,7 +182,7 @@ def test_each_status_has_its_outcome(receivers, status, outcome):
 
 
 def test_a_redirect_is_not_followed(receivers):
-    """A receiver cannot send our alerts, or us, elsewhere."""
+    """Redirects are not followed."""
     first, second = receivers(), receivers()
     first.answers = [(307, {"Location": second.base})]
     assert webhook(first.base).deliver(DELIVERY).outcome is Outcome.REFUSED
@@ -203,14 +203,14 @@ def test_a_redirect_is_not_followed(receivers):
     ],
 )
 def test_retry_after_is_honoured_within_bounds(receivers, header, seconds):
-    """A wait that the receiver asks for is taken over, as seconds or as a date, up to an hour; nonsense is ignored."""
+    """``Retry-After`` is honoured as seconds or as a date, up to an hour; invalid values are ignored."""
     receiver = receivers()
     receiver.answers = [(503, {"Retry-After": header})]
     assert webhook(receiver.base, ManualClock()).deliver(DELIVERY).retry_after_s == seconds
 
 
 def drip(handler):
-    """Send a status line, byte by byte, without end: each byte comes within any time limit of a single read."""
+    """Send an endless status line byte by byte, each byte within the time limit of a single read."""
     try:
         for _ in range(100):
             handler.wfile.write(b"H")
@@ -248,7 +248,7 @@ def hang_up(handler):
 
 @pytest.mark.parametrize("behaviour", [garbage, endless_headers, hang_up])
 def test_a_broken_answer_is_an_uncertain_retry(receivers, behaviour):
-    """What is no HTTP answer is tried again, and never an exception."""
+    """An answer that is not HTTP is retried and raises nothing."""
     receiver = receivers()
     receiver.answers = [behaviour]
     result = webhook(receiver.base).deliver(DELIVERY)
@@ -256,7 +256,7 @@ def test_a_broken_answer_is_an_uncertain_retry(receivers, behaviour):
 
 
 def test_a_huge_body_is_not_read(receivers):
-    """A delivered notification is delivered, however much the receiver has to say about it."""
+    """A success counts however long the receiver's answer is."""
     receiver = receivers()
 
     def huge(handler):
@@ -324,17 +324,17 @@ def test_one_bad_address_spoils_a_name(monkeypatch):
 
 
 def test_the_connection_goes_to_the_judged_address(receivers, monkeypatch):
-    """The name is not looked up a second time between judging and connecting."""
+    """The name is resolved once: the checked address is the connected one."""
     receiver = receivers()
-    real, asked = socket.getaddrinfo, []
+    real, lookups = socket.getaddrinfo, []
 
     def resolver(host, port, *rest, **named):
-        asked.append(host)
+        lookups.append(host)
         return real("127.0.0.1" if host == "judged.example" else host, port, *rest, **named)
 
     monkeypatch.setattr(socket, "getaddrinfo", resolver)
     assert webhook(f"http://judged.example:{receiver.port}/").deliver(DELIVERY).outcome is Outcome.DELIVERED
-    assert asked.count("judged.example") == 1
+    assert lookups.count("judged.example") == 1
     assert receiver.requests[0][1]["host"] == f"judged.example:{receiver.port}"
 
 
@@ -385,7 +385,7 @@ def collected(sender, count):
 
 
 def test_a_slow_endpoint_delays_no_other(receivers):
-    """Each endpoint has its own thread: one that hangs does not hold up the rest, and an overfull one says so."""
+    """Each endpoint has its own thread: one that hangs does not delay the others, and a full one reports it."""
     slow, quick = receivers(), receivers()
     slow.answers = [silence]
     sender = NotificationSender({"slow": webhook(slow.base, timeout_s=2.0), "quick": webhook(quick.base)})
