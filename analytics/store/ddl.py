@@ -6,7 +6,11 @@ from ...pipeline import histogram
 from ...pipeline.tables.families import FAMILIES
 from ...pipeline.tables.field import RESOLUTIONS_NS, Table
 from ...pipeline.tables.states import STATES
+from ..views import CONDITIONAL_SUMS, conditional_name
 from .lag import KEPT_FAMILIES
+
+# The resolutions of roll-ups.
+COARSER = tuple(name for name in RESOLUTIONS_NS if name != "1s")
 
 _TIMES = ("ts", "recv_ts", "start_ts")
 
@@ -37,15 +41,19 @@ def duckdb_type(dtype: object) -> str:
     return _TYPES[dtype if isinstance(dtype, type) else type(dtype)]
 
 
-def definitions(table: Table) -> dict[str, str]:
-    """Return the type of each column of ``table``: times are TIMESTAMP_NS, and quantiles stand beside each histogram."""
+def definitions(table: Table, *, coarse: bool = False) -> dict[str, str]:
+    """Return the type of each column of ``table``: times are TIMESTAMP_NS, quantiles stand beside each histogram.
+
+    A roll-up (``coarse``) also has the conditional sums of its views' ratios.
+    """
     plain = {f.name: "TIMESTAMP_NS" if f.name in _TIMES else duckdb_type(f.dtype) for f in table.fields}
-    return plain | {f"{name}_{label}": "DOUBLE" for name in table.having("hist") for label in QUANTILES}
+    sums = {conditional_name(*pair): plain[pair[0]] for pair in CONDITIONAL_SUMS.get(table.name, ())} if coarse else {}
+    return plain | sums | {f"{name}_{label}": "DOUBLE" for name in table.having("hist") for label in QUANTILES}
 
 
-def columns(table: Table) -> str:
+def columns(table: Table, *, coarse: bool = False) -> str:
     """Return the column definitions of ``table``."""
-    return ", ".join(f"{name} {kind}" for name, kind in definitions(table).items())
+    return ", ".join(f"{name} {kind}" for name, kind in definitions(table, coarse=coarse).items())
 
 
 def literal(text: object) -> str:

@@ -14,11 +14,11 @@ import polars as pl
 
 from ...pipeline import histogram
 from ...pipeline.tables.field import RESOLUTIONS_NS, Table
-from ...pipeline.tables.states import merge
+from ...pipeline.tables.states import add_known, merge
+from ..views import CONDITIONAL_SUMS, conditional_name
+from .ddl import COARSER
 from .ddl import stored as as_stored
 from .writer import Store
-
-COARSER = tuple(name for name in RESOLUTIONS_NS if name != "1s")
 
 # So many merged rows are held at most.
 HELD_ROWS_MAX = 20_000
@@ -88,18 +88,25 @@ class _Pending:
 def merged(table: Table, frame: pl.DataFrame, resolution_ns: int) -> pl.DataFrame:
     """Return the rows of ``frame`` merged to windows of ``resolution_ns``; ``ts`` is in integer ns."""
     keys = table.having("key")
-    frame = frame.with_columns(pl.col("ts") // resolution_ns * resolution_ns)
+    sums = {conditional_name(*pair): pair for pair in CONDITIONAL_SUMS.get(table.name, ())}
+    frame = frame.with_columns(pl.col("ts") // resolution_ns * resolution_ns, *(_conditional_sum(frame, *pair) for pair in sums.values()))
     number = frame.select(pl.struct(keys).rank("dense").cast(pl.Int64).alias("group")).to_series() - 1
     groups = int(number.max()) + 1 if len(number) else 0  # type: ignore[arg-type]
-    first = (
-        frame.with_columns(group=number).group_by("group").agg(*(pl.col(key).first() for key in keys), *merge(table, keys)).sort("group")
-    )
+    added = (*merge(table, keys), *(add_known(pl.col(name)) for name in sums))
+    first = frame.with_columns(group=number).group_by("group").agg(*(pl.col(key).first() for key in keys), *added).sort("group")
     order = number.to_numpy()
     hists = [histogram.merge(frame[name], order, groups) for name in table.having("hist")]
     rest = [field.name for field in table.fields if field.role == "attribute"]
     return first.with_columns(*hists, *(pl.lit(None).alias(name) for name in rest)).select(
-        pl.col(name).cast(dtype) for name, dtype in table.polars.items()
+        *(pl.col(name).cast(dtype) for name, dtype in table.polars.items()), *sums
     )
+
+
+def _conditional_sum(frame: pl.DataFrame, value: str, known: str) -> pl.Expr:
+    """Return ``value`` where ``known`` is known; of rows that are merged already, what they hold of it."""
+    name = conditional_name(value, known)
+    own = pl.when(pl.col(known).is_not_null()).then(pl.col(value).fill_null(0))
+    return (pl.coalesce(name, own) if name in frame.columns else own).alias(name)
 
 
 def fold(store: Store, table: Table, resolution: str, frame: pl.DataFrame) -> None:
@@ -119,6 +126,6 @@ def _fold_portion(store: Store, table: Table, resolution: str, frame: pl.DataFra
     if stored.height:
         store.frame(f"DELETE FROM {name} AS stored USING fresh WHERE {same} AND {near}", fresh=fresh)
         stored = stored.with_columns(pl.col("ts").cast(pl.Datetime("ns")).cast(pl.Int64))
-        both = pl.concat([frame, stored.select(pl.col(column).cast(dtype) for column, dtype in table.polars.items())])
+        both = pl.concat([frame, stored.select(pl.col(column).cast(dtype) for column, dtype in frame.schema.items())])
         frame = merged(table, both, RESOLUTIONS_NS[resolution])
     store.insert(name, as_stored(table, frame))

@@ -10,8 +10,7 @@ import duckdb
 import polars as pl
 
 from ...pipeline.errors import StoreError
-from ...pipeline.tables.field import RESOLUTIONS_NS, Table
-from .ddl import base_tables, columns, definitions, literal
+from .ddl import COARSER, base_tables, columns, definitions, literal
 from .files import HOT, SAMPLES, SEGMENTS, SNAPSHOTS, explain
 
 # Databases of this version and older open in every DuckDB since 1.5, so a user's own client can read the snapshots.
@@ -221,10 +220,11 @@ class Store:
             self.execute("DELETE FROM base.version")
             self.execute(f"INSERT INTO base.version VALUES ({TABLES_VERSION})")
             for name, table in base_tables().items():
-                self.execute(f"CREATE TABLE IF NOT EXISTS base.{name} ({columns(table)})")
-                self._widen(name, table)
+                coarse = name.removeprefix(f"{table.name}_") in COARSER
+                self.execute(f"CREATE TABLE IF NOT EXISTS base.{name} ({columns(table, coarse=coarse)})")
+                self._widen(name, definitions(table, coarse=coarse))
             self.execute("CREATE TABLE IF NOT EXISTS base.positions (topic VARCHAR, part INTEGER, next_offset BIGINT)")
-            marks = [f"unfolded_{resolution}" for resolution in list(RESOLUTIONS_NS)[1:]]
+            marks = [f"unfolded_{resolution}" for resolution in COARSER]
             if "unfolded" in self._columns("positions"):  # an older store has one mark for all resolutions
                 one = ", ".join(f"unfolded AS {mark}" for mark in marks)
                 self.execute(f"CREATE OR REPLACE TABLE base.positions AS SELECT topic, part, next_offset, {one} FROM base.positions")
@@ -243,9 +243,9 @@ class Store:
         rows = self.query("SELECT column_name AS name FROM duckdb_columns() WHERE schema_name = 'base' AND table_name = ?", [name])
         return {str(row["name"]) for row in rows}
 
-    def _widen(self, name: str, table: Table) -> None:
+    def _widen(self, name: str, wanted: dict[str, str]) -> None:
         """Add the columns that the table has gained since this store was created."""
         there = self._columns(name)
-        for column, kind in definitions(table).items():
+        for column, kind in wanted.items():
             if column not in there:
                 self.execute(f"ALTER TABLE base.{name} ADD COLUMN {column} {kind}")

@@ -5,7 +5,8 @@ labels of the dashboard derive from it. A new ratio over kept statistics is a ne
 """
 
 from ...pipeline.tables.field import RESOLUTIONS_NS
-from .base import Column, View
+from ...pipeline.tables.states import STATES
+from .base import Column, View, conditional_name
 from .fabric import GROUPS, LATENCY, READINGS, ROCE
 from .hosts import GPUS, NICS, NVLINKS
 from .inventory import DEVICES, INVENTORY, JOBS, LINKS
@@ -13,7 +14,7 @@ from .kept import BURSTS, EVENTS, GAPS, PIPELINE, QUALITY, SAMPLES
 from .ports import BLOCKS, HURST_SCALES, PORTS, UNIT_BYTES
 from .queues import DROPS, QUEUES
 
-__all__ = ["BLOCKS", "HURST_SCALES", "PORTS", "UNIT_BYTES", "VIEWS", "Column", "View", "statements"]
+__all__ = ["BLOCKS", "CONDITIONAL_SUMS", "HURST_SCALES", "PORTS", "UNIT_BYTES", "VIEWS", "Column", "View", "conditional_name", "statements"]
 
 VIEWS: tuple[View, ...] = (
     PORTS,
@@ -37,6 +38,11 @@ VIEWS: tuple[View, ...] = (
     EVENTS,
     PIPELINE,
 )
+
+# The pairs (value, known) of each state table whose roll-ups also sum ``value`` over the windows in which ``known`` is known.
+CONDITIONAL_SUMS: dict[str, tuple[tuple[str, str], ...]] = {
+    table: tuple(sorted(set().union(*(view.conditional_sums().get(table, set()) for view in VIEWS)))) for table in STATES
+}
 
 
 def statements() -> list[str]:

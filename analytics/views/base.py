@@ -1,8 +1,13 @@
 """What a view is: a name, a source and columns, each one expression with its meaning."""
 
+import re
 from dataclasses import dataclass
 
 from ...pipeline.tables.field import RESOLUTIONS_NS
+from ...pipeline.tables.states import STATES
+
+# In the SQL of a view, ``[a where b]`` is the sum of column ``a`` over the windows in which ``b`` is known.
+_CONDITIONAL = re.compile(r"\[(\w+) where (\w+)\]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +46,33 @@ class View:
         name = f"{self.name}_{resolution}" if self.resolutions else self.name
         select = ",\n  ".join(f"{column.expression} AS {column.name}" for column in self.columns)
         text = f"CREATE OR REPLACE VIEW main.{name} AS SELECT\n  {select}\nFROM {self.source}{f' WHERE {self.where}' if self.where else ''}"
+        text = _CONDITIONAL.sub(lambda found: _conditional_sum(found[1], found[2], resolution), text)
         return text.replace("{r}", resolution).replace("{ns}", str(RESOLUTIONS_NS.get(resolution, 0)))
+
+    def conditional_sums(self) -> dict[str, set[tuple[str, str]]]:
+        """Return the pairs (a, b) of ``[a where b]`` by the table that has both columns."""
+        text = self.source + "".join(column.expression for column in self.columns)
+        tables = [table for name, table in STATES.items() if f"state.{name}_{{r}}" in text]
+        pairs = set(_CONDITIONAL.findall(text))
+        return {table.name: {pair for pair in pairs if set(pair) <= table.polars.keys()} for table in tables}
+
+
+def where(value: str, known: str) -> str:
+    """Return the SQL of a ratio's part: the sum of ``value`` over the windows in which ``known`` is known.
+
+    In a roll-up a statistic may be unknown in some of the windows, such as those that an older version stored.
+    """
+    return f"[{value} where {known}]"
+
+
+def conditional_name(value: str, known: str) -> str:
+    """Return the column of roll-ups that holds the sum of ``value`` where ``known`` is known."""
+    return f"{value}_where_{known}"
+
+
+def _conditional_sum(value: str, known: str, resolution: str) -> str:
+    own = f"CASE WHEN {known} IS NOT NULL THEN {value} END"
+    return own if resolution == "1s" else f"coalesce({conditional_name(value, known)}, {own})"
 
 
 def quantile(q: float) -> str:

@@ -1,6 +1,6 @@
 """The views of hosts: their adapters, their scale-up links, their GPUs."""
 
-from .base import Column, View
+from .base import Column, View, where
 
 
 def _one_source(table: str, key: str, tells: tuple[str, ...]) -> str:
@@ -10,11 +10,11 @@ def _one_source(table: str, key: str, tells: tuple[str, ...]) -> str:
 
 
 def _per_gigabyte(count: str, side: str) -> str:
-    return f"weft_ratio({count} * 1e9, {side}_bytes)"
+    return f"weft_ratio({count} * 1e9, {where(f'{side}_bytes', count)})"
 
 
 def _used(side: str) -> str:
-    return f"{side}_bytes * 8e9 / speed_bps / nullif({side}_covered_ns, 0)"
+    return f"{where(f'{side}_bytes', f'{side}_covered_ns')} * 8e9 / speed_bps / nullif({side}_covered_ns, 0)"
 
 
 _QUALITY = Column(
@@ -56,20 +56,25 @@ NICS = View(
         Column("tx_utilization_ratio", _used("tx"), "", "share of the line that it used for sending, over what the counters speak of"),
         Column("rx_utilization_ratio", _used("rx"), "", "the same for receiving"),
         _counted("ecn_marked_packets", "ecn_marked_packets", "packets received that the fabric had marked congestion experienced"),
-        Column("ce_ratio", "weft_ratio(ecn_marked_packets, rx_packets)", "", "marked share of the packets received"),
+        Column(
+            "ce_ratio",
+            f"weft_ratio(ecn_marked_packets, {where('rx_packets', 'ecn_marked_packets')})",
+            "",
+            "marked share of the packets received",
+        ),
         _counted("cnp_sent", "cnp_sent", "congestion notifications sent, as a receiver of marked packets"),
         _counted("cnp_handled", "cnp_handled", "congestion notifications obeyed, as a sender"),
         Column("cnp_per_gigabyte", _per_gigabyte("cnp_sent", "rx"), "", "notifications sent for each 10^9 bytes received"),
         Column("cnp_handled_per_gigabyte", _per_gigabyte("cnp_handled", "tx"), "", "notifications obeyed for each 10^9 bytes sent"),
         Column(
             "cnp_per_ce",
-            "weft_ratio(cnp_sent, ecn_marked_packets)",
+            f"weft_ratio(cnp_sent, {where('ecn_marked_packets', 'cnp_sent')})",
             "",
             "notifications sent for each marked packet; below 1 where one stands for several",
         ),
         Column(
             "cnp_ignored_ratio",
-            "weft_ratio(cnp_ignored, cnp_ignored + cnp_handled)",
+            f"weft_ratio(cnp_ignored, cnp_ignored + {where('cnp_handled', 'cnp_ignored')})",
             "",
             "share of the notifications received that the sender ignored; above 0 its congestion control is off",
         ),
@@ -83,7 +88,7 @@ NICS = View(
         Column("retransmit_per_gigabyte", _per_gigabyte("retransmits", "tx"), "", "retransmissions for each 10^9 bytes sent"),
         Column(
             "goodput_ratio",
-            "1 - weft_share(retransmits, tx_packets)",
+            f"1 - weft_share(retransmits, {where('tx_packets', 'retransmits')})",
             "",
             "share of the packets sent that went for the first time; of adapters that count retransmissions in packets",
         ),

@@ -1,7 +1,7 @@
 """The view of ports: burst samples and counters of one port and direction side by side."""
 
 from ...pipeline.tables.field import FEC_BINS, LADDER
-from .base import Column, View, percent, quantile
+from .base import Column, View, percent, quantile, where
 
 BLOCKS = (1, *LADDER)
 
@@ -43,7 +43,7 @@ _CAPACITY = "(speed_bps * sample_interval_ns / 8e9)"
 _TAU_R = "(sqrt(greatest(weft_variance(tau_count, tau_total, tau_squares), 0)) / (tau_total / tau_count))"
 _P01 = "(cold_hot / (cold_cold + cold_hot))"
 _P11 = "(hot_hot / (hot_cold + hot_hot))"
-_CER = "weft_ratio(c_fec_uncorrectable, c_fec_uncorrectable + c_fec_bin_0 + c_fec_corrected)"
+_CER = "weft_ratio(c_fec_uncorrectable, c_fec_uncorrectable + c_fec_clean + c_fec_corrected)"
 
 
 def _beside(name: str, signal: str) -> str:
@@ -67,14 +67,16 @@ _SAMPLES = f"""SELECT p.*, p.interval_ns AS sample_interval_ns, left(p.signal, 2
 _OF_SIDE = {
     "bytes": ("rx_bytes", "tx_bytes"),
     "bytes_covered_ns": ("rx_covered_ns", "tx_covered_ns"),
+    "covered_bytes": (where("rx_bytes", "rx_covered_ns"), where("tx_bytes", "tx_covered_ns")),
     "packets": ("rx_packets", "tx_packets"),
     "discards": ("rx_discards", "tx_discards"),
     "errors": ("rx_errors", "tx_errors"),
     "pause_frames": ("rx_pause_frames", "tx_pause_frames"),
     "ecn_marked_packets": ("NULL", "ecn_marked_packets"),
-    "fec_corrected": ("fec_corrected", "NULL"),
+    "fec_corrected": (where("fec_corrected", "fec_uncorrectable"), "NULL"),
+    "fec_clean": (where("fec_bin_0", "fec_uncorrectable"), "NULL"),
     "fec_uncorrectable": ("fec_uncorrectable", "NULL"),
-    "corrected_bits": ("corrected_bits", "NULL"),
+    "corrected_bits": (where("corrected_bits", "fec_covered_ns"), "NULL"),
     **{f"fec_bin_{k}": (f"fec_bin_{k}", "NULL") for k in range(FEC_BINS)},
 }
 _OF_PORT = ("source", "readings", "covered_ns", "fec_covered_ns", "flaps", "up_ns", "down_ns", "speed_bps")
@@ -143,7 +145,7 @@ PORTS = View(
             f"total / samples / {_CAPACITY}",
             "",
             "mean utilisation of the line over the samples; without samples over what the counters speak of",
-            "c_bytes * 8e9 / c_speed_bps / nullif(c_bytes_covered_ns, 0)",
+            "c_covered_bytes * 8e9 / c_speed_bps / nullif(c_bytes_covered_ns, 0)",
         ),
         *(
             Column(
@@ -155,7 +157,13 @@ PORTS = View(
             for q in (0.50, 0.90, 0.99, 0.999)
         ),
         Column("utilization_max_ratio", f"high / {_CAPACITY}", "", "largest sample's utilisation"),
-        Column("burst_count", "bursts", "", "bursts that start in the window: runs of samples above half of the line rate"),
+        Column("burst_count", "bursts", "", "bursts that start in the window: consecutive samples above the burst threshold"),
+        Column(
+            "burst_threshold_ratio",
+            "threshold_ratio",
+            "",
+            "burst threshold over the line rate; of several the largest, NULL where an older version stored the window",
+        ),
         Column("burst_time_ratio", "hot / samples", "", "share of the samples that are in bursts"),
         Column("burst_bytes", "hot_total", "bytes", "bytes in bursts"),
         Column("burst_bytes_ratio", "weft_ratio(hot_total, total)", "", "share of the bytes that are in bursts"),

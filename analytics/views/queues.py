@@ -1,6 +1,6 @@
 """The views of queues, priorities and buffers, and of what was dropped and why."""
 
-from .base import Column, View
+from .base import Column, View, where
 
 # One source per queue and window: figures of two would be of different intervals. The one that tells most of them; how full a queue
 # was at the most is that of any.
@@ -9,12 +9,18 @@ _TELLS = " + ".join(
 )
 _FULLEST = ", ".join(f"max({name}) OVER one AS {name}" for name in ("occupancy_high", "watermark_high", "headroom_high", "delay_high_ns"))
 
+
+def _pause_ns(side: str) -> str:
+    """Return the time in pause, over the windows in which the time that it was counted in is known."""
+    us, quanta = (where(f"pfc_{side}_pause_{unit}", f"pause_{side}_covered_ns") for unit in ("us", "quanta"))
+    return f"coalesce({us} * 1000.0, {quanta} * 512e9 / coalesce(q.speed_bps, p.speed_bps))"
+
+
 # The line rate of a queue is its port's.
 _QUEUES_SOURCE = f"""(
   SELECT q.* EXCLUDE (speed_bps), coalesce(q.speed_bps, p.speed_bps) AS speed_bps,
     coalesce(q.dropped_packets, q.wred_dropped_packets) AS drops,
-    coalesce(q.pfc_rx_pause_us * 1000.0, q.pfc_rx_pause_quanta * 512e9 / coalesce(q.speed_bps, p.speed_bps)) AS pause_rx_ns,
-    coalesce(q.pfc_tx_pause_us * 1000.0, q.pfc_tx_pause_quanta * 512e9 / coalesce(q.speed_bps, p.speed_bps)) AS pause_tx_ns
+    {_pause_ns("rx")} AS pause_rx_ns, {_pause_ns("tx")} AS pause_tx_ns
   FROM (
     SELECT * REPLACE ({_FULLEST}) FROM state.queue_counters_{{r}}
     WINDOW one AS (PARTITION BY ts, device, port, queue, direction)
@@ -27,14 +33,14 @@ _QUEUES_SOURCE = f"""(
 _XOFF_NS = "(65535 * 512e9 / speed_bps)"
 
 
-def _bounded(frames: str, covered: str) -> str:
-    return f"weft_share({frames} * {_XOFF_NS}, {covered})"
+def _bounded(frames: str) -> str:
+    return f"weft_share({frames} * {_XOFF_NS}, {where('covered_ns', frames)})"
 
 
 def _paused(side: str) -> str:
     """Return the share of the time in pause by duration, or by the bound where only frames are counted."""
     measured = f"weft_share(pause_{side}_ns, pause_{side}_covered_ns)"
-    return f"coalesce({measured}, {_bounded(f'pfc_{side}_frames', 'covered_ns')})"
+    return f"coalesce({measured}, {_bounded(f'pfc_{side}_frames')})"
 
 
 QUEUES = View(
@@ -59,9 +65,11 @@ QUEUES = View(
         ),
         Column("packets", "packets", "", "packets sent from it"),
         Column("bytes", "bytes", "bytes", "bytes sent from it"),
-        Column("utilization", "bytes * 8e9 / speed_bps / nullif(covered_ns, 0)", "", "share of the line that it used"),
+        Column("utilization", f"bytes * 8e9 / speed_bps / nullif({where('covered_ns', 'bytes')}, 0)", "", "share of the line that it used"),
         Column("ecn_marked_packets", "ecn_marked_packets", "", "packets marked congestion experienced"),
-        Column("ecn_mark_ratio", "weft_ratio(ecn_marked_packets, packets)", "", "marked share of the packets"),
+        Column(
+            "ecn_mark_ratio", f"weft_ratio(ecn_marked_packets, {where('packets', 'ecn_marked_packets')})", "", "marked share of the packets"
+        ),
         Column(
             "pause_rx_ratio",
             _paused("rx"),
@@ -71,11 +79,11 @@ QUEUES = View(
         Column("pause_tx_ratio", _paused("tx"), "", "share of the time in which it paused its peer; likewise"),
         Column(
             "pause_rx_bound_ratio",
-            _bounded("pfc_rx_frames", "covered_ns"),
+            _bounded("pfc_rx_frames"),
             "",
             "the most that the pause frames received can have stopped it: 65535 quanta of 512 bit times each",
         ),
-        Column("pause_tx_bound_ratio", _bounded("pfc_tx_frames", "covered_ns"), "", "the same of the frames sent"),
+        Column("pause_tx_bound_ratio", _bounded("pfc_tx_frames"), "", "the same of the frames sent"),
         Column(
             "pause_by",
             """CASE WHEN pause_rx_ns IS NULL AND pfc_rx_frames IS NOT NULL OR pause_tx_ns IS NULL AND pfc_tx_frames IS NOT NULL
@@ -84,10 +92,15 @@ QUEUES = View(
             "",
             "duration: measured; frames: no more than this; both are told by direction; NULL where nothing counts pauses",
         ),
-        Column("pause_mean_ns", "weft_ratio(pause_rx_ns, pfc_on2off)", "ns", "mean length of a pause received"),
+        Column(
+            "pause_mean_ns",
+            f"weft_ratio(pause_rx_ns, coalesce({where('pfc_on2off', 'pfc_rx_pause_us')}, {where('pfc_on2off', 'pfc_rx_pause_quanta')}))",
+            "ns",
+            "mean length of a pause received",
+        ),
         Column("pause_rx_frames", "pfc_rx_frames", "", "pause frames received"),
         Column("pause_tx_frames", "pfc_tx_frames", "", "pause frames sent"),
-        Column("storm_ratio", "weft_share(storm_ns, covered_ns)", "", "share of the time in a storm of pauses"),
+        Column("storm_ratio", f"weft_share(storm_ns, {where('covered_ns', 'storm_ns')})", "", "share of the time in a storm of pauses"),
         Column(
             "pfc_before_ecn",
             "CASE WHEN ecn_marked_packets IS NOT NULL THEN greatest(coalesce(pfc_rx_frames, 0), coalesce(pfc_tx_frames, 0)) > 0 AND ecn_marked_packets = 0 END",
@@ -105,7 +118,12 @@ QUEUES = View(
         Column("headroom_max_bytes", "headroom_high", "bytes", "largest watermark of the headroom"),
         Column("delay_max_ns", "delay_high_ns", "ns", "largest watermark of the delay"),
         Column("drops", "drops", "", "packets dropped"),
-        Column("drop_ratio", "weft_ratio(drops, drops + packets)", "", "share of the packets that were dropped"),
+        Column(
+            "drop_ratio",
+            f"weft_ratio(drops, drops + coalesce({where('packets', 'dropped_packets')}, {where('packets', 'wred_dropped_packets')}))",
+            "",
+            "share of the packets that were dropped",
+        ),
         Column("wred_drops", "wred_dropped_packets", "", "of them by random early detection"),
         Column("trimmed", "trimmed_packets", "", "packets cut to their header since it was full"),
     ),

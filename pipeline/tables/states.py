@@ -56,6 +56,7 @@ _STATE_LIST = (
             *_sums(SQUARES, "", ("squares", "sum of the squared samples")),
             Field("low", pl.UInt64, "", "smallest sample", "min"),
             Field("high", pl.UInt64, "", "largest sample", "max"),
+            Field("threshold_ratio", pl.Float64, "", "burst threshold over the line rate; null where no burst is looked for", "max"),
             *_sums(
                 pl.UInt64,
                 "",
@@ -339,9 +340,10 @@ def merge(table: Table, by: Iterable[str]) -> list[pl.Expr]:
     What is null in every row stays null: what nobody counted is not zero.
     """
     given = set(by)
-    how = {"sum": _sum, "min": pl.Expr.min, "max": pl.Expr.max}
+    how = {"sum": add_known, "min": pl.Expr.min, "max": pl.Expr.max}
     return [how[field.role](pl.col(field.name)) for field in table.fields if field.role in how and field.name not in given]
 
 
-def _sum(column: pl.Expr) -> pl.Expr:
+def add_known(column: pl.Expr) -> pl.Expr:
+    """Return the sum of what is known; null where nothing is."""
     return pl.when(column.count() > 0).then(column.sum())

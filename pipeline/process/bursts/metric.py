@@ -167,7 +167,8 @@ class BurstMetric:
         keys = _Keys(entities, interval, window_ns)
         hists = histogram.to_series("hist", offsets, index, count)
         gap_hists = histogram.of_values(gap_row, gap_value, len(stats), "gap_hist")
-        yield "port_samples", keys.port_samples(stats, squares, profile, hists, gap_hists)
+        threshold_ratio = pl.when(pl.col("signal").is_in(_HOT_SIGNALS), pl.col("speed_bps") > 0).then(self._config.threshold_ratio)
+        yield "port_samples", keys.port_samples(stats, squares, profile, hists, gap_hists).with_columns(threshold_ratio=threshold_ratio)
         yield "bursts", keys.bursts(bursts)
         present = stats[:, kernel.SAMPLES].reshape(len(entities), len(window_ns)) > 0
         yield "groups", keys.groups(list(sides), member, hot, sampled, present, bounds)

@@ -134,7 +134,8 @@ def port_samples(entity: Entity, series: dict[int, int]) -> dict[int, dict[str, 
     for window, row in rows.items():
         mine = values[window]
         row |= {"samples": len(mine), "total": sum(mine), "squares": sum(v * v for v in mine), "low": min(mine), "high": max(mine)}
-        row |= {"hist": hist(mine), "gap_hist": hist(gap_values[window])}
+        looks = entity.signal in ("rx_bytes", "tx_bytes") and bool(entity.speed_bps)
+        row |= {"hist": hist(mine), "gap_hist": hist(gap_values[window]), "threshold_ratio": 0.5 if looks else None}
         row["profile"] = [min(v, 2**32 - 1) for v in row["profile"]] if entity.interval_ns <= 10 * MS else None
     return rows
 
