@@ -15,7 +15,7 @@ import streamlit as st
 
 from weft.dashboards import parts
 from weft.dashboards.data import Board
-from weft.dashboards.pages import VIEWS
+from weft.dashboards.pages import PAGES
 from weft.dashboards.service import DATA_VARIABLE
 from weft.dashboards.sql import RANGES_S
 from weft.pipeline.clock import SystemClock
@@ -44,13 +44,13 @@ def main() -> None:
     """Run the app once."""
     st.set_page_config(page_title="Weft", page_icon=str(ICON), layout="wide", menu_items={"About": ABOUT})
     pages: dict[str, Any] = {}
-    for name, module in VIEWS.items():
+    for name, module in PAGES.items():
         pages[name] = st.Page(
             functools.partial(show, name, module, pages),
             title=module.TITLE,
             icon=module.ICON,
             url_path=name,
-            default=name == next(iter(VIEWS)),
+            default=name == next(iter(PAGES)),
         )
     st.navigation(list(pages.values()), position="top").run()
 

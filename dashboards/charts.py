@@ -111,8 +111,8 @@ def heat(
     )
 
 
-def microscope(frame: pl.DataFrame, *, dark: bool, interval: str, threshold_ratio: float, height: int = TALL) -> alt.TopLevelMixin:
-    """Draw raw samples as bars, those above the threshold in full colour, beside the mean of the second."""
+def microscope(frame: pl.DataFrame, *, dark: bool, interval: str, threshold_ratio: float | None, height: int = TALL) -> alt.TopLevelMixin:
+    """Draw raw samples as bars, those above the burst threshold in full colour, beside the mean of the second."""
     each, second = f"each {interval}", "mean of the second"
     chart = _stamped(alt.Chart(frame)).transform_calculate(each=f"'{each}'", second=f"'{second}'")
     color = alt.Scale(domain=[each, second], range=theme.categories(dark)[:2])
@@ -124,14 +124,19 @@ def microscope(frame: pl.DataFrame, *, dark: bool, interval: str, threshold_rati
         alt.Tooltip("utilization_ratio:Q", title="utilisation", format=".1%"),
         alt.Tooltip("second_mean_ratio:Q", title=second, format=".1%"),
     ]
-    strength = alt.condition(f"datum.utilization_ratio > {threshold_ratio}", alt.value(1), alt.value(0.45))
+    strength = alt.condition(f"datum.utilization_ratio > {threshold_ratio or 0}", alt.value(1), alt.value(0.45))
     bars = chart.mark_rect().encode(
         x=x, x2="end_ms:Q", y=y, y2=alt.datum(0), tooltip=tips, color=alt.Color("each:N", scale=color, legend=legend), opacity=strength
     )
     mean = chart.mark_line(strokeWidth=3, interpolate="step-after").encode(
         x=x, y="second_mean_ratio:Q", color=alt.Color("second:N", scale=color, legend=legend)
     )
-    return alt.layer(bars, mean, *_rule((threshold_ratio, f"burst above {threshold_ratio:.0%}"), dark)).properties(height=height)
+    return alt.layer(bars, mean, *_rule(burst_rule(threshold_ratio), dark)).properties(height=height)
+
+
+def burst_rule(threshold_ratio: float | None) -> tuple[float, str] | None:
+    """Return the level of the burst threshold with its label; none where it is not known."""
+    return None if threshold_ratio is None else (threshold_ratio, f"burst above {threshold_ratio * 100:g} %")
 
 
 def distribution(frame: pl.DataFrame, x_title: str, *, dark: bool, names: Sequence[str], height: int = HEIGHT) -> alt.Chart:

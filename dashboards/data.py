@@ -9,6 +9,7 @@ from pathlib import Path
 import polars as pl
 import streamlit as st
 
+from ..analytics.store.files import STORE
 from ..analytics.store.reader import Reader
 from ..pipeline.clock import Clock
 from .sql import Span
@@ -22,7 +23,7 @@ class Board:
 
     def __init__(self, data: Path, clock: Clock) -> None:
         """Open the newest snapshot. Raises ``StoreError`` where nothing is published."""
-        self.folder = data / "store"
+        self.folder = data / STORE
         self.clock = clock
         self._reader = Reader(self.folder)
         self.published_ns = self._reader.published_ns

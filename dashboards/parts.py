@@ -11,6 +11,7 @@ import altair as alt
 import polars as pl
 import streamlit as st
 
+from ..analytics.store.files import CURRENT
 from ..pipeline.clock import NS_PER_S
 from ..pipeline.errors import StoreError
 from .data import Board
@@ -170,7 +171,7 @@ def _head(title: str, sql: str, key: str, note: str) -> None:
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
         st.markdown(f"**{title}**", help=note or None, width="content")
         with st.popover("SQL", icon=":material/code:", key=f"sql_{key}", help="the query that made this, to copy", type="tertiary"):
-            st.caption("Run it with `weft sql`, on the page SQL, or in any DuckDB client on `current.duckdb`.")
+            st.caption(f"Run it with `weft sql`, on the page SQL, or in any DuckDB client on `{CURRENT}`.")
             st.code(sql, language="sql", wrap_lines=False)
 
 
@@ -230,6 +231,11 @@ def parse_utc(words: str) -> int | None:
     moment = datetime.fromisoformat(words.strip())
     moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     return int(moment.timestamp()) * NS_PER_S + moment.microsecond * 1000
+
+
+def burst_threshold(ratio: object) -> str:
+    """Return the burst threshold in words, without its value where that is not known."""
+    return f"{ratio * 100:g} % of the line rate" if isinstance(ratio, int | float) else "the burst threshold"
 
 
 def percent(value: object, digits: int = 1) -> str:

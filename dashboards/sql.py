@@ -34,6 +34,11 @@ def instant(ns: int) -> str:
     return f"TIMESTAMP_NS '{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S}.{rest:09d}'"
 
 
+def weighted(ratio: str, weight: str) -> str:
+    """Return the mean of a ratio over rows, by ``weight``, over the rows in which the ratio is known."""
+    return f"weft_ratio(sum({ratio} * ({weight}))::DOUBLE, sum({weight}) FILTER ({ratio} IS NOT NULL))"
+
+
 @dataclass(frozen=True, slots=True)
 class Span:
     """Event time [from_ns, to_ns)."""

@@ -36,6 +36,7 @@ bus_rig = _load("bus_rig")
 _load("ipfix_bytes")
 _load("shared_data")
 _load("store_rig")
+_load("dash_rig")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1,4 +1,4 @@
-"""Stores for the dashboard's tests: recordings are written here and go through the real pipeline; nothing is mocked."""
+"""Stores and pages for tests of the dashboard: recordings are written here and go through the real pipeline; nothing is mocked."""
 
 import contextlib
 import os
@@ -10,6 +10,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -21,11 +22,6 @@ from weft.analytics import alerts
 from weft.analytics.store.ddl import stored
 from weft.analytics.store.publish import PublishConfig, Publisher
 from weft.analytics.store.writer import Store
-from weft.lab.fabric.fabric import Fabric, FabricConfig
-from weft.lab.fabric.faults import InjectedFault
-from weft.lab.fabric.topology import rail_fabric
-from weft.lab.fabric.workload import dense, training
-from weft.lab.telemetry.export import FabricExporter
 from weft.pipeline.clock import SystemClock
 from weft.pipeline.process import METRICS, MetricConfig
 from weft.pipeline.process.base import Closing
@@ -38,6 +34,7 @@ LINE_RATE_BPS = 12_500_000_000
 SAMPLE_BYTES_MAX = LINE_RATE_BPS // 8 // 1000
 REPLAY_LIMIT_S = 120
 START_LIMIT_S = 40
+PAGE_LIMIT_S = 60
 # 2022-01-01T00:00:03Z: where recordings of Millisampler begin, and three seconds.
 PCAP_START_S = 1_640_995_203
 
@@ -234,6 +231,12 @@ class SlowFabric:
 
 def _run_fabric(adapter: tuple[str, str], racks: int, hosts: int, rails: int, seconds: int) -> tuple[dict[str, pl.DataFrame], pl.DataFrame]:
     """Return what collectors see of a fabric with two jobs, and its inventory; the adapter is slow after a quarter of the time."""
+    from weft.lab.fabric.fabric import Fabric, FabricConfig
+    from weft.lab.fabric.faults import InjectedFault
+    from weft.lab.fabric.topology import rail_fabric
+    from weft.lab.fabric.workload import dense, training
+    from weft.lab.telemetry.export import FabricExporter
+
     count, second = racks * hosts, 1_000_000_000
     first = count * 5 // 8 // 4 * 4
     jobs = (training("pretrain-moe", range(first)), dense("finetune", range(first, count * 7 // 8)))
@@ -246,8 +249,8 @@ def _run_fabric(adapter: tuple[str, str], racks: int, hosts: int, rails: int, se
     return {family: pl.concat([step[family] for step in steps if family in step]) for family in steps[0]}, exporter.inventory()
 
 
-def _keep(data: Path, readings: dict[str, pl.DataFrame], inventory: pl.DataFrame) -> None:
-    """Store what the windows of all readings hold, as the services do it, and publish it."""
+def store_windows(data: Path, readings: dict[str, pl.DataFrame], inventory: pl.DataFrame, config: MetricConfig | None = None) -> None:
+    """Store the windows of all readings, as the services do it, and publish them."""
     store = Store(data / "store")
     store.start()
     with store.transaction():
@@ -255,7 +258,7 @@ def _keep(data: Path, readings: dict[str, pl.DataFrame], inventory: pl.DataFrame
         for family in METRICS.keys() & readings.keys():
             devices = readings[family].partition_by("device", as_dict=True)
             closings = [Closing(str(device), 0, 2**62 // 10**9 * 10**9, [rows], ended=True) for (device,), rows in devices.items()]
-            for name, rows in METRICS[family](MetricConfig()).close_all(closings).items():
+            for name, rows in METRICS[family](config or MetricConfig()).close_all(closings).items():
                 table = STATES.get(name)
                 if table is not None and rows.height:
                     store.insert(f"base.{name}_1s" if table.having("key") else f"base.{name}", stored(table, rows))
@@ -273,7 +276,7 @@ def slow_fabric(tmp_path_factory: pytest.TempPathFactory) -> SlowFabric:
     size = (4, 8, 8, 16) if os.environ.get("WEFT_PICTURES") else (2, 4, 4, 4)
     readings, inventory = _run_fabric(adapter, *size)
     data = tmp_path_factory.mktemp("fabric") / "data"
-    _keep(data, readings, inventory)
+    store_windows(data, readings, inventory)
     link = inventory.filter(kind="link", device=adapter[0], key=adapter[1]).row(0, named=True)
     return SlowFabric(data, adapter, (link["peer_device"], link["peer_port"]), readings)
 
@@ -299,6 +302,28 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return data
 
 
+@pytest.fixture
+def open_page(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Return a function that runs one page on a data folder, with a query string."""
+    from streamlit.testing.v1 import AppTest
+    from streamlit.util import calc_hash
+
+    from weft.dashboards import service
+    from weft.dashboards.pages import PAGES
+
+    def run(data: Path, name: str, **query: str) -> Any:
+        monkeypatch.setenv(service.DATA_VARIABLE, str(data))
+        monkeypatch.setattr("sys.argv", ["app.py"])
+        page = AppTest.from_file(str(service.APP), default_timeout=PAGE_LIMIT_S)
+        page.query_params.update(query)
+        if name != next(iter(PAGES)):
+            # Streamlit's tests can switch only between pages that are files, so the page is set by its hash.
+            page._page_hash = calc_hash(name)
+        return page.run()
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def free_port() -> Callable[[], int]:
     """Return a function that names a port of loopback that nobody listens on."""
@@ -314,6 +339,7 @@ def free_port() -> Callable[[], int]:
 _SERVE = """
 import sys
 from pathlib import Path
+from typing import Any
 from weft.dashboards.service import DashConfig, run
 run(DashConfig(port=int(sys.argv[2])), Path(sys.argv[1]))
 """

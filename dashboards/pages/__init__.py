@@ -1,24 +1,21 @@
-"""The pages, in the order of the navigation: name in the URL -> module with ``TITLE``, ``ICON``, ``render``, whether it needs a store
-(``STORED``) and whether it refreshes (``LIVE``)."""
+"""The pages, in the order of the navigation; a name is a folder here and the page's path in the URL.
 
+The module ``page`` of the folder declares ``TITLE``, ``ICON``, whether it reads a store (``STORED``), whether it refreshes
+(``LIVE``), and ``render``.
+"""
+
+from importlib import import_module
 from types import ModuleType
 
-from .bursts import page as bursts
-from .congestion import page as congestion
-from .docs import page as docs
-from .fabric import page as fabric
-from .latency import page as latency
-from .overview import page as overview
-from .pipeline import page as pipeline
-from .sql import page as sql
+_NAMES = (
+    "overview",
+    "fabric",
+    "bursts",
+    "congestion",
+    "latency",
+    "pipeline",
+    "sql",
+    "docs",
+)
 
-VIEWS: dict[str, ModuleType] = {
-    "overview": overview,
-    "fabric": fabric,
-    "bursts": bursts,
-    "congestion": congestion,
-    "latency": latency,
-    "pipeline": pipeline,
-    "sql": sql,
-    "docs": docs,
-}
+PAGES: dict[str, ModuleType] = {name: import_module(f".{name}.page", __name__) for name in _NAMES}

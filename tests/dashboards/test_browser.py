@@ -10,7 +10,7 @@ from urllib.parse import parse_qs, quote, urlsplit
 
 import pytest
 
-from weft.dashboards.pages import VIEWS
+from weft.dashboards.pages import PAGES
 
 playwright = (
     pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install playwright") if os.environ.get("CI") != "true" else None
@@ -167,17 +167,17 @@ def window(browser: Any, address: str) -> Iterator[Callable[..., Window]]:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("name", [name for name in VIEWS if name != "fabric"])
+@pytest.mark.parametrize("name", [name for name in PAGES if name != "fabric"])
 def test_every_page_is_drawn(name, scheme, window, pictures, tmp_path):
     """Each page in each theme has its charts drawn, no error anywhere, and costs less than 2 MB."""
     view = window(scheme, pictures)
-    first = name == next(iter(VIEWS))
+    first = name == next(iter(PAGES))
     view.open("" if first else name)
     assert view.received < RERUN_BYTES_MAX
     if name == "sql":
         view.page.get_by_role("button", name="Run").click()
         view.page.get_by_text(re.compile(r"\d rows")).wait_for()
-    assert view.page.get_by_role("heading", name=VIEWS[name].TITLE, exact=True).count() == 1
+    assert view.page.get_by_role("heading", name=PAGES[name].TITLE, exact=True).count() == 1
     background = view.page.evaluate("getComputedStyle(document.querySelector('[data-testid=stApp]')).backgroundColor")
     shade = sum(int(part) for part in re.findall(r"\d+", background)[:3])
     assert shade > 600 if scheme == "light" else shade < 150
@@ -369,6 +369,6 @@ def test_a_live_page_refreshes_without_being_built_anew(window):
 def test_an_empty_store_in_a_browser(empty, serve, window):
     """On a store without rows every page says what to do, without an error."""
     view = window(at=serve(empty)[0])
-    for name in list(VIEWS)[1:]:
+    for name in list(PAGES)[1:]:
         view.open(name)
         view.assert_sound()

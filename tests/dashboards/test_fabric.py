@@ -11,7 +11,7 @@ from weft.analytics.store.reader import Reader
 from weft.dashboards.pages.fabric import charts as charts_fabric
 from weft.dashboards.pages.fabric import queries as queries_fabric
 from weft.dashboards.pages.fabric.queries import MEASURES
-from weft.dashboards.pages.latency import queries as queries_roce
+from weft.dashboards.pages.latency import queries as queries_latency
 from weft.dashboards.sql import Span, chosen
 
 SCALE = charts_fabric.Scale("share paused", ".1%", 0.02)
@@ -139,7 +139,7 @@ def test_latency_of_one_device(reader, span, slow_fabric):
     """With a device chosen only the samples that it took are told."""
     rows = slow_fabric.readings["latency"]
     device = rows["device"][0]
-    found = reader.frame(queries_roce.latency_summary(span, queries_roce.Path(device=device)))["samples"][0]
+    found = reader.frame(queries_latency.latency_summary(span, queries_latency.Path(device=device)))["samples"][0]
     assert found == rows.filter(device=device)["values_ns"].list.len().sum() < rows["values_ns"].list.len().sum()
 
 

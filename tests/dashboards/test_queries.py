@@ -9,7 +9,9 @@ import pytest
 from weft.analytics.store.reader import Reader
 from weft.dashboards.pages.bursts import queries
 from weft.dashboards.pages.congestion import queries as queries_congestion
-from weft.dashboards.pages.latency import queries as queries_roce
+from weft.dashboards.pages.latency import queries as queries_latency
+from weft.dashboards.pages.overview import queries as queries_overview
+from weft.dashboards.queries import packets_bounds, samples_bounds, worst_ports
 from weft.dashboards.sql import Span, chosen
 
 LINE_RATE_BPS = 12_500_000_000
@@ -28,7 +30,7 @@ def reader(seed):
 @pytest.fixture(scope="module")
 def span(reader) -> Span:
     """Return the span of all samples."""
-    row = reader.frame(queries.bounds()).row(0)
+    row = reader.frame(samples_bounds()).row(0)
     return chosen(row[0], row[1], "all", None)
 
 
@@ -44,7 +46,7 @@ def runs_of(hot: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def test_the_microscope_shows_each_sample(seed, reader, span):
     """Within the screen's width every sample is there, at its time, with its utilisation and the mean of its second."""
     window = Span(span.from_ns + 700 * MS, span.from_ns + 1300 * MS)
-    files = [str(seed.data / "store" / "samples" / name) for name in reader.frame(queries.ring_files(window))["path"]]
+    files = reader.raw_sample_files(window.from_ns, window.to_ns)
     frame = reader.frame(queries.microscope(window, ENTITY, files))
     samples = seed.samples[ENTITY.device, ENTITY.port] / CAPACITY
     assert frame["utilization_ratio"].to_numpy() == pytest.approx(samples[700:1300])
@@ -54,7 +56,7 @@ def test_the_microscope_shows_each_sample(seed, reader, span):
 
 def test_the_microscope_keeps_peaks_when_it_groups(seed, reader, span):
     """Of more samples than a screen holds the largest of each group is shown: no peak is lost."""
-    files = [str(seed.data / "store" / "samples" / name) for name in reader.frame(queries.ring_files(span))["path"]]
+    files = reader.raw_sample_files(span.from_ns, span.to_ns)
     frame = reader.frame(queries.microscope(span, ENTITY, files))
     samples = seed.samples[ENTITY.device, ENTITY.port] / CAPACITY
     group = -(-len(samples) // queries.MICROSCOPE_POINTS_MAX)
@@ -108,8 +110,8 @@ def test_metrics_of_a_range_merge_windows(seed, reader, span):
 
 def test_the_heat_map_adds_up(seed, reader, span):
     """The cells of a port, each weighted by its width, make up its time in bursts."""
-    frame = reader.frame(queries.heat(span))
-    step_ms = span.step_ns(queries.HEAT_COLUMNS_MAX) / MS
+    frame = reader.frame(queries_overview.heat(span))
+    step_ms = span.step_ns(queries_overview.HEAT_COLUMNS_MAX) / MS
     for name, ratio in frame.group_by("name").agg(pl.col("ratio").sum() * step_ms).iter_rows():
         device, port, direction = name.split(" ")
         if direction == "rx":
@@ -118,11 +120,11 @@ def test_the_heat_map_adds_up(seed, reader, span):
 
 def test_latency_of_all_paths_is_of_the_added_histograms(seed, reader):
     """Quantiles over time, the distribution and the summary tell the same samples, each once."""
-    row = reader.frame(queries_roce.bounds()).row(0)
-    whole, everything = chosen(row[0], row[1], "all", None), queries_roce.Path()
-    summary = reader.frame(queries_roce.latency_summary(whole, everything)).row(0, named=True)
-    over_time = reader.frame(queries_roce.latency_over_time(whole, everything))
-    curve = reader.frame(queries_roce.latency_distribution(whole, everything))
+    row = reader.frame(packets_bounds()).row(0)
+    whole, everything = chosen(row[0], row[1], "all", None), queries_latency.Path()
+    summary = reader.frame(queries_latency.latency_summary(whole, everything)).row(0, named=True)
+    over_time = reader.frame(queries_latency.latency_over_time(whole, everything))
+    curve = reader.frame(queries_latency.latency_distribution(whole, everything))
     assert summary["samples"] == 399
     assert over_time["samples"].sum() == 399
     assert curve["share"].to_list()[-1] == 1
@@ -139,23 +141,23 @@ def test_quantiles_are_nearest_rank(counts, reader):
     # Below 128 a power of two is what its bucket stands for, and powers are 64 buckets apart.
     rows = [(1 + 64 * k, int(c), int(upto), len(ordered)) for k, (c, upto) in enumerate(zip(counts, np.cumsum(counts), strict=True))]
     values = ", ".join(str(row) for row in rows)
-    for q in queries_roce.QUANTILES.values():
-        sql = f"WITH cumulative AS (FROM (VALUES {values}) AS t(i, c, upto, n)) SELECT {queries_roce.at(q)} AS x FROM cumulative"
+    for q in queries_latency.QUANTILES.values():
+        sql = f"WITH cumulative AS (FROM (VALUES {values}) AS t(i, c, upto, n)) SELECT {queries_latency.at(q)} AS x FROM cumulative"
         assert reader.frame(sql)["x"][0] == np.quantile(ordered, q, method="inverted_cdf")
 
 
 def test_a_filter_that_matches_nothing_gives_no_rows(reader, span, tmp_path: Path):
     """Queries for a port, path or moment that does not exist give an empty table, not an error."""
     nobody = queries.Entity("x", "y", "rx", MS)
-    nowhere = queries_roce.Path("x", "y", "z")
+    nowhere = queries_latency.Path("x", "y", "z")
     for sql in (
         queries.utilization(span, nobody),
         queries.bursts(span, nobody),
         queries.dispersion(span, nobody),
         queries.distributions(span, nobody.where_burst()),
-        queries_roce.latency_over_time(span, nowhere),
-        queries_roce.operations_over_time(span, nowhere),
-        queries_roce.flows(span, nowhere),
+        queries_latency.latency_over_time(span, nowhere),
+        queries_latency.operations_over_time(span, nowhere),
+        queries_latency.flows(span, nowhere),
     ):
         assert reader.frame(sql).height == 0
 
@@ -169,10 +171,10 @@ def test_a_port_is_shown_at_the_interval_that_covers_most(tmp_path):
     connection.execute(
         """CREATE TABLE ports_1s AS SELECT TIMESTAMP_NS '1970-01-01' + to_seconds(k) AS ts, 'd' AS device, 'p' AS port, 'rx' AS direction,
         CASE WHEN k = 5 THEN 2000000 ELSE 1000000 END AS sample_interval_ns, CASE WHEN k = 5 THEN 500 ELSE 1000 END AS samples,
-        CASE WHEN k = 5 THEN 0.9 ELSE 0.1 END AS burst_time_ratio, 1 AS burst_count, 1 AS burst_bytes, 1 AS bytes,
+        CASE WHEN k = 5 THEN 0.9 ELSE 0.1 END AS burst_time_ratio, 1 AS burst_count, 1 AS burst_bytes_ratio, 1 AS bytes,
         0.5 AS utilization_max_ratio, 0.1 AS utilization_mean_ratio, NULL::DOUBLE AS ce_ratio, 1000 AS speed_bps FROM range(10) t(k)"""
     )
-    rows = connection.execute(queries.worst_ports(Span(0, 10 * 1000 * MS))).pl()
+    rows = connection.execute(worst_ports(Span(0, 10 * 1000 * MS))).pl()
     assert rows.select("sample_interval_ns", "burst_time_ratio").rows() == [(MS, pytest.approx(0.1))]
 
 

@@ -12,6 +12,7 @@ from ...parts import (
     NOTHING_YET,
     Visit,
     age_badges,
+    burst_threshold,
     choose_port,
     duration,
     fetch,
@@ -29,7 +30,8 @@ from ...parts import (
     time_column,
     utc,
 )
-from ...sql import WORDS, Span
+from ...queries import samples_bounds, worst_ports
+from ...sql import WORDS, Span, text
 from . import queries
 from .queries import Entity
 
@@ -37,8 +39,6 @@ TITLE = "Bursts"
 ICON = ":material/ssid_chart:"
 STORED = True
 LIVE = True
-
-THRESHOLD_RATIO = 0.5
 
 WORST = "the worst"
 ZOOMS_MS = {"50 ms": 50, "200 ms": 200, "1 s": 1000, "5 s": 5000, "30 s": 30_000}
@@ -58,7 +58,7 @@ _ROWS = (
 
 def render(visit: Visit) -> None:
     """Render the page."""
-    span = visit.span(queries.bounds())
+    span = visit.span(samples_bounds())
     age_badges(visit, span.to_ns if span else None)
     if span is None:
         nothing(NOTHING_YET)
@@ -67,16 +67,19 @@ def render(visit: Visit) -> None:
     if entity is None:
         nothing("No port has samples that match this choice and range. Choose a longer range, or another port.")
         return
-    _summary(visit, span, entity)
-    _against(visit, span, entity)
-    _microscope(visit, span, entity)
+    metrics = visit.board.row(queries.burst_metrics(span, entity))
+    ratio = metrics.get("burst_threshold_ratio")
+    threshold = ratio if isinstance(ratio, float) else None
+    _summary(span, entity, metrics)
+    _against(visit, span, entity, threshold)
+    _microscope(visit, span, entity, threshold)
     where = _scope(entity)
     left, right = st.columns(2)
     with left:
         _distributions(visit, span, where)
     with right:
         _ladder(visit, span, entity)
-    _metrics(visit, span, entity)
+    _metrics(queries.burst_metrics(span, entity), metrics)
 
 
 def _choose(visit: Visit, span: Span) -> Entity | None:
@@ -93,17 +96,17 @@ def _choose(visit: Visit, span: Span) -> Entity | None:
             bind="query-params",
             help="as the port's owner sees it",
         )
-    where = [f"{name} = {queries.text(value)}" for name, value in (("device", device), ("port", port)) if value]
-    where += [f"direction = {queries.text(direction)}"] if direction and direction != "both" else []
-    frame = fetch(visit, queries.worst_ports(span, 1, " AND ".join(where) or "true"))
+    where = [f"{name} = {text(value)}" for name, value in (("device", device), ("port", port)) if value]
+    where += [f"direction = {text(direction)}"] if direction and direction != "both" else []
+    frame = fetch(visit, worst_ports(span, 1, " AND ".join(where) or "true"))
     if frame is None or frame.is_empty():
         return None
     row = frame.row(0, named=True)
     return Entity(row["device"], row["port"], row["direction"], row["sample_interval_ns"], row["speed_bps"])
 
 
-def _summary(visit: Visit, span: Span, entity: Entity) -> None:
-    row = visit.board.row(queries.burst_metrics(span, entity))
+def _summary(span: Span, entity: Entity, row: dict[str, object]) -> None:
+    above = burst_threshold(row.get("burst_threshold_ratio"))
     st.markdown(
         f"**{plain(entity.device)} · {plain(entity.port)} · {entity.direction}** &nbsp; {speed(entity.speed_bps)}, "
         f"sampled every {duration(entity.interval_ns)}, {utc(span.from_ns)} to {utc(span.to_ns)}"
@@ -115,12 +118,12 @@ def _summary(visit: Visit, span: Span, entity: Entity) -> None:
         )
     tiles(
         [
-            ("Time in bursts", percent(row.get("burst_time_ratio")), "share of the samples above half of the line rate"),
+            ("Time in bursts", percent(row.get("burst_time_ratio")), f"share of the samples above {above}"),
             ("Bytes in bursts", percent(row.get("burst_bytes_ratio")), "share of the bytes that went in bursts"),
             (
                 "Bursts",
                 number(row.get("burst_count")),
-                "runs of samples above half of the line rate that start in the range",
+                f"stretches of samples above {above} that start in the range",
             ),
             (f"Peak, {duration(entity.interval_ns)}", percent(row.get("utilization_max_ratio")), "largest sample against the line rate"),
             ("Mean", percent(row.get("utilization_mean_ratio")), "mean utilisation of the line"),
@@ -129,7 +132,7 @@ def _summary(visit: Visit, span: Span, entity: Entity) -> None:
     )
 
 
-def _against(visit: Visit, span: Span, entity: Entity) -> None:
+def _against(visit: Visit, span: Span, entity: Entity, threshold: float | None) -> None:
     window = WORDS[span.resolution()]
     interval = duration(entity.interval_ns)
     names = {
@@ -147,7 +150,7 @@ def _against(visit: Visit, span: Span, entity: Entity) -> None:
             dark=visit.dark,
             names=names,
             percent=True,
-            rule=(THRESHOLD_RATIO, "burst above 50 %"),
+            rule=charts.burst_rule(threshold),
             steps=True,
         ),
         key="against",
@@ -157,16 +160,16 @@ def _against(visit: Visit, span: Span, entity: Entity) -> None:
     )
 
 
-def _microscope(visit: Visit, span: Span, entity: Entity) -> None:
+def _microscope(visit: Visit, span: Span, entity: Entity, threshold: float | None) -> None:
     sql = queries.bursts(span, entity)
     frame = fetch(visit, sql)
     starts = frame["start_ns"].to_list() if frame is not None else []
     window, zoom = _aimed(span, starts)
     listed, picture = st.columns([2, 3])
     with listed:
-        _bursts(visit, sql, starts)
+        _bursts(visit, sql, starts, threshold)
     with picture:
-        _raw(visit, entity, window, zoom)
+        _raw(visit, entity, window, zoom, threshold)
 
 
 def _aimed(span: Span, starts: list[int]) -> tuple[Span, str]:
@@ -184,22 +187,18 @@ def _aimed(span: Span, starts: list[int]) -> tuple[Span, str]:
     return Span(at_ns - width_ns // 5, at_ns + width_ns * 4 // 5), zoom
 
 
-def _raw(visit: Visit, entity: Entity, window: Span, zoom: str) -> None:
-    ring = fetch(visit, queries.ring_files(window))
-    files = [str(visit.board.folder.resolve() / "samples" / name) for name in ring["path"]] if ring is not None else []
+def _raw(visit: Visit, entity: Entity, window: Span, zoom: str, threshold: float | None) -> None:
+    files = visit.board.raw_sample_files(window)
     if not files:
-        kept = visit.board.row(queries.ring_bounds())
-        first, end = kept.get("first_ns"), kept.get("end_ns")
-        words = "None are kept at present."
-        if isinstance(first, int) and isinstance(end, int):
-            words = f"They are kept from {utc(first)} to {utc(end)}."
-        nothing(f"The raw samples of {utc(window.from_ns)} are gone: the ring keeps the last minutes only. {words}")
+        bounds = visit.board.raw_sample_bounds()
+        words = f"There are raw samples from {utc(bounds[0])} to {utc(bounds[1])}." if bounds else "There are none at present."
+        nothing(f"The raw samples of {utc(window.from_ns)} are gone: they are stored for some minutes only. {words}")
         return
     figure(
         visit,
         f"Microscope: {zoom} from {utc(window.from_ns).removesuffix(' UTC')}.{window.from_ns // 1_000_000 % 1000:03d} UTC",
         queries.microscope(window, entity, files),
-        lambda frame: charts.microscope(frame, dark=visit.dark, interval=duration(entity.interval_ns), threshold_ratio=THRESHOLD_RATIO),
+        lambda frame: charts.microscope(frame, dark=visit.dark, interval=duration(entity.interval_ns), threshold_ratio=threshold),
         key="microscope",
         describe="Raw samples of the port as utilisation of the line, with the burst threshold and the mean of each second",
         empty="No raw samples of this port at this moment: they follow some seconds after the statistics. Wait, or select another burst.",
@@ -207,7 +206,7 @@ def _raw(visit: Visit, entity: Entity, window: Span, zoom: str) -> None:
     )
 
 
-def _bursts(visit: Visit, sql: str, starts: list[int]) -> None:
+def _bursts(visit: Visit, sql: str, starts: list[int], threshold: float | None) -> None:
     columns = {
         "start_ts": time_column("start, UTC", precise=True),
         "duration_ms": number_column("length, ms", "", "%g"),
@@ -223,7 +222,7 @@ def _bursts(visit: Visit, sql: str, starts: list[int]) -> None:
         sql,
         columns,
         key="bursts",
-        empty="No burst in this range: no sample was above half of the line rate.",
+        empty=f"No burst in this range: no sample was above {burst_threshold(threshold)}.",
         height=charts.TALL + 15,
         chosen_row=functools.partial(_aim, starts),
     )
@@ -246,7 +245,7 @@ def _scope(entity: Entity) -> str:
     """Show the choice of whose bursts are counted, and return it as a condition."""
     scopes = {
         "port": entity.where_burst(),
-        "device": f"device = {queries.text(entity.device)} AND interval_ns = {entity.interval_ns}",
+        "device": f"device = {text(entity.device)} AND interval_ns = {entity.interval_ns}",
         "all": f"interval_ns = {entity.interval_ns}",
     }
     scope = st.segmented_control(
@@ -292,8 +291,7 @@ def _ladder(visit: Visit, span: Span, entity: Entity) -> None:
     )
 
 
-def _metrics(visit: Visit, span: Span, entity: Entity) -> None:
-    row = visit.board.row(queries.burst_metrics(span, entity))
+def _metrics(sql: str, row: dict[str, object]) -> None:
     docs = {column.name: column for column in PORTS.columns}
     rows = [{"metric": name, "value": _shown(name, row.get(name)), "meaning": docs[name].doc} for name in _ROWS]
     with st.expander("All burst metrics of this port over the range", expanded=True, key="metrics", on_change="rerun", bind="query-params"):
@@ -305,7 +303,7 @@ def _metrics(visit: Visit, span: Span, entity: Entity) -> None:
             alt="Burst metrics",
         )
         with st.popover("SQL", icon=":material/code:", key="sql_metrics", type="tertiary"):
-            st.code(queries.burst_metrics(span, entity), language="sql")
+            st.code(sql, language="sql")
 
 
 def _shown(name: str, value: Any) -> str:

@@ -1,30 +1,17 @@
-"""The questions about ports and bursts: each function returns the SQL that answers one, with its values as literals."""
+"""The queries of the Bursts page: each function returns one as SQL, with its values as literals."""
 
 from dataclasses import dataclass
 
+from ....analytics.store.reader import SEGMENT_NS_MAX
 from ....analytics.views import BLOCKS, PORTS
 from ....pipeline.tables.field import RESOLUTIONS_NS
 from ....pipeline.tables.states import STATES
 from ...sql import Span, instant, text
 
-# The port that is meant where none is chosen. What is sampled more slowly than every 10 ms shows no microbursts and comes last: its
-# figures do not compare with the others'.
-WORST_ORDER = (
-    "sample_interval_ns > 10000000, burst_time_ratio DESC NULLS LAST, utilization_max_ratio DESC NULLS LAST, device, port, direction"
-)
-
 # Points of the burst microscope; finer samples are shown by the largest of each point.
 MICROSCOPE_POINTS_MAX = 1500
 
-# A run is at most this long, so that the files of the ring can be chosen by time.
-RUN_NS_MAX = 60_000_000_000
-
-HEAT_COLUMNS_MAX = 120
-HEAT_PORTS_MAX = 24
 BURSTS_MAX = 200
-
-# Below this width bursts themselves are laid on the heat map, which then is finer than a window.
-FINE_HEAT_NS_MAX = 120_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,104 +36,11 @@ class Entity:
         return self.where().replace("sample_interval_ns", "interval_ns")
 
 
-def bounds() -> str:
-    """When the samples of ports begin and end."""
-    return "SELECT epoch_ns(min(ts)) AS first_ns, epoch_ns(max(ts)) + 1000000000 AS end_ns FROM state.port_samples_1s"
-
-
 def ports() -> str:
     """Every direction of every port that was ever sampled."""
     return """SELECT device, port, left(signal, 2) AS direction, interval_ns AS sample_interval_ns, max(speed_bps) AS speed_bps
 FROM state.port_samples_1h WHERE signal IN ('rx_bytes', 'tx_bytes') AND queue = ''
 GROUP BY ALL ORDER BY device, port, direction, sample_interval_ns LIMIT 20000"""
-
-
-def worst_ports(span: Span, limit: int = 50, where: str = "true") -> str:
-    """The ports that spend most of their time in bursts, each at the sampling interval that covers most of the span."""
-    r = span.resolution(20)
-    return f"""SELECT device, port, direction,
-  sum(burst_time_ratio * samples) / sum(samples) AS burst_time_ratio,
-  sum(burst_count)::BIGINT AS bursts,
-  weft_ratio(sum(burst_bytes)::DOUBLE, sum(bytes)) AS burst_bytes_ratio,
-  max(utilization_max_ratio) AS utilization_max_ratio,
-  sum(utilization_mean_ratio * samples) / sum(samples) AS utilization_mean_ratio,
-  sum(bytes) / 1e9 AS gigabytes,
-  weft_ratio(sum(ce_ratio * bytes), sum(bytes)) AS ce_ratio,
-  sample_interval_ns / 1e6 AS sample_ms,
-  max(speed_bps) / 1e9 AS speed_gbps,
-  sample_interval_ns, max(speed_bps) AS speed_bps
-FROM ports_{r} WHERE {span.inside(r)} AND samples > 0 AND {where}
-GROUP BY device, port, direction, sample_interval_ns
-QUALIFY row_number() OVER (PARTITION BY device, port, direction ORDER BY sum(samples) * sample_interval_ns DESC) = 1
-ORDER BY {WORST_ORDER} LIMIT {limit}"""
-
-
-def summary(span: Span) -> str:
-    """The state of all ports in one row."""
-    last = span.last(60)
-    r = last.resolution()
-    return f"""SELECT
-  (SELECT count(DISTINCT device) FROM devices WHERE last_ts >= {instant(span.to_ns)} - INTERVAL 2 MINUTE) AS devices_heard,
-  (SELECT count(DISTINCT device) FROM devices WHERE last_ts IS NOT NULL) AS devices,
-  count(DISTINCT (device, port)) FILTER (samples > 0) AS ports,
-  coalesce(sum(burst_count), 0)::BIGINT AS bursts,
-  max(burst_time_ratio) AS burst_time_ratio
-FROM ports_{r} WHERE {last.inside(r)}"""
-
-
-def heat(span: Span) -> str:
-    """Share of the time in bursts, of the worst ports over time; from bursts where the span is short, else from windows."""
-    step = span.step_ns(HEAT_COLUMNS_MAX)
-    fine = span.width_ns <= FINE_HEAT_NS_MAX
-    return f"""WITH worst AS (
-  {worst_ports(span, HEAT_PORTS_MAX).replace(chr(10), chr(10) + "  ")}
-), cells AS (
-  {(_fine_cells(span, step) if fine else _coarse_cells(span, step)).replace(chr(10), chr(10) + "  ")}
-)
-SELECT device || ' ' || port || ' ' || direction AS name, worst.device, worst.port, worst.direction,
-  slot * {step / 1e6:g} AS ms, (slot + 1) * {step / 1e6:g} AS end_ms, cells.ratio, worst.burst_time_ratio AS rank
-FROM worst JOIN cells USING (device, port, direction, sample_interval_ns) ORDER BY rank DESC, name, ms"""
-
-
-def _fine_cells(span: Span, step: int) -> str:
-    first, end = span.from_ns // step, (span.to_ns - 1) // step
-    return f"""SELECT device, port, direction, interval_ns AS sample_interval_ns, slot,
-  least(1, sum(least(end_ns, (slot + 1) * {step}) - greatest(start_ns, slot * {step})) / {step}) AS ratio
-FROM (
-  SELECT *, unnest(range(greatest({first}, start_ns // {step}), 1 + least({end}, (end_ns - 1) // {step}))) AS slot
-  FROM (SELECT *, epoch_ns(start_ts) AS start_ns, epoch_ns(start_ts) + duration_ns AS end_ns FROM bursts WHERE {span.between("start_ts")})
-)
-GROUP BY ALL"""
-
-
-def _coarse_cells(span: Span, step: int) -> str:
-    r = span.resolution(HEAT_COLUMNS_MAX * 10)
-    return f"""SELECT device, port, direction, sample_interval_ns, epoch_ns(ts) // {step} AS slot,
-  sum(burst_time_ratio * samples) / sum(samples) AS ratio
-FROM ports_{r} WHERE {span.inside(r)} GROUP BY ALL"""
-
-
-def freshness(span: Span) -> str:
-    """What each device has sent, and what of it is missing."""
-    r = span.resolution(20)
-    return f"""SELECT device, max(d.ports) AS ports, max(d.last_ts) AS last_minute,
-  avg(coverage_ratio) AS coverage_ratio, coalesce(sum(late), 0)::BIGINT AS late,
-  coalesce(sum(duplicates), 0)::BIGINT AS duplicates, coalesce(sum(implausible), 0)::BIGINT AS implausible
-FROM devices d LEFT JOIN (SELECT * FROM quality_{r} WHERE {span.inside(r)}) q USING (device)
-WHERE d.last_ts IS NOT NULL GROUP BY device ORDER BY device LIMIT 500"""
-
-
-def alerts() -> str:
-    """What is wrong now, the gravest first, then what was."""
-    return """SELECT state, severity, summary, device, port, value, starts_at, ends_at, path, rule, evidence_sql
-FROM alerts ORDER BY (state = 'resolved')::INT, (state = 'pending')::INT,
-  list_position(['critical', 'error', 'warning', 'info'], severity) NULLS LAST, starts_at DESC LIMIT 200"""
-
-
-def alert_count() -> str:
-    """How many alerts there are in each state."""
-    return """SELECT count(*) FILTER (state IN ('firing', 'no_data', 'error')) AS firing, count(*) FILTER (state = 'pending') AS pending,
-  count(*) FILTER (state = 'resolved') AS resolved, count(*) FILTER (state = 'firing' AND severity = 'critical') AS critical FROM alerts"""
 
 
 def utilization(span: Span, entity: Entity) -> str:
@@ -165,17 +59,6 @@ def bursts(span: Span, entity: Entity) -> str:
 FROM bursts WHERE {span.between("start_ts")} AND {entity.where_burst()} ORDER BY bytes DESC, start_ts LIMIT {BURSTS_MAX}"""
 
 
-def ring_files(window: Span) -> str:
-    """The files of the ring that may hold raw samples of a moment."""
-    wide = Span(window.from_ns - RUN_NS_MAX, window.to_ns)
-    return f"SELECT path FROM base.ring WHERE from_ts < {instant(wide.to_ns)} AND to_ts >= {instant(wide.from_ns)} ORDER BY path LIMIT 200"
-
-
-def ring_bounds() -> str:
-    """From when to when raw samples are kept."""
-    return "SELECT epoch_ns(min(from_ts)) AS first_ns, epoch_ns(max(to_ts)) AS end_ns FROM base.ring"
-
-
 def microscope(window: Span, entity: Entity, files: list[str]) -> str:
     """The raw samples of a moment, as utilisation: the largest and the mean of each point, beside the mean of the second."""
     points = -(-window.width_ns // entity.interval_ns)
@@ -188,7 +71,7 @@ def microscope(window: Span, entity: Entity, files: list[str]) -> str:
     return f"""WITH runs AS (
   SELECT epoch_ns(ts) AS start_ns, interval_ns, speed_bps, "values" FROM {source}
   WHERE device = {text(entity.device)} AND port = {text(entity.port)} AND signal = {text(signal)} AND queue = ''
-    AND interval_ns = {entity.interval_ns} AND ts >= {instant(wide.from_ns - RUN_NS_MAX)} AND ts < {instant(wide.to_ns)}
+    AND interval_ns = {entity.interval_ns} AND ts >= {instant(wide.from_ns - SEGMENT_NS_MAX)} AND ts < {instant(wide.to_ns)}
 ), samples AS (
   SELECT start_ns + (unnest(range(len("values"))) * interval_ns) AS t, unnest("values") / (speed_bps * interval_ns / 8e9) AS x FROM runs
 ), seconds AS (

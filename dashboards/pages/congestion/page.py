@@ -21,7 +21,7 @@ from ...parts import (
     time_column,
 )
 from ...sql import WORDS, Span
-from . import queries as queries_congestion
+from . import queries
 from .queries import MEASURES, Place
 
 TITLE = "Congestion"
@@ -37,13 +37,13 @@ NO_COUNTERS = (
 
 def render(visit: Visit) -> None:
     """Render the page."""
-    span = visit.span(queries_congestion.bounds())
+    span = visit.span(queries.bounds())
     age_badges(visit, span.to_ns if span else None)
     if span is None:
         nothing(NO_COUNTERS)
         return
     place, measure = _choose(visit)
-    _tiles(visit.board.row(queries_congestion.summary(span, place)))
+    _tiles(visit.board.row(queries.summary(span, place)))
     _heat(visit, span, place, measure)
     left, right = st.columns(2)
     with left:
@@ -61,7 +61,7 @@ def render(visit: Visit) -> None:
 
 def _choose(visit: Visit) -> tuple[Place, str]:
     """Show the choice of device, port and measure, and return it."""
-    known = fetch(visit, queries_congestion.places())
+    known = fetch(visit, queries.places())
     known = known if known is not None else pl.DataFrame(schema={"device": pl.String, "port": pl.String})
     with st.container(horizontal=True, vertical_alignment="bottom"):
         place = Place(*choose_port(known, ALL_PORTS))
@@ -104,7 +104,7 @@ def _heat(visit: Visit, span: Span, place: Place, measure: str) -> None:
     event = figure(
         visit,
         f"The worst queues: share {words}",
-        queries_congestion.heat(span, measure, place),
+        queries.heat(span, measure, place),
         lambda frame: charts.heat(frame, f"share {words}", dark=visit.dark, what=words, pick=("device", "port", "ms")),
         key="heat",
         describe=f"Heat map: one row per queue, time to the right, colour is the share {words}",
@@ -124,7 +124,7 @@ def _over_time(visit: Visit, span: Span, place: Place) -> None:
     figure(
         visit,
         f"Marks, pauses and drops in each {WORDS[span.resolution(300)]}",
-        queries_congestion.over_time(span, place),
+        queries.over_time(span, place),
         lambda frame: charts.lines(frame, "share", dark=visit.dark, names=_present(frame, names), percent=True),
         key="over_time",
         describe="Lines over time: marked, paused and dropped shares",
@@ -138,7 +138,7 @@ def _buffers(visit: Visit, span: Span, place: Place) -> None:
     figure(
         visit,
         "The fullest buffer",
-        queries_congestion.buffers(span, place),
+        queries.buffers(span, place),
         lambda frame: charts.lines(frame, "bytes", dark=visit.dark, names=_present(frame, names)),
         key="buffers",
         describe="Lines over time: largest watermark, occupancy and headroom of any chosen queue",
@@ -175,7 +175,7 @@ def _queues(visit: Visit, span: Span, place: Place) -> None:
     table(
         visit,
         "Queues and priorities, the most troubled first",
-        queries_congestion.worst_queues(span, place),
+        queries.worst_queues(span, place),
         columns,
         key="queues",
         empty="No queue counters in this range.",
@@ -187,7 +187,7 @@ def _drops(visit: Visit, span: Span, place: Place) -> None:
     figure(
         visit,
         "Dropped packets by reason",
-        queries_congestion.drops(span, place),
+        queries.drops(span, place),
         lambda frame: charts.bars(frame, "reason", "packets", "packets", dark=visit.dark),
         key="drops",
         describe="Bars: dropped packets by reason",
@@ -209,7 +209,7 @@ def _events(visit: Visit, span: Span, place: Place) -> None:
     table(
         visit,
         "What happened, the newest first",
-        queries_congestion.events(span, place),
+        queries.events(span, place),
         columns,
         key="events",
         empty="Nothing happened in this range.",
@@ -237,7 +237,7 @@ def _links(visit: Visit, span: Span, place: Place) -> None:
     table(
         visit,
         "Links, the most doubtful first",
-        queries_congestion.links(span, place),
+        queries.links(span, place),
         columns,
         key="links",
         empty="No port counters in this range.",

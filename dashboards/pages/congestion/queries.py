@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ...sql import Span, text
+from ...sql import Span, text, weighted
 
 HEAT_COLUMNS_MAX = 120
 HEAT_ROWS_MAX = 24
@@ -12,9 +12,9 @@ ROWS_MAX = 200
 MEASURES = {
     "paused": ("paused by its peer", "max(pause_rx_ratio)"),
     "pausing": ("pausing its peer", "max(pause_tx_ratio)"),
-    "marked": ("ECN-marked", "weft_ratio(sum(ecn_marked_packets)::DOUBLE, sum(packets))"),
+    "marked": ("ECN-marked", weighted("ecn_mark_ratio", "packets")),
     "used": ("used of the line", "max(utilization)"),
-    "dropped": ("dropped", "weft_ratio(sum(drops)::DOUBLE, sum(drops) + sum(packets))"),
+    "dropped": ("dropped", weighted("drop_ratio", "drops + packets")),
 }
 
 
@@ -54,8 +54,8 @@ def summary(span: Span, place: Place) -> str:
 FROM (
   SELECT max(pause_rx_ratio) AS pause_rx_ratio, max(pause_tx_ratio) AS pause_tx_ratio,
     count(DISTINCT (device, port, queue)) FILTER (pause_rx_ratio > 0) AS paused, count(DISTINCT (device, port, queue)) AS queues,
-    weft_ratio(sum(ecn_marked_packets)::DOUBLE, sum(packets) FILTER (ecn_marked_packets IS NOT NULL)) AS ecn_mark_ratio,
-    sum(drops)::BIGINT AS drops, weft_ratio(sum(drops)::DOUBLE, sum(drops) + sum(packets)) AS drop_ratio,
+    {weighted("ecn_mark_ratio", "packets")} AS ecn_mark_ratio,
+    sum(drops)::BIGINT AS drops, {weighted("drop_ratio", "drops + packets")} AS drop_ratio,
     count(*) FILTER (pfc_before_ecn) AS pfc_before_ecn, max(watermark_max_bytes) AS watermark_max_bytes
   FROM queues_{r} WHERE {where}
 ) q, (
@@ -85,9 +85,9 @@ def over_time(span: Span, place: Place) -> str:
     """Marks, pauses and drops of all chosen queues together: a healthy fabric marks before it pauses, and pauses before it drops."""
     r = span.resolution(300)
     return f"""SELECT epoch_ms(ts)::DOUBLE AS ms,
-  weft_ratio(sum(ecn_marked_packets)::DOUBLE, sum(packets) FILTER (ecn_marked_packets IS NOT NULL)) AS marked,
+  {weighted("ecn_mark_ratio", "packets")} AS marked,
   max(pause_rx_ratio) AS paused, max(pause_tx_ratio) AS pausing,
-  weft_ratio(sum(drops)::DOUBLE, sum(drops) + sum(packets)) AS dropped
+  {weighted("drop_ratio", "drops + packets")} AS dropped
 FROM queues_{r} WHERE {span.inside(r)} AND {place.where()} GROUP BY ts ORDER BY ts"""
 
 
@@ -105,7 +105,7 @@ def worst_queues(span: Span, place: Place) -> str:
     r = span.resolution(20)
     return f"""SELECT device, port, queue, direction, max(pause_rx_ratio) AS pause_rx_ratio, max(pause_tx_ratio) AS pause_tx_ratio,
   max(pause_mean_ns) / 1e3 AS pause_mean_us, arg_max(pause_by, ts) AS pause_by, max(storm_ratio) AS storm_ratio,
-  weft_ratio(sum(ecn_marked_packets)::DOUBLE, sum(packets)) AS ecn_mark_ratio,
+  {weighted("ecn_mark_ratio", "packets")} AS ecn_mark_ratio,
   sum(drops)::BIGINT AS drops, max(utilization) AS utilization, max(watermark_max_bytes) / 1e6 AS watermark_megabytes,
   max(delay_max_ns) / 1e3 AS delay_us, bool_or(pfc_before_ecn) AS pfc_before_ecn, max(quality) AS quality
 FROM queues_{r} WHERE {span.inside(r)} AND {place.where()} GROUP BY device, port, queue, direction

@@ -6,7 +6,7 @@ from ... import charts
 from ...parts import Visit, age_badges, fetch, figure, nothing, number, percent, plain, table, tiles
 from ...sql import WORDS, Span
 from . import charts as charts_fabric
-from . import queries as queries_fabric
+from . import queries
 from .queries import MEASURES
 
 TITLE = "Fabric"
@@ -32,9 +32,9 @@ NO_DATA = "The fabric is known, and nothing of it has been heard yet: `weft up` 
 
 def render(visit: Visit) -> None:
     """Render the page."""
-    span = visit.span(queries_fabric.bounds())
+    span = visit.span(queries.bounds())
     age_badges(visit, span.to_ns if span else None)
-    shape = visit.board.row(queries_fabric.shape())
+    shape = visit.board.row(queries.shape())
     if not shape.get("links"):
         nothing(NO_FABRIC)
         return
@@ -44,7 +44,7 @@ def render(visit: Visit) -> None:
     measure, rack = _choose(visit)
     _tiles(visit, span, shape)
     hosts = shape.get("hosts")
-    by_rack = not rack and isinstance(hosts, int) and hosts > queries_fabric.HOSTS_MAX
+    by_rack = not rack and isinstance(hosts, int) and hosts > queries.HOSTS_MAX
     left, right = st.columns(2)
     with left:
         _picture(visit, span, measure, rack, by_rack)
@@ -55,7 +55,7 @@ def render(visit: Visit) -> None:
 
 def _choose(visit: Visit) -> tuple[str, str]:
     """Show the choice of measure and rack, and return it; no rack in particular is empty."""
-    known = fetch(visit, queries_fabric.racks())
+    known = fetch(visit, queries.racks())
     racks = sorted(known["rack"].to_list(), key=charts_fabric.natural) if known is not None else []
     with st.container(horizontal=True, vertical_alignment="bottom"):
         measure = st.segmented_control(
@@ -72,7 +72,7 @@ def _choose(visit: Visit) -> tuple[str, str]:
 
 
 def _tiles(visit: Visit, span: Span, shape: dict[str, object]) -> None:
-    gpus = visit.board.row(queries_fabric.gpus(span))
+    gpus = visit.board.row(queries.gpus(span))
     tiles(
         [
             ("Hosts", number(shape.get("hosts")), f"in {number(shape.get('racks'))} racks"),
@@ -91,7 +91,7 @@ def _picture(visit: Visit, span: Span, measure: str, rack: str, by_rack: bool) -
     event = figure(
         visit,
         "Where the pressure is" + (f": rack {plain(rack)}" if rack else ""),
-        queries_fabric.picture(span, measure, rack, by_rack),
+        queries.picture(span, measure, rack, by_rack),
         lambda frame: charts_fabric.fabric(frame, scale, dark=visit.dark, columns="rack" if by_rack else "host"),
         key="fabric",
         describe=f"The fabric: switches above, hosts by rack below with a row for each rail; colour is the {chosen.title}",
@@ -112,7 +112,7 @@ def _picture(visit: Visit, span: Span, measure: str, rack: str, by_rack: bool) -
 
 def _worst(visit: Visit, span: Span, measure: str, rack: str) -> None:
     chosen = MEASURES[measure]
-    sql = queries_fabric.worst(span, measure, rack)
+    sql = queries.worst(span, measure, rack)
     frame = fetch(visit, sql)
     top = frame["value"].max() if frame is not None and frame.height else 1
     columns = {
@@ -151,7 +151,7 @@ def _over_time(visit: Visit, span: Span, measure: str, rack: str) -> None:
     figure(
         visit,
         f"The {SERIES} worst over time, in each {WORDS[span.resolution(300)]}",
-        queries_fabric.over_time(span, measure, rack, SERIES),
+        queries.over_time(span, measure, rack, SERIES),
         lambda frame: charts.lines(
             frame, chosen.title, dark=visit.dark, percent=chosen.form.endswith("%"), log=chosen.log_from > 0, columns=3
         ),

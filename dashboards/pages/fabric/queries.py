@@ -7,7 +7,7 @@ the span, but for shares of packets and bytes, which are taken over all of it.
 
 from dataclasses import dataclass
 
-from ...sql import Span, text
+from ...sql import Span, text, weighted
 
 ROWS_MAX = 200
 # More links between switches than these are not drawn.
@@ -56,7 +56,7 @@ MEASURES = {
         "share of the packets that the queue marked congestion experienced",
         ".2%",
         0.01,
-        "weft_ratio(sum(ecn_marked_packets)::DOUBLE, sum(packets) FILTER (ecn_marked_packets IS NOT NULL))",
+        weighted("ecn_mark_ratio", "packets"),
         "queues_{r}",
     ),
     "notified": Measure(
@@ -64,7 +64,7 @@ MEASURES = {
         "congestion notifications that the adapter sent for each 10^9 bytes that it received",
         ",.0f",
         100,
-        "weft_ratio(sum(cnp_sent) * 1e9, sum(rx_bytes))",
+        weighted("cnp_per_gigabyte", "rx_bytes"),
         "nics_{r}",
     ),
     "used": Measure(

@@ -5,8 +5,9 @@ import streamlit as st
 
 from ... import charts
 from ...parts import ANY, Visit, age_badges, fetch, figure, nothing, number, number_column, percent, ratio_column, table, tiles
+from ...queries import packets_bounds
 from ...sql import WORDS, Span
-from . import queries as queries_roce
+from . import queries
 from .queries import QUANTILES, Path, text_name
 
 TITLE = "Latency"
@@ -17,8 +18,8 @@ LIVE = True
 ALL = "all"
 
 NO_PACKETS = (
-    "No RoCEv2 packet has been seen yet. Replay a capture that holds some (`weft replay FILE.pcap`), or capture live: "
-    "name an interface under `[[collect.packets]]` in weft.toml."
+    "No RoCEv2 packet has been seen yet. Replay a capture (`weft replay FILE.pcap`), or capture live: name the `interface` "
+    "under `[collect.packets]` in weft.toml."
 )
 
 # How many samples a quantile wants, so that about ten lie beyond it.
@@ -27,13 +28,13 @@ _WANTED = {"p99": 1_000, "p99.9": 10_000, "p99.99": 100_000}
 
 def render(visit: Visit) -> None:
     """Render the page."""
-    span = visit.span(queries_roce.bounds())
+    span = visit.span(packets_bounds())
     age_badges(visit, span.to_ns if span else None)
     if span is None:
         nothing(NO_PACKETS)
         return
     path = _choose(visit)
-    summary = visit.board.row(queries_roce.latency_summary(span, path))
+    summary = visit.board.row(queries.latency_summary(span, path))
     _tiles(summary)
     _over_time(visit, span, path, summary)
     tail = st.segmented_control(
@@ -56,7 +57,7 @@ def render(visit: Visit) -> None:
 
 def _choose(visit: Visit) -> Path:
     """Show the choice of path and return it."""
-    known = fetch(visit, queries_roce.addresses())
+    known = fetch(visit, queries.addresses())
     known = known if known is not None else pl.DataFrame(schema=dict.fromkeys(("src", "dst", "kind", "device"), pl.String))
     with st.container(horizontal=True, vertical_alignment="bottom"):
         chosen = [
@@ -95,8 +96,8 @@ def _over_time(visit: Visit, span: Span, path: Path, summary: dict[str, object])
     names = {text_name(name): name for name in QUANTILES if name in (shown or list(QUANTILES))}
     figure(
         visit,
-        f"Latency quantiles of each {WORDS[span.resolution(queries_roce.POINTS_MAX)]}",
-        queries_roce.latency_over_time(span, path),
+        f"Latency quantiles of each {WORDS[span.resolution(queries.POINTS_MAX)]}",
+        queries.latency_over_time(span, path),
         lambda frame: charts.lines(frame, "latency, µs", dark=visit.dark, names=names, log=True),
         key="over_time",
         describe="Latency quantiles over time on a logarithmic axis",
@@ -116,7 +117,7 @@ def _distribution(visit: Visit, span: Span, path: Path, tail: bool) -> None:
     figure(
         visit,
         "Distribution of latency over the range",
-        queries_roce.latency_distribution(span, path),
+        queries.latency_distribution(span, path),
         lambda frame: charts.curve(frame.rename({column: "y"}), "latency, µs", title, dark=visit.dark, log_y=tail),
         key="distribution",
         describe="Empirical distribution of latency on a logarithmic axis",
@@ -139,7 +140,7 @@ def _paths(visit: Visit, span: Span, path: Path) -> None:
     table(
         visit,
         "Paths, the slowest p99 first",
-        queries_roce.latency_paths(span, path),
+        queries.latency_paths(span, path),
         columns,
         key="paths",
         empty="No latency sample of this path in this range.",
@@ -148,7 +149,7 @@ def _paths(visit: Visit, span: Span, path: Path) -> None:
 
 
 def _packets(visit: Visit, span: Span, path: Path) -> None:
-    row = visit.board.row(queries_roce.roce_summary(span, path))
+    row = visit.board.row(queries.roce_summary(span, path))
     if not row.get("packets"):
         nothing("No RoCEv2 packet between these addresses in this range.")
         return
@@ -180,7 +181,7 @@ def _packets(visit: Visit, span: Span, path: Path) -> None:
     figure(
         visit,
         "Signs of congestion and loss",
-        queries_roce.trouble_over_time(span, path),
+        queries.trouble_over_time(span, path),
         lambda frame: charts.lines(frame, "in each window", dark=visit.dark, height=280),
         key="trouble",
         describe="Lines over time: marks, congestion notifications, negative acknowledgements, sequence gaps and repeats",
@@ -196,7 +197,7 @@ def _operations(visit: Visit, span: Span, path: Path) -> None:
         figure(
             visit,
             "Operation mix",
-            queries_roce.operations(span, path),
+            queries.operations(span, path),
             lambda frame: charts.bars(frame, "operation", "packets", "packets", dark=visit.dark, tips=("bytes", "bytes_per_packet")),
             key="operations",
             describe="Bars: packets of each RoCEv2 operation",
@@ -207,7 +208,7 @@ def _operations(visit: Visit, span: Span, path: Path) -> None:
         figure(
             visit,
             "Operations over time",
-            queries_roce.operations_over_time(span, path),
+            queries.operations_over_time(span, path),
             lambda frame: charts.stacks(frame, "packets per second", dark=visit.dark),
             key="mix",
             describe="Stacked bars over time: packets per second by operation",
@@ -228,4 +229,4 @@ def _flows(visit: Visit, span: Span, path: Path) -> None:
         "psn_missing": number_column("missing"),
         "psn_repeats": number_column("repeats"),
     }
-    table(visit, "Pairs of addresses", queries_roce.flows(span, path), columns, key="flows", empty="No packet in this range.", height=300)
+    table(visit, "Pairs of addresses", queries.flows(span, path), columns, key="flows", empty="No packet in this range.", height=300)

@@ -29,12 +29,6 @@ class Path:
         return " AND ".join(parts) or "true"
 
 
-def bounds() -> str:
-    """When latency samples and packets begin and end."""
-    return """SELECT epoch_ns(min(first)) AS first_ns, epoch_ns(max(last)) + 1000000000 AS end_ns FROM (
-  SELECT min(ts) AS first, max(ts) AS last FROM state.latency_1s UNION ALL SELECT min(ts), max(ts) FROM state.roce_1s)"""
-
-
 def addresses() -> str:
     """Every requester, responder and kind of latency sample, and where it was seen."""
     return """SELECT DISTINCT src, dst, kind, device FROM (

@@ -7,6 +7,7 @@ from ...parts import (
     NOTHING_YET,
     Visit,
     age_badges,
+    burst_threshold,
     fetch,
     figure,
     nothing,
@@ -19,9 +20,9 @@ from ...parts import (
     tiles,
     time_column,
 )
+from ...queries import packets_bounds, samples_bounds, worst_ports
 from ...sql import Span
-from ..bursts import queries
-from ..latency import queries as queries_roce
+from . import queries
 
 TITLE = "Overview"
 ICON = ":material/monitor_heart:"
@@ -33,30 +34,31 @@ _STATES = {"firing": "● firing", "no_data": "? no data", "error": "✕ rule er
 
 def render(visit: Visit) -> None:
     """Render the page."""
-    span = visit.span(queries.bounds())
-    roce = visit.span(queries_roce.bounds())
+    span = visit.span(samples_bounds())
+    roce = visit.span(packets_bounds())
     ends = [part.to_ns for part in (span, roce) if part is not None]
     age_badges(visit, max(ends) if ends else None)
     if span is None:
         nothing(NOTHING_YET)
         _alerts(visit)
         return
-    _tiles(visit, span, roce)
+    summary = visit.board.row(queries.summary(span))
+    above = burst_threshold(summary.get("burst_threshold_ratio"))
+    _tiles(visit, span, roce, summary)
     left, right = st.columns([3, 2])
     with left:
-        _heat(visit, span)
+        _heat(visit, span, above)
     with right:
         _alerts(visit)
         _freshness(visit, span)
-    _worst(visit, span)
+    _worst(visit, span, above)
 
 
-def _tiles(visit: Visit, span: Span, roce: Span | None) -> None:
-    summary = visit.board.row(queries.summary(span))
+def _tiles(visit: Visit, span: Span, roce: Span | None, summary: dict[str, object]) -> None:
     alerts = fetch(visit, queries.alert_count())
     count = alerts.row(0, named=True) if alerts is not None and alerts.height else {}
-    latency = visit.board.row(queries_roce.latency_summary(roce.last(60), queries_roce.Path())) if roce else {}
-    worst = visit.board.frame(queries.worst_ports(span, 1))
+    latency = visit.board.row(queries.latency_p99(roce.last(60))) if roce else {}
+    worst = visit.board.frame(worst_ports(span, 1))
     name = " ".join(worst.row(0)[:3]) if worst.height else "none"
     tiles(
         [
@@ -69,7 +71,7 @@ def _tiles(visit: Visit, span: Span, roce: Span | None) -> None:
             (
                 "Bursts, last minute",
                 number(summary.get("bursts")),
-                "runs of samples above half of the line rate, all ports",
+                f"stretches of samples above {burst_threshold(summary.get('burst_threshold_ratio'))}, all ports",
             ),
             (
                 "Worst port: in bursts",
@@ -86,7 +88,7 @@ def _tiles(visit: Visit, span: Span, roce: Span | None) -> None:
     )
 
 
-def _heat(visit: Visit, span: Span) -> None:
+def _heat(visit: Visit, span: Span, above: str) -> None:
     event = figure(
         visit,
         "Where and when it bursts: the worst ports",
@@ -94,8 +96,8 @@ def _heat(visit: Visit, span: Span) -> None:
         lambda frame: charts.heat(frame, "share of the time in bursts", dark=visit.dark),
         key="heat",
         describe="Heat map: one row per port, time to the right, colour is the share of the time in bursts",
-        empty="No burst in this range: no sample was above half of its port's line rate. Choose a longer range to look back.",
-        note="A burst is a run of samples above half of the line rate. Click a cell to look at that port.",
+        empty=f"No burst in this range: no sample was above {above}. Choose a longer range.",
+        note=f"A burst is a stretch of consecutive samples above {above}. Click a cell to open that port.",
         selects=True,
     )
     cells = event.selection.get("cell", []) if event else []
@@ -154,13 +156,13 @@ def _freshness(visit: Visit, span: Span) -> None:
     )
 
 
-def _worst(visit: Visit, span: Span) -> None:
-    sql = queries.worst_ports(span)
+def _worst(visit: Visit, span: Span, above: str) -> None:
+    sql = worst_ports(span)
     columns = {
         "device": st.column_config.TextColumn("device"),
         "port": st.column_config.TextColumn("port"),
         "direction": st.column_config.TextColumn("direction"),
-        "burst_time_ratio": ratio_column("time in bursts", "share of the samples above half of the line rate", bar=True),
+        "burst_time_ratio": ratio_column("time in bursts", f"share of the samples above {above}", bar=True),
         "bursts": number_column("bursts"),
         "burst_bytes_ratio": ratio_column("bytes in bursts", "share of the bytes that went in bursts"),
         "utilization_max_ratio": ratio_column("peak", "largest sample against the line rate"),

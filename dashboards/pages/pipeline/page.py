@@ -5,9 +5,9 @@ import streamlit as st
 
 from ... import charts
 from ...parts import ANY, Visit, age_badges, figure, nothing, number, number_column, ratio_column, table, tiles, time_column
+from ...queries import samples_bounds
 from ...sql import Span
-from ..bursts import queries
-from . import queries as queries_health
+from . import queries
 
 TITLE = "Pipeline"
 ICON = ":material/conveyor_belt:"
@@ -21,8 +21,8 @@ NO_REPORTS = "No service has reported yet. Services report every five seconds wh
 
 def render(visit: Visit) -> None:
     """Render the page."""
-    data = visit.span(queries.bounds())
-    span = visit.span(queries_health.bounds())
+    data = visit.span(samples_bounds())
+    span = visit.span(queries.bounds())
     newest = max((part.to_ns for part in (data, span) if part is not None), default=None)
     age_badges(visit, newest)
     if span is None:
@@ -34,7 +34,7 @@ def render(visit: Visit) -> None:
 
 
 def _services(visit: Visit, span: Span) -> None:
-    sql = queries_health.services(span)
+    sql = queries.services(span)
     frame = visit.board.frame(sql)
     tiles(
         [
@@ -75,12 +75,12 @@ def _total(frame: pl.DataFrame, column: str) -> float | None:
 
 def _charts(visit: Visit, span: Span) -> None:
     pictures = (
-        ("Rows through each service", queries_health.rates(span), "rows/s", "rates"),
-        ("Behind: messages still to be read", queries_health.lags(span), "messages", "lags"),
-        ("Processor time", queries_health.processors(span), "cores", "processors"),
-        ("Resident memory", queries_health.memory(span), "MB", "memory"),
-        ("Cost of publishing a snapshot", queries_health.publishing(span), "ms", "publishing"),
-        ("Drops and errors", queries_health.troubles(span), "per second", "troubles"),
+        ("Rows through each service", queries.rates(span), "rows/s", "rates"),
+        ("Behind: messages still to be read", queries.lags(span), "messages", "lags"),
+        ("Processor time", queries.processors(span), "cores", "processors"),
+        ("Resident memory", queries.memory(span), "MB", "memory"),
+        ("Cost of publishing a snapshot", queries.publishing(span), "ms", "publishing"),
+        ("Drops and errors", queries.troubles(span), "per second", "troubles"),
     )
     for start in range(0, len(pictures), 2):
         for place, (title, sql, unit, key) in zip(st.columns(2), pictures[start : start + 2], strict=False):
@@ -105,7 +105,7 @@ def _chart(visit: Visit, title: str, sql: str, unit: str, key: str) -> None:
 
 
 def _losses(visit: Visit, data: Span | None) -> None:
-    known = visit.board.frame(queries_health.devices())["device"].to_list()
+    known = visit.board.frame(queries.devices())["device"].to_list()
     device = st.selectbox("Losses of", [ANY, *known], key="device", bind="query-params", width=280)
     name = "" if device in (ANY, None) else str(device)
     left, right = st.columns([2, 3])
@@ -120,7 +120,7 @@ def _losses(visit: Visit, data: Span | None) -> None:
         table(
             visit,
             "Admitted losses, altogether",
-            queries_health.gap_summary(name),
+            queries.gap_summary(name),
             columns,
             key="gap_summary",
             empty=COMPLETE,
@@ -138,7 +138,7 @@ def _losses(visit: Visit, data: Span | None) -> None:
         table(
             visit,
             "Admitted losses, the newest",
-            queries_health.gaps(name),
+            queries.gaps(name),
             columns,
             key="gaps",
             empty=COMPLETE,
@@ -162,7 +162,7 @@ def _quality(visit: Visit, data: Span, device: str) -> None:
     table(
         visit,
         "Quality of the samples, the worst first",
-        queries_health.quality(data, device),
+        queries.quality(data, device),
         columns,
         key="quality",
         empty="No samples in this range.",

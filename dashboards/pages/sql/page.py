@@ -12,7 +12,7 @@ from ....analytics.store import macros
 from ....pipeline.errors import StoreError
 from ....pipeline.tables.field import RESOLUTIONS_NS
 from ...parts import Visit, age_badges, plain, utc
-from ..bursts import queries
+from ...queries import samples_bounds
 
 TITLE = "SQL"
 ICON = ":material/terminal:"
@@ -41,7 +41,7 @@ _KEY = "console_answer"
 
 def render(visit: Visit) -> None:
     """Render the page."""
-    span = visit.span(queries.bounds())
+    span = visit.span(samples_bounds())
     age_badges(visit, span.to_ns if span else None)
     left, right = st.columns([3, 2])
     with left:
