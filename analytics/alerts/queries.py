@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 
 from ...pipeline.errors import StoreError
-from ..store.database import literal
+from ..store.ddl import literal
 from . import Database
 from .rules import Rule
 from .state import WindowRange
