@@ -18,7 +18,7 @@ from typing import NoReturn
 
 from . import __version__
 from .pipeline.errors import WeftError
-from .pipeline.memory import go_without, use_one_allocator
+from .pipeline.memory import use_one_allocator
 from .pipeline.supervise import follow_supervisor
 
 
@@ -172,8 +172,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     logging.getLogger("kafka").setLevel(logging.CRITICAL if chosen.log_level == "info" else logging.INFO)
     if arguments is None and chosen.command != "dash":
-        # It is there for the dashboard; DuckDB and Arrow take it up where they find it, and have no use for it here.
-        go_without("pandas")
         use_one_allocator()
     try:
         follow_supervisor()
