@@ -1,118 +1,87 @@
-"""What an Arrow IPC stream claims of itself, looked at before anybody believes it.
+"""Bounds on an Arrow IPC stream, checked before anything is unpacked.
 
-A buffer says how long it is when unpacked, and a reader allocates that much before it unpacks: a few hostile bytes would
-end the process, for a failed allocation cannot be caught there. So sizes are added up here first, from the stream's
-own tables (FlatBuffers; Arrow format, Message.fbs), which costs some ten microseconds a message.
+Each compressed buffer begins with its unpacked length, and a reader allocates that much first: a few hostile bytes would end the
+process, because a failed allocation cannot be caught there. PyArrow splits the stream and verifies its tables, but does not expose
+the lengths of buffers and has no limit for them; so the vector of buffers of each record batch is read here (Arrow format,
+Message.fbs).
 """
 
 import struct
 
 import numpy as np
+import pyarrow as pa
 
 # A schema of all columns that exist takes 12 KB; nesting without end would need more.
 SCHEMA_BYTES_MAX = 64 * 1024
 
-_CONTINUATION = 0xFFFFFFFF
-_SCHEMA, _RECORD_BATCH = 1, 3
+_CONTINUATION = b"\xff\xff\xff\xff"
 
 
-def check(value: bytes, bytes_max: int) -> None:
-    """Check that ``value`` is one schema and record batches of it, which unpack to ``bytes_max`` bytes and an eighth as many values.
+def check(value: bytes, bytes_max: int) -> bytes:
+    """Return the schema of ``value``, a stream by itself, if the record batches after it unpack to ``bytes_max`` bytes at most.
 
     Raises:
-        ValueError: it is not, or claims more.
+        ValueError: it is no stream of one schema and record batches, or claims more bytes, or more than an eighth as many values.
     """
     try:
-        _walk(value, bytes_max)
-    except struct.error:
-        raise ValueError("its tables point outside of it") from None
-
-
-def schema_bytes(value: bytes) -> int:
-    """Return how many bytes of a stream that has been checked are its schema."""
-    return 8 + _read("<II", value, 0)[1]
-
-
-def _walk(value: bytes, bytes_max: int) -> None:
-    at, first, total = 0, True, 0
-    while at < len(value):
-        mark, size = _read("<II", value, at)
-        if mark != _CONTINUATION:
+        messages = pa.ipc.MessageReader.open_stream(value)
+        first, total = next(messages, None), 0
+        if first is None or not value.startswith(_CONTINUATION):
             raise ValueError("no Arrow stream")
-        if size == 0:
-            break
-        message, body = _root(value, at + 8), at + 8 + size
-        kind, length = _scalar("<B", value, message, 1), _scalar("<q", value, message, 3)
-        if kind != (_SCHEMA if first else _RECORD_BATCH) or (first and size > SCHEMA_BYTES_MAX):
+        if first.type != "schema" or first.metadata.size > SCHEMA_BYTES_MAX:
             raise ValueError("not one schema and record batches of it")
-        if length < 0 or body + length > len(value):
-            raise ValueError("it is cut off")
-        if not first:
-            total += _unpacked(value, _follow(value, message, 2), body, length, bytes_max // 8)
+        for message in messages:
+            if message.type != "record batch":
+                raise ValueError("not one schema and record batches of it")
+            total += _unpacked(message.metadata.to_pybytes(), message.body, bytes_max // 8)
             if total > bytes_max:
                 raise ValueError(f"it claims to unpack to more than {bytes_max} bytes")
-        at, first = body + length, False
-    if first:
-        raise ValueError("no Arrow stream")
+    except (pa.ArrowException, struct.error) as error:
+        raise ValueError(f"no Arrow stream: {error}") from None
+    return value[: 8 + first.metadata.size]
 
 
-def _unpacked(value: bytes, batch: int, body: int, length: int, values_max: int) -> int:
+def _unpacked(metadata: bytes, body: pa.Buffer, values_max: int) -> int:
     """Return how many bytes the buffers of a record batch claim to unpack to."""
-    rows, lengths = _scalar("<q", value, batch, 0), _structs(value, batch, 1)[:, 0]
-    if min(rows, lengths.min(initial=0)) < 0 or max(rows, lengths.max(initial=0)) > values_max:
+    message = struct.unpack_from("<I", metadata, 0)[0]
+    batch = _target(metadata, _field(metadata, message, 2))
+    rows = _field(metadata, batch, 0)
+    lengths = _pairs(metadata, batch, 1)[:, 0]
+    count = struct.unpack_from("<q", metadata, rows)[0] if rows else 0
+    if min(count, lengths.min(initial=0)) < 0 or max(count, lengths.max(initial=0)) > values_max:
         raise ValueError(f"it claims to hold more than {values_max} values")
-    compressed = _field(value, batch, 3) != 0
-    offset, size = _structs(value, batch, 2).T
-    if (offset < 0).any() or (size < 0).any() or (size > length).any() or (offset > length - size).any():
+    offset, size = _pairs(metadata, batch, 2).T
+    if (offset < 0).any() or (size < 0).any() or (size > body.size).any() or (offset > body.size - size).any():
         raise ValueError("a buffer lies outside of it")
-    if not compressed:
+    if not _field(metadata, batch, 3):
         return sum(size.tolist())
     offset, size = offset[size > 0], size[size > 0]
     if (size < 8).any():
         raise ValueError("a buffer has no length")
-    claimed = np.frombuffer(value, np.uint8)[(body + offset)[:, None] + np.arange(8)].view("<i8").ravel()
+    claimed = np.frombuffer(body, np.uint8)[offset[:, None] + np.arange(8)].view("<i8").ravel()
     if (claimed < -1).any():
         raise ValueError("a buffer has no length")
     return sum(np.where(claimed == -1, size - 8, claimed).tolist())  # -1: this one is not compressed
 
 
-def _read(form: str, value: bytes, at: int) -> tuple[int, ...]:
-    if at < 0:
-        raise struct.error
-    return struct.unpack_from(form, value, at)
-
-
-def _root(value: bytes, at: int) -> int:
-    return at + _read("<I", value, at)[0]
-
-
 def _field(value: bytes, table: int, number: int) -> int:
-    """Return where a field of a table lies, 0 if it is not there."""
-    slots = table - _read("<i", value, table)[0]
-    if 4 + 2 * number >= _read("<H", value, slots)[0]:
+    """Return the place of a field of a table, 0 if it is absent."""
+    slots = table - struct.unpack_from("<i", value, table)[0]
+    if 4 + 2 * number >= struct.unpack_from("<H", value, slots)[0]:
         return 0
-    offset = _read("<H", value, slots + 4 + 2 * number)[0]
+    offset = struct.unpack_from("<H", value, slots + 4 + 2 * number)[0]
     return table + offset if offset else 0
 
 
-def _scalar(form: str, value: bytes, table: int, number: int) -> int:
-    place = _field(value, table, number)
-    return _read(form, value, place)[0] if place else 0
+def _target(value: bytes, place: int) -> int:
+    return place + struct.unpack_from("<I", value, place)[0]
 
 
-def _follow(value: bytes, table: int, number: int) -> int:
+def _pairs(value: bytes, table: int, number: int) -> np.ndarray:
+    """Return a vector of pairs of 64-bit integers; shape (count, 2)."""
     place = _field(value, table, number)
     if not place:
-        raise struct.error
-    return _root(value, place)
-
-
-def _structs(value: bytes, table: int, number: int) -> np.ndarray:
-    """Return a vector of pairs of 64-bit integers; shape (count, 2)."""
-    if not _field(value, table, number):
         return np.zeros((0, 2), np.int64)
-    vector = _follow(value, table, number)
-    count = _read("<I", value, vector)[0]
-    if vector + 4 + 16 * count > len(value):
-        raise struct.error
+    vector = _target(value, place)
+    count = struct.unpack_from("<I", value, vector)[0]
     return np.frombuffer(value, "<i8", 2 * count, vector + 4).reshape(-1, 2)

@@ -1,4 +1,4 @@
-"""The families: what collectors publish on the bus. One ``Table`` per kind of row."""
+"""The families: the rows that collectors publish on the bus. One ``Table`` per kind of row."""
 
 import polars as pl
 
@@ -15,7 +15,7 @@ def _counters(*names: str, unit: str = "") -> tuple[Field, ...]:
 _FAMILY_LIST = (
     Table(
         "port",
-        "one reading of an interface's counters",
+        "one counter sample of an interface",
         (
             *COMMON,
             PORT,
@@ -37,7 +37,7 @@ _FAMILY_LIST = (
     ),
     Table(
         "queue",
-        "one reading of an egress queue, a priority or a buffer",
+        "one counter sample of an egress queue, a priority or a buffer",
         (
             *COMMON,
             PORT,
@@ -63,7 +63,7 @@ _FAMILY_LIST = (
     ),
     Table(
         "nic",
-        "one reading of an RDMA adapter's counters",
+        "one counter sample of an RDMA adapter",
         (
             *COMMON,
             PORT,
@@ -76,7 +76,7 @@ _FAMILY_LIST = (
     ),
     Table(
         "nvlink",
-        "one reading of a scale-up link, or of a GPU's links together",
+        "one counter sample of a scale-up link, or of a GPU's links together",
         (
             *COMMON,
             GPU,
@@ -87,22 +87,22 @@ _FAMILY_LIST = (
     ),
     Table(
         "gpu",
-        "one reading of a GPU",
+        "one sample of a GPU's gauges",
         (
             *COMMON,
             GPU,
-            Field("sm_active_ratio", pl.Float64, "", "share of the time since the last reading with work on the multiprocessors"),
+            Field("sm_active_ratio", pl.Float64, "", "share of the time since the last sample with work on the multiprocessors"),
             Field("tensor_active_ratio", pl.Float64, "", "the same of the tensor cores"),
             Field("power_w", pl.Float64, "W", "power drawn now"),
-            Field("xid", pl.UInt64, "", "code of the last error that the driver told; null where none"),
+            Field("xid", pl.UInt64, "", "code of the last error that the driver reported; null where none"),
         ),
     ),
     Table(
         "reading",
-        "one value that no other family has a column for",
+        "one value without a column in another family",
         (
             *COMMON,
-            Field("kind", pl.String, "", "what it is read of: device, port, queue, transceiver, pool, ..."),
+            Field("kind", pl.String, "", "kind of object: device, port, queue, transceiver, pool, ..."),
             Field("object", pl.String, "", "its name: the port, port/queue, the component; empty for the device"),
             Field("name", pl.String, "", "canonical name where the dictionary has one, else the source's own"),
             Field("value", pl.Float64, "", "the value; a counter above 2^53 is rounded here and exact in count"),
@@ -112,7 +112,7 @@ _FAMILY_LIST = (
     ),
     Table(
         "burst_sample",
-        "a run of equal-interval samples of one signal of one port",
+        "a segment: consecutive samples of equal interval of one signal of one port",
         (
             *COMMON,
             PORT,
@@ -120,7 +120,7 @@ _FAMILY_LIST = (
             SIGNAL,
             INTERVAL,
             SPEED,
-            Field("values", pl.List(pl.UInt64), "bytes", "the samples in time order: what passed (or stood) in each interval"),
+            Field("values", pl.List(pl.UInt64), "bytes", "the samples in time order: bytes that passed (or were queued) in each interval"),
         ),
     ),
     Table(
@@ -163,47 +163,52 @@ _FAMILY_LIST = (
             *COMMON,
             PORT,
             Field("kind", pl.String, "", "link_up, link_down, storm_start, storm_end, drop, microburst, ..."),
-            Field("reason", pl.String, "", "why, in the source's own words"),
-            Field("detail", pl.String, "", "anything more, as text"),
+            Field("reason", pl.String, "", "reason as the source reports it"),
+            Field("detail", pl.String, "", "further details as text"),
         ),
     ),
     Table(
         "inventory",
-        "what exists: a device, port, link or job; the last row of a key wins",
+        "an existing device, port, link or job; the last row of a key wins",
         (
             *COMMON,
-            Field("kind", pl.String, "", "device, port, link or job; naming: how names tell a place; publication: a whole of rows"),
-            Field("key", pl.String, "", "its name; of a link, the port of its device, empty where that is not told"),
+            Field(
+                "kind",
+                pl.String,
+                "",
+                "device, port, link or job; naming: a pattern that derives the place from names; publication: a complete set of rows",
+            ),
+            Field("key", pl.String, "", "its name; of a link, the port of its device, empty where unknown"),
             *(
                 Field(name, pl.String, "", name.replace("_", " "))
                 for name in ("rack", "rail", "plane", "tier", "role", "peer_device", "peer_port", "job")
             ),
             SPEED,
-            Field("alias", pl.String, "", "of a port, the other name by which its neighbours may know it"),
-            Field("pattern", pl.String, "", "of a naming, what the whole name has to match; rack to role then say what to make of it"),
-            Field("rows", pl.UInt64, "", "of a publication, how many rows of the same source, epoch and ts it has besides this one"),
+            Field("alias", pl.String, "", "of a port, the other name that neighbours may report"),
+            Field("pattern", pl.String, "", "of a naming, the pattern that the whole name must match; rack to role are its templates"),
+            Field("rows", pl.UInt64, "", "of a publication, the number of its other rows with the same source, epoch and ts"),
         ),
     ),
     Table(
         "gap",
-        "an admission of loss",
+        "a recorded loss",
         (
             *COMMON,
-            Field("what", pl.String, "", "what is missing: packets, samples, messages, rows"),
+            Field("what", pl.String, "", "kind of what is missing: packets, samples, messages, rows"),
             Field("from_sequence", pl.UInt64, "", "first missing sequence number; null where there is none"),
             Field("to_sequence", pl.UInt64, "", "last missing sequence number; null where there is none"),
-            Field("missed", pl.UInt64, "", "how many are missing"),
-            Field("reason", pl.String, "", "why, one word of a fixed set"),
+            Field("missed", pl.UInt64, "", "number of missing items"),
+            Field("reason", pl.String, "", "reason, one word of a fixed set"),
         ),
     ),
     Table(
         "self_metric",
-        "one reading of one of Weft's own counters or gauges",
+        "one value of one of Weft's own counters or gauges",
         (
             *COMMON,
             Field("name", pl.String, "", "Prometheus style name, weft_<room>_<what>_<unit>"),
-            Field("label", pl.String, "", "what it is of: a collector, a topic, a reason"),
-            Field("value", pl.Float64, "", "the reading; counters are cumulative since the service started"),
+            Field("label", pl.String, "", "label: a collector, a topic, a reason"),
+            Field("value", pl.Float64, "", "the value; counters are cumulative since the service started"),
         ),
     ),
 )

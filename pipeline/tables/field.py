@@ -1,15 +1,17 @@
-"""What a table is: a named, versioned tuple of ``Field``; and the fields and sizes that several tables share.
+"""The type of a table, a named, versioned tuple of ``Field``, and the fields and sizes that several tables share.
 
-The codec, the DuckDB tables, the labels and the generated docs derive from the fields, so a column is added in one line.
-Adding a nullable field keeps the version; anything else is a new version and with it a new topic. The tables themselves:
-``families.py`` (what collectors publish) and ``states.py`` (what is computed and stored).
+The codec, the DuckDB tables, the labels and the generated docs derive from the fields, so a column is one line. A new nullable
+field keeps the version; any other change needs a new version and a new topic. ``families.py`` has the tables that collectors
+publish, ``states.py`` those that are computed and stored.
 
 Units: times are UTC nanoseconds, sizes bytes, ratios 0..1, names in ``_bps`` bits per second, names in
 ``_ns`` nanoseconds.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import cache
+from typing import Any, Literal
 
 import polars as pl
 
@@ -19,7 +21,7 @@ RESOLUTIONS_NS = {"1s": WINDOW_NS, "10s": 10 * WINDOW_NS, "1m": 60 * WINDOW_NS, 
 # Block sizes of the dyadic ladder, in samples. Variances over them give IDC(m) and the Hurst exponent.
 LADDER = tuple(2**level for level in range(1, 11))
 
-# RS(544,514) tells codewords with 0 to 15 symbol errors, which it corrects, and those with more.
+# RS(544,514) counts codewords with 0 to 15 symbol errors, which it corrects, and codewords with more.
 FEC_BINS = 17
 
 Role = Literal["key", "sum", "min", "max", "hist", "attribute"]
@@ -31,9 +33,9 @@ HISTOGRAM = pl.List(pl.Struct({"i": pl.Int16, "c": pl.UInt32}))
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One column: name, Polars type, unit, one sentence; ``role`` says how two rows of a key merge.
+    """One column: name, Polars type, unit, one sentence; ``role`` defines how two rows of a key merge.
 
-    A ``cumulative`` one is a counter of the device's: what counts of it is the difference of two readings.
+    A ``cumulative`` field is a device counter, of which only differences between counter samples are used.
     """
 
     name: str
@@ -68,13 +70,35 @@ class Table:
     def empty(self) -> pl.DataFrame:
         return pl.DataFrame(schema=self.polars)
 
+    def frame(self, columns: pl.DataFrame | Mapping[str, Any]) -> pl.DataFrame:
+        """Return ``columns`` in the order and types of this table: missing ones are null, others are dropped."""
+        given = columns if isinstance(columns, pl.DataFrame) else pl.DataFrame(columns)
+        found = {column.name: column for column in given.get_columns()}
+        return pl.DataFrame([_typed(found.get(name), name, dtype, given.height) for name, dtype in self.polars.items()])
+
+
+def nulls(name: str, dtype: pl.DataType | type[pl.DataType], height: int) -> pl.Series:
+    """Return a column of ``height`` nulls."""
+    return _null(name, dtype).new_from_index(0, height)
+
+
+@cache
+def _null(name: str, dtype: pl.DataType | type[pl.DataType]) -> pl.Series:
+    return pl.Series(name, [None], dtype=dtype)
+
+
+def _typed(column: pl.Series | None, name: str, dtype: pl.DataType | type[pl.DataType], height: int) -> pl.Series:
+    if column is None:
+        return nulls(name, dtype, height)
+    return column if column.dtype == dtype else column.cast(dtype)
+
 
 def keys(*fields: Field) -> tuple[Field, ...]:
     """Return the fields as the key of a table."""
     return tuple(replace(field, role="key") for field in fields)
 
 
-TS = Field("ts", pl.Int64, "ns", "time of the reading by the device's clock; of a run, the start of its first sample")
+TS = Field("ts", pl.Int64, "ns", "time of the sample by the device's clock; of a segment, the start of its first sample")
 DEVICE = Field("device", pl.String, "", "name of the switch or host")
 PORT = Field("port", pl.String, "", "name of the interface, as its device spells it")
 QUEUE = Field("queue", pl.String, "", "name of the egress queue or priority group; empty where the signal is the port's")
@@ -82,7 +106,7 @@ SIGNAL = Field(
     "signal",
     pl.String,
     "",
-    "what is sampled: rx_bytes, tx_bytes, queue_bytes, rx_ecn_bytes, rx_retransmit_bytes, tx_retransmit_bytes, connections",
+    "sampled signal: rx_bytes, tx_bytes, queue_bytes, rx_ecn_bytes, rx_retransmit_bytes, tx_retransmit_bytes, connections",
 )
 INTERVAL = Field("interval_ns", pl.Int64, "ns", "time that one sample covers")
 SPEED = Field("speed_bps", pl.UInt64, "bit/s", "line rate of the port; null where unknown")
@@ -98,8 +122,8 @@ DIRECTION = Field(
 
 COMMON = (
     TS,
-    Field("recv_ts", pl.Int64, "ns", "time at which the collector had it, by the collector's clock"),
+    Field("recv_ts", pl.Int64, "ns", "time of receipt by the collector's clock"),
     SOURCE,
     DEVICE,
-    Field("epoch", pl.Int64, "", "changes when the device's counters start anew; deltas are taken only inside one epoch"),
+    Field("epoch", pl.Int64, "", "changes when the device's counters restart; deltas are taken only inside one epoch"),
 )

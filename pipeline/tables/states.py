@@ -1,6 +1,6 @@
-"""The state tables: sufficient statistics of windows, as the process service publishes and the store keeps them.
+"""The state tables: sufficient statistics of windows, published by the process service and stored by analytics.
 
-Each statistic names how two rows of a key merge (``Field.role``); ``merge`` turns that into Polars aggregations.
+``Field.role`` defines how two rows of a key merge; ``merge`` returns the Polars aggregations.
 """
 
 from collections.abc import Iterable
@@ -34,10 +34,10 @@ _SAMPLES_KEY = keys(TS, DEVICE, PORT, QUEUE, SIGNAL, INTERVAL, SPEED)
 
 
 def _moved(family: str) -> tuple[Field, ...]:
-    """Return a sum of deltas for each counter of ``family``; null where no interval of it counts."""
+    """Return a sum of deltas for each counter of ``family``, null where no delta counts."""
     fields = {field.name: field for field in FAMILIES[family].fields}
     return tuple(
-        replace(fields[name], doc=f"what {name} moved in all intervals that count; null where none does", role="sum", cumulative=False)
+        replace(fields[name], doc=f"sum of the deltas of {name} in the window; null where none counts", role="sum", cumulative=False)
         for name in counters_of(family)
     )
 
@@ -63,7 +63,7 @@ _STATE_LIST = (
                 ("hot", "samples above the burst threshold"),
                 ("hot_total", "sum of the samples above the burst threshold"),
                 ("bursts", "bursts that start in this window"),
-                ("cold_cold", "neighbouring samples: neither hot"),
+                ("cold_cold", "neighbouring samples: neither is hot"),
                 ("cold_hot", "neighbouring samples: hot after cold"),
                 ("hot_cold", "neighbouring samples: cold after hot"),
                 ("hot_hot", "neighbouring samples: both hot"),
@@ -91,6 +91,7 @@ _STATE_LIST = (
             Field("hist", HISTOGRAM, "", "logarithmic histogram of the samples", "hist"),
             Field("gap_hist", HISTOGRAM, "", "logarithmic histogram of the gaps, in samples", "hist"),
             Field("profile", pl.List(pl.UInt32), "bytes", "bytes in each of the 100 spans of 10 ms; kept at 1 s only"),
+            *_sums(pl.UInt64, "", ("contended_hot", "hot samples at times when another port of the device is hot too; 0 for queues")),
         ),
         state=True,
     ),
@@ -133,20 +134,20 @@ _STATE_LIST = (
                 pl.UInt64,
                 "",
                 ("packets", "packets seen"),
-                ("estimated_packets", "packets that they stand for at their sampling rate"),
+                ("estimated_packets", "packets scaled by their sampling rate"),
                 ("bytes", "bytes on the wire"),
                 ("payload_bytes", "application bytes"),
-                ("ce_packets", "packets marked congestion experienced, at their sampling rate"),
-                ("ect_packets", "packets of an ECN-capable transport, marked or not, at their sampling rate"),
+                ("ce_packets", "packets marked congestion experienced, scaled by their sampling rate"),
+                ("ect_packets", "packets of an ECN-capable transport, marked or not, scaled by their sampling rate"),
                 ("naks", "negative acknowledgements"),
                 ("rnr_naks", "receiver-not-ready negative acknowledgements"),
                 ("psn_gaps", "times at which the sequence of a queue pair jumped ahead"),
                 ("psn_missing", "sequence numbers jumped over"),
                 (
                     "psn_repeats",
-                    "packets whose sequence number had been seen before: retransmissions; one that was overtaken by at most 63 is none",
+                    "packets with a sequence number seen before: retransmissions, but not packets overtaken by at most 63 others",
                 ),
-                ("credit_count", "acknowledgements that give a credit count"),
+                ("credit_count", "acknowledgements with a credit count"),
                 ("credit_total", "sum of their credit codes"),
             ),
             Field("credit_low", pl.UInt8, "", "smallest credit code", "min"),
@@ -174,58 +175,58 @@ _STATE_LIST = (
     ),
     Table(
         "readings",
-        "what one object was read to be in one window, where no other table has a column for it",
+        "samples of one object in one window, without a column in another table",
         (
             *keys(
                 TS,
                 DEVICE,
-                Field("source", pl.String, "", "the collector that read it"),
-                Field("kind", pl.String, "", "what it is read of: device, port, queue, transceiver, pool, ..."),
+                Field("source", pl.String, "", "the collector that sampled it"),
+                Field("kind", pl.String, "", "kind of object: device, port, queue, transceiver, pool, ..."),
                 Field("object", pl.String, "", "its name; empty for the device"),
-                Field("name", pl.String, "", "what is read"),
+                Field("name", pl.String, "", "name of the value"),
             ),
-            *_sums(pl.UInt64, "", ("samples", "number of readings")),
-            Field("low", pl.Float64, "", "smallest reading; null where readings are texts", "min"),
-            Field("high", pl.Float64, "", "largest reading; null where readings are texts", "max"),
-            Field("text", pl.String, "", "the reading where it is a text; of several the last of the alphabet", "max"),
+            *_sums(pl.UInt64, "", ("samples", "number of samples")),
+            Field("low", pl.Float64, "", "smallest sample; null where samples are texts", "min"),
+            Field("high", pl.Float64, "", "largest sample; null where samples are texts", "max"),
+            Field("text", pl.String, "", "the sample where it is a text; of several the last in alphabetical order", "max"),
         ),
         state=True,
     ),
     Table(
         "quality",
-        "what one entity's data lack in one window",
+        "faults in the data of one entity in one window",
         (
             *keys(TS, DEVICE, PORT, SIGNAL),
             *_sums(
                 pl.UInt64,
                 "",
-                ("late", "samples or packets that came after their window had closed"),
-                ("duplicates", "samples that had been there already"),
-                ("implausible", "samples that cannot be: above 1 MiB a nanosecond, ahead of time, or not fitting the grid"),
-                ("resets", "readings in which counters had started anew"),
-                ("wraps", "readings in which a counter had wrapped; these count"),
-                ("gaps", "readings that come much later than usual after the one before; these count"),
+                ("late", "samples or packets that arrived after their window had closed"),
+                ("duplicates", "samples that were present already"),
+                ("implausible", "impossible samples: above 1 MiB per nanosecond, ahead of time, or off the grid"),
+                ("resets", "counter samples after a restart of the counters"),
+                ("wraps", "counter samples after a wrap of a counter; their deltas count"),
+                ("gaps", "counter samples much later than usual after the one before; their deltas count"),
             ),
         ),
         state=True,
     ),
     Table(
         "port_counters",
-        "what the counters of one port moved in one window, as one source tells it",
+        "counter deltas of one port in one window, as one source reports them",
         (
             *keys(TS, DEVICE, PORT, SOURCE),
             *_sums(
                 pl.UInt64,
                 "",
-                ("readings", "readings in the window"),
-                ("covered_ns", "time that the counters speak of: of the intervals between readings that end here"),
+                ("readings", "counter samples in the window"),
+                ("covered_ns", "time that the deltas cover: the intervals between counter samples that end here"),
                 ("rx_covered_ns", "the same of rx_bytes"),
                 ("tx_covered_ns", "the same of tx_bytes"),
                 ("fec_covered_ns", "the same of the counters of forward error correction"),
                 *((f"fec_bin_{k}", f"codewords with {k} symbol errors") for k in range(FEC_BINS)),
-                ("flaps", "changes of the link's state, either way"),
-                ("up_ns", "time between readings that began with the link up"),
-                ("down_ns", "time between readings that began with the link down"),
+                ("flaps", "changes of the link state, up or down"),
+                ("up_ns", "time between counter samples that began with the link up"),
+                ("down_ns", "time between counter samples that began with the link down"),
             ),
             Field("speed_bps", pl.UInt64, "bit/s", "line rate of the port; null where unknown", "max"),
             *_moved("port"),
@@ -234,24 +235,24 @@ _STATE_LIST = (
     ),
     Table(
         "queue_counters",
-        "what the counters of one queue, priority or buffer moved in one window, as one source tells it",
+        "counter deltas of one queue, priority or buffer in one window, as one source reports them",
         (
             *keys(TS, DEVICE, PORT, QUEUE, DIRECTION, SOURCE),
             *_sums(
                 pl.UInt64,
                 "",
-                ("readings", "readings in the window"),
-                ("covered_ns", "time that the counters speak of: of the intervals between readings that end here"),
+                ("readings", "counter samples in the window"),
+                ("covered_ns", "time that the deltas cover: the intervals between counter samples that end here"),
                 ("pause_rx_covered_ns", "the same of the pauses received"),
                 ("pause_tx_covered_ns", "the same of the pauses sent"),
-                ("storm_ns", "time in storms of pauses, those that lasted long enough to be one"),
-                ("occupancy_count", "readings of the occupancy"),
+                ("storm_ns", "time in pause storms that reached the detection time"),
+                ("occupancy_count", "samples of the occupancy"),
                 ("occupancy_total", "sum of them, in bytes"),
             ),
             *(
                 Field(name, pl.UInt64, unit, f"largest {doc}", "max")
                 for name, unit, doc in (
-                    ("occupancy_high", "bytes", "occupancy read"),
+                    ("occupancy_high", "bytes", "occupancy sampled"),
                     ("watermark_high", "bytes", "watermark of the occupancy"),
                     ("headroom_high", "bytes", "watermark of the headroom"),
                     ("delay_high_ns", "ns", "watermark of the delay"),
@@ -265,14 +266,14 @@ _STATE_LIST = (
     *(
         Table(
             f"{family}_counters",
-            f"what the counters of one {what} moved in one window, as one source tells it",
+            f"counter deltas of one {what} in one window, as one source reports them",
             (
                 *keys(TS, DEVICE, *key, SOURCE),
                 *_sums(
                     pl.UInt64,
                     "",
-                    ("readings", "readings in the window"),
-                    ("covered_ns", "time that the counters speak of: of the intervals between readings that end here"),
+                    ("readings", "counter samples in the window"),
+                    ("covered_ns", "time that the deltas cover: the intervals between counter samples that end here"),
                     ("rx_covered_ns", "the same of rx_bytes"),
                     ("tx_covered_ns", "the same of tx_bytes"),
                 ),
@@ -285,11 +286,11 @@ _STATE_LIST = (
     ),
     Table(
         "gpu_gauges",
-        "what one GPU was read to be in one window, as one source tells it",
+        "gauges of one GPU in one window, as one source reports them",
         (
             *keys(TS, DEVICE, GPU, SOURCE),
-            *_sums(pl.UInt64, "", ("readings", "readings in the window")),
-            # Whole numbers, so that sums are the same in whatever order they are made.
+            *_sums(pl.UInt64, "", ("readings", "counter samples in the window")),
+            # Integers, so that sums do not depend on their order.
             *(
                 field
                 for gauge, unit, doc in (
@@ -298,20 +299,20 @@ _STATE_LIST = (
                     ("power", "mW", "power"),
                 )
                 for field in (
-                    Field(f"{gauge}_count", pl.UInt64, "", f"readings of the {doc}", "sum"),
+                    Field(f"{gauge}_count", pl.UInt64, "", f"samples of the {doc}", "sum"),
                     Field(f"{gauge}_total", pl.UInt64, unit, "sum of them; null where there are none", "sum"),
                     Field(f"{gauge}_low", pl.UInt64, unit, "smallest", "min"),
                     Field(f"{gauge}_high", pl.UInt64, unit, "largest", "max"),
                 )
             ),
-            Field("xid_readings", pl.UInt64, "", "readings that tell an error of the driver; null where none speaks of errors", "sum"),
+            Field("xid_readings", pl.UInt64, "", "samples with a driver error; null where no sample reports errors", "sum"),
             Field("xid", pl.UInt64, "", "its code; of several the largest", "max"),
         ),
         state=True,
     ),
     Table(
         "bursts",
-        "one row per burst: a maximal run of samples above the burst threshold",
+        "one row per burst: a maximal sequence of samples above the burst threshold",
         (
             DEVICE,
             PORT,
@@ -337,7 +338,7 @@ STATES: dict[str, Table] = {table.name: table for table in _STATE_LIST}
 def merge(table: Table, by: Iterable[str]) -> list[pl.Expr]:
     """Return the Polars aggregations that merge rows of ``table`` (histograms excepted) under the keys ``by``.
 
-    What is null in every row stays null: what nobody counted is not zero.
+    A column that is null in every row stays null: not counted is not zero.
     """
     given = set(by)
     how = {"sum": add_known, "min": pl.Expr.min, "max": pl.Expr.max}

@@ -1,4 +1,4 @@
-"""Messages: what goes in comes out, older and newer producers are understood, and any other bytes are one clear error."""
+"""Messages: frames survive encoding, older and newer publishers are readable, and any other bytes are a ``CodecError``."""
 
 import io
 import random
@@ -64,7 +64,7 @@ def stream(frame: pl.DataFrame, **options: object) -> bytes:
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.topic)
 def test_any_frame_comes_back(table: Table) -> None:
-    """What was encoded is decoded to the same frame, for any values and nulls of any table."""
+    """An encoded frame decodes to the same frame, for any values and nulls of any table."""
 
     @settings(max_examples=10)
     @given(frames(table))
@@ -78,7 +78,7 @@ def test_any_frame_comes_back(table: Table) -> None:
     ("top", "dtype"), [(255, pl.UInt8), (256, pl.UInt16), (65_536, pl.UInt32), (2**32, pl.UInt64), (2**64 - 1, pl.UInt64)]
 )
 def test_lists_travel_in_the_narrowest_width(top: int, dtype: type[pl.DataType]) -> None:
-    """Samples take no more bytes on the wire than the largest needs, and come back as the table says unless asked not to."""
+    """Samples travel in the width that the largest needs, and decode to the table's width unless ``widen`` is false."""
     frame = sample([0, 1, top], None, [], [None, 7])
     value = encode(frame, RUNS)
     with pa.ipc.open_stream(value) as reader:
@@ -90,7 +90,7 @@ def test_lists_travel_in_the_narrowest_width(top: int, dtype: type[pl.DataType])
 
 
 def test_columns_that_a_message_lacks_are_null() -> None:
-    """A message of an older producer, without a column, is read with nulls in it."""
+    """A message of an older publisher decodes with nulls in the column that it lacks."""
     frame = decode(stream(pl.DataFrame({"ts": [5, 6]})), RUNS)
     assert frame.columns == list(RUNS.polars)
     assert frame["ts"].to_list() == [5, 6]
@@ -98,19 +98,19 @@ def test_columns_that_a_message_lacks_are_null() -> None:
 
 
 def test_columns_that_the_table_lacks_are_dropped() -> None:
-    """A message of a newer producer, with a column more, is read without it."""
+    """A message of a newer publisher decodes without its additional column."""
     frame = decode(stream(pl.DataFrame({"ts": [5], "colour": ["green"]})), RUNS)
     assert frame.columns == list(RUNS.polars)
 
 
 def test_a_producer_cannot_send_a_column_that_the_table_lacks() -> None:
-    """A misspelt column is an error at the sender, not a column lost without a word."""
+    """A misspelt column is an error at the publisher, not a silently lost column."""
     with pytest.raises(CodecError, match="no column 'vaules'"):
         encode(pl.DataFrame({"vaules": [[1]]}), RUNS)
 
 
 def test_a_column_of_a_type_that_fits_is_cast() -> None:
-    """Narrower integers become the table's type; what cannot become it is an error."""
+    """Narrower integers are cast to the table's type; types without a cast are an error."""
     assert decode(stream(pl.DataFrame({"ts": pl.Series([7], dtype=pl.Int32)})), RUNS)["ts"].to_list() == [7]
     with pytest.raises(CodecError):
         decode(stream(pl.DataFrame({"ts": ["noon"]})), RUNS)
@@ -146,7 +146,7 @@ def test_frames_are_cut_to_messages_of_bounded_size() -> None:
 
 @given(st.binary(max_size=300))
 def test_any_bytes_are_a_codec_error(value: bytes) -> None:
-    """Bytes that are no message give a ``CodecError`` and nothing else."""
+    """Bytes that are no message raise ``CodecError`` and nothing else."""
     with pytest.raises(CodecError):
         decode(value, RUNS)
 
@@ -154,7 +154,7 @@ def test_any_bytes_are_a_codec_error(value: bytes) -> None:
 @settings(max_examples=300)
 @given(st.data())
 def test_any_damage_gives_a_frame_or_a_codec_error(data: st.DataObject) -> None:
-    """A message with bits turned over, numbers replaced or bytes missing is a frame of the table or a ``CodecError``."""
+    """A message with flipped bits, replaced numbers or missing bytes is a frame of the table or a ``CodecError``."""
     table = data.draw(st.sampled_from([RUNS, STATES["port_samples"], STATES["bursts"]]))
     nulls = pl.DataFrame({name: [None, None] for name in table.polars}, schema=table.polars)
     value = bytearray(encode(sample([1, 2, 300], [4]) if table is RUNS else nulls, table))
@@ -192,7 +192,7 @@ def claims(value: bytes, length: int) -> bytes:
 
 @pytest.mark.parametrize("length", [2**34, 2**47, 2**62, 2**63 - 1, -2, -(2**63)])
 def test_a_message_cannot_claim_memory(length: int) -> None:
-    """A buffer that claims terabytes is refused before anybody allocates them: a failed allocation would end the process."""
+    """A buffer that claims terabytes is refused before allocation: a failed allocation would end the process."""
     value = encode(pl.DataFrame({"ts": [1] * 500}), RUNS)
     with pytest.raises(CodecError):
         decode(claims(value, length), RUNS)
@@ -209,7 +209,7 @@ def test_a_message_cannot_claim_values_for_nothing() -> None:
 
 
 def test_a_message_cannot_unpack_to_more_than_the_bound() -> None:
-    """A truthful bomb, half a megabyte that unpacks to far more than the bound, is refused too."""
+    """Half a megabyte that really unpacks to more than the bound is refused too."""
     bomb = encode(pl.DataFrame({"values": [[0] * 100_000] * 100}), RUNS)
     assert len(bomb) < MESSAGE_BYTES_MAX
     assert decode(bomb, RUNS, widen=False)["values"].list.len().sum() == 10_000_000
@@ -224,7 +224,7 @@ def test_a_message_cannot_unpack_to_more_than_the_bound() -> None:
 
 
 def test_a_dictionary_is_refused() -> None:
-    """A column of a kind that no table has, such as a dictionary, is an error, not a surprise later."""
+    """A column of an unsupported kind, such as a dictionary, is an error."""
     batch = pa.record_batch([pa.array(["a", "a"]).dictionary_encode()], ["port"])
     sink = io.BytesIO()
     with pa.ipc.new_stream(sink, batch.schema) as writer:

@@ -1,4 +1,4 @@
-"""The tables are a promise to every message and row that exists: each released version is frozen here."""
+"""The tables are a contract with every existing message and row: each released version is frozen here."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ TABLES = [*FAMILIES.values(), *STATES.values()]
 
 
 def frozen(table: Table) -> dict[str, object]:
-    """Return all of a table that a reader of old messages or rows depends on."""
+    """Return everything of a table that readers of old messages and rows depend on."""
     fields = [[field.name, str(field.dtype), field.role] for field in table.fields]
     return {"topic": table.topic, "version": table.version, "fields": fields}
 
@@ -27,13 +27,13 @@ def golden_of(table: Table) -> Path:
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.topic)
 def test_a_released_table_only_gains_nullable_columns(table: Table) -> None:
-    """Every column of the golden is still there, in its place, with its type and role; new ones follow it in the golden, too."""
+    """Every column of the golden exists in its place with its type and role, and the golden has every column."""
     assert golden_of(table).exists(), f"{table.topic} is new: write {golden_of(table).name}"
     assert frozen(table) == json.loads(golden_of(table).read_text())
 
 
 def test_every_golden_is_of_a_table() -> None:
-    """No golden is left over from a table or version that nobody reads any more."""
+    """Every golden belongs to a current table and version."""
     assert {path.name for path in GOLDEN.glob("*.json")} == {golden_of(table).name for table in TABLES}
 
 
@@ -55,6 +55,17 @@ def test_every_type_has_a_place_in_the_store(table: Table) -> None:
     """DuckDB has a type for every column, and names are unique."""
     assert all(duckdb_type(field.dtype) for field in table.fields)
     assert len(table.polars) == len(table.fields)
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.topic)
+def test_a_frame_has_exactly_the_columns_of_its_table(table: Table) -> None:
+    """``Table.frame`` orders and casts the given columns, fills the missing ones with nulls and drops the others."""
+    first = next(iter(table.polars))
+    for given in ({"colour": "green", first: [1, 2]}, pl.DataFrame({"colour": ["green", "red"], first: ["1", "2"]})):
+        frame = table.frame(given)
+        assert dict(frame.schema) == table.polars
+        assert frame[first].cast(pl.String).to_list() == ["1", "2"]
+        assert all(frame[name].to_list() == [None, None] for name in table.polars if name != first)
 
 
 @pytest.mark.parametrize("table", [table for table in STATES.values() if table.having("key")], ids=lambda table: table.name)
