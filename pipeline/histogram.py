@@ -21,7 +21,7 @@ from .tables.field import HISTOGRAM
 
 BUCKETS = 4097
 
-# Buckets of the groups that are merged at once: 2 MB of sums.
+# Buckets merged at once: 2 MB of sums.
 MERGE_CELLS = 1 << 18
 _SUB = 64
 _SHIFT = 46  # 52 mantissa bits of a double less the 6 that are kept
@@ -38,7 +38,7 @@ def buckets(values: np.ndarray) -> np.ndarray:
 
 def estimate(index: np.ndarray) -> np.ndarray:
     """Return the middle of the integers in each bucket, as float64."""
-    # Of 16-bit numbers NumPy would take powers in 32 bits.
+    # NumPy would compute powers of 16-bit numbers in 32 bits.
     octave, step = np.divmod(np.asarray(index, np.int64) - 1, _SUB)
     width = np.exp2(octave) / _SUB
     value = np.exp2(octave) * (1 + step / _SUB) + np.maximum(width - 1, 0) / 2
@@ -47,8 +47,12 @@ def estimate(index: np.ndarray) -> np.ndarray:
 
 def to_series(name: str, offsets: np.ndarray, index: np.ndarray, count: np.ndarray) -> pl.Series:
     """Return histograms as a column: row r holds ``index[offsets[r]:offsets[r+1]]`` with its counts."""
-    pairs = pa.StructArray.from_arrays([pa.array(index, pa.int16()), pa.array(count, pa.uint32())], ["i", "c"])
-    return pl.Series(name, pl.from_arrow(pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), pairs)))
+    return lists(name, offsets, pl.DataFrame({"i": index.astype(np.int16), "c": count.astype(np.uint32)}).to_struct())
+
+
+def lists(name: str, offsets: np.ndarray, values: pl.Series) -> pl.Series:
+    """Return a column of lists: row r holds ``values[offsets[r]:offsets[r+1]]``."""
+    return pl.Series(name, pl.from_arrow(pa.LargeListArray.from_arrays(pl.Series(offsets).cast(pl.Int64).to_arrow(), values.to_arrow())))
 
 
 def of_values(row: np.ndarray, values: np.ndarray, rows: int, name: str = "hist") -> pl.Series:
@@ -68,7 +72,7 @@ def merge(hists: pl.Series, group: np.ndarray, groups: int) -> pl.Series:
         return to_series(hists.name, np.zeros(groups + 1, np.int64), index, count)
     low, rows = int(index.min()), np.searchsorted(group, np.arange(groups + 1))
     width = int(index.max()) - low + 1
-    # Some groups at a time are added up in a dense table that stays in the processor's cache.
+    # Merge some groups at a time in a dense table that stays in the processor's cache.
     step = max(1, MERGE_CELLS // width)
     lengths, cells, sums = np.zeros(groups, np.int64), [], []
     for first in range(0, groups, step):
@@ -92,19 +96,19 @@ def parts(hists: pl.Series) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     lengths = hists.list.len().fill_null(0).to_numpy()
     offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
     flat = array.flatten()
-    return offsets, flat.field("i").to_numpy(zero_copy_only=False), flat.field("c").to_numpy(zero_copy_only=False)
+    return offsets, np.from_dlpack(flat.field("i")), np.from_dlpack(flat.field("c"))
 
 
 def quantiles(hists: pl.Series, qs: tuple[float, ...]) -> np.ndarray:
     """Return the smallest value that at least a share q of the samples does not exceed; shape (rows, len(qs)).
 
-    This is the inverse of the empirical distribution (nearest rank), so a tail is never reported below a sample that
-    makes it. Within 1 % by the buckets; NaN where a histogram is empty.
+    This is the inverse of the empirical distribution (nearest rank), so a tail is never below a sample in it. Within 1 % by the
+    buckets; NaN for an empty histogram.
     """
     offsets, index, count = parts(hists)
     upto = np.concatenate([[0], np.cumsum(count, dtype=np.int64)])
     before, total = upto[offsets[:-1]], upto[offsets[1:]] - upto[offsets[:-1]]
-    # The margin takes back what binary fractions add: 0.99 of 100 is the 99th, not the 100th.
+    # The margin undoes the error of binary fractions: 0.99 of 100 is the 99th, not the 100th.
     rank = np.maximum(np.ceil(np.outer(total, qs) - 1e-9), 1).astype(np.int64)
     place = np.searchsorted(upto, before[:, None] + rank, side="left") - 1
     found = estimate(index[np.minimum(place, max(len(index) - 1, 0))]) if len(index) else np.zeros(rank.shape)

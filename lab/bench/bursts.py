@@ -86,11 +86,9 @@ def _kernel_rate(interval_ns: int) -> float:
     first = START_NS // interval_ns
     none = np.full(entities, -1, np.int64)
     threshold = np.full(entities, SPEED_BPS * interval_ns // (2 * 8 * NS_PER_S))
-    arguments = (
-        (matrix, first, np.array([first, first + slots]), np.array([START_NS]), interval_ns, threshold),
-        (np.zeros(entities, np.int64), np.zeros((1, slots), np.int32), none, none),
-    )
-    return best_rate(lambda: kernel.walk(*arguments[0], kernel.empty_carry(entities), *arguments[1]), matrix.size)
+    hot, group = np.zeros((1, slots), np.int32), np.zeros(entities, np.int64)
+    grid = kernel.Grid(matrix, hot, np.array([first, first + slots]), np.array([START_NS]), interval_ns)
+    return best_rate(lambda: kernel.walk(grid, kernel.Entities(threshold, group, none, none, kernel.empty_carry(entities))), matrix.size)
 
 
 def _fill(bus: Bus, seconds: int, interval_ns: int, pace: SystemClock | None = None) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from .readings import ReadingMetric
 
 @dataclass(frozen=True, slots=True)
 class MetricConfig:
-    """What the metrics are told; see ``BurstConfig`` and ``CounterConfig``."""
+    """The settings of the metrics; see ``BurstConfig`` and ``CounterConfig``."""
 
     bursts: BurstConfig = field(default_factory=BurstConfig)
     counters: CounterConfig = field(default_factory=CounterConfig)

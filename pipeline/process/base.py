@@ -1,26 +1,29 @@
-"""What a window metric is: the rows of one device and some closed windows in, rows of state tables out.
+"""The contract of a window metric: rows of one device and its closed windows in, rows of state tables out.
 
-The process service owns buffers, watermarks, lateness and positions (``windows.py``); a metric owns the
-arithmetic and what must be carried from one window into the next of the same device (an open burst, the next
-expected sequence number). Any cut of the input into calls gives the same rows.
+The process service owns buffers, watermarks, lateness and positions (``windows.py``). A metric owns the arithmetic, the extent of
+its rows in time, and the state that it carries from one window to the next of the same device (an open burst, the next expected
+sequence number). Any split of the input into calls gives the same rows.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
+import numpy as np
 import polars as pl
+
+# Plausible times: 1970 to 2116. Sums of times stay below 2^63.
+TS_NS_MAX = 2**62
 
 
 @dataclass(frozen=True, slots=True)
 class Closing:
     """Windows of one device that close together.
 
-    ``frames`` hold, in the order of the log, every row of the device that touches [start_ns, end_ns); rows or parts of
-    rows outside are not meant: earlier ones were dealt with, later ones will come again. Both bounds are multiples
-    of the window. Windows of a device close in order, each instant once. With ``ended`` nothing follows: what is
-    open is closed. ``frames`` may be empty then.
+    ``frames`` hold, in the order of the log, every row of the device that touches [start_ns, end_ns). The metric ignores rows and
+    parts of rows outside: earlier ones are already computed, later ones come again. Both bounds are multiples of the window.
+    Windows of a device close in order, each exactly once. With ``ended`` no rows follow: the metric closes what is open, and
+    ``frames`` may be empty.
     """
 
     device: str
@@ -35,52 +38,64 @@ class Closing:
         return [frame.select(columns).filter(within) for frame in self.frames]
 
 
-class WindowMetric(Protocol):
-    """Computes the state rows of one family."""
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """The extent of a frame's rows in time; all arrays (rows,) int64, but ``valid`` bool.
+
+    ``start`` and ``end`` (exclusive) in ns, ``interval`` in ns of one sample, ``count`` of samples. Where ``valid`` is false, the
+    time or the interval is impossible and the other values mean nothing.
+    """
+
+    start: np.ndarray
+    end: np.ndarray
+    interval: np.ndarray
+    count: np.ndarray
+    valid: np.ndarray
+
+
+class WindowMetric(ABC):
+    """Computes the state rows of one family. By default rows are instants, and each window stands alone."""
 
     family: str
 
-    def close(self, closing: Closing) -> dict[str, pl.DataFrame]:
-        """Return rows by table name (``schema.STATES``), one per key and 1 s window, for the closed windows."""
-        ...
-
-    def close_all(self, closings: Sequence[Closing]) -> dict[str, pl.DataFrame]:
-        """Return the rows of several devices' closed windows: what ``close`` gives for each, below each other."""
-        ...
-
-    def carry(self, device: str) -> bytes:
-        """Return what is carried for ``device``, empty if nothing."""
-        ...
-
-    def restore(self, device: str, carry: bytes) -> None:
-        """Take over what ``carry`` returned, in this process or another; empty bytes mean nothing is carried."""
-        ...
-
-    def counters(self) -> dict[str, float]:
-        """Return what was dropped or not measured since the start, by the names of Weft's own counters."""
-        ...
-
-
-class Stateless(ABC):
-    """The rest of a ``WindowMetric`` of which each window stands alone."""
-
     @abstractmethod
     def close(self, closing: Closing) -> dict[str, pl.DataFrame]:
-        """Return the rows of one device's closed windows; see ``WindowMetric``."""
+        """Return the rows of one device's closed windows by table name, one per key and 1 s window."""
 
     def close_all(self, closings: Sequence[Closing]) -> dict[str, pl.DataFrame]:
-        """Return the rows of several devices; see ``WindowMetric``."""
+        """Return the rows of several devices' closed windows: those of ``close``, concatenated."""
         made = [self.close(closing) for closing in closings]
         return {name: pl.concat([tables[name] for tables in made]) for name in made[0]} if made else {}
 
+    def extent(self, frame: pl.DataFrame) -> Extent:
+        """Return the extent of the rows of ``frame``, which has at least one."""
+        ts = integers(frame["ts"], -1)
+        one = np.ones(len(ts), np.int64)
+        return Extent(ts, ts + one, one, one, (ts >= 0) & (ts < TS_NS_MAX))
+
+    def without_late(self, frame: pl.DataFrame, extent: Extent, late: np.ndarray) -> pl.DataFrame:
+        """Return ``frame`` without the first ``late[r]`` samples of each row r that keeps some; rows that lose all are filtered later."""
+        del extent, late
+        return frame
+
+    def signal(self) -> pl.Expr:
+        """Return the signal under which table ``quality`` counts a refused row."""
+        return pl.lit(self.family)
+
     def carry(self, device: str) -> bytes:
-        """Return nothing."""
+        """Return the state that is carried for ``device``, empty if there is none."""
+        del device
         return b""
 
     def restore(self, device: str, carry: bytes) -> None:
-        """Take over nothing."""
+        """Replace the state of ``device`` by what ``carry`` returned, in this process or another; empty bytes clear it."""
         del device, carry
 
     def counters(self) -> dict[str, float]:
-        """Return nothing: what is refused is in the rows of ``quality``."""
+        """Return what was dropped or not measured since the start, by the names of Weft's own counters."""
         return {}
+
+
+def integers(column: pl.Series, unknown: int) -> np.ndarray:
+    """Return an integer column as an array, nulls as ``unknown``."""
+    return (column.fill_null(unknown) if column.null_count() else column).to_numpy()

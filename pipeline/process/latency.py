@@ -1,4 +1,4 @@
-"""Latency samples to the statistics of their windows: ``latency``; also for metrics that take samples themselves."""
+"""Latency samples to the statistics of their windows: ``latency``; also used by metrics that measure latency."""
 
 import polars as pl
 
@@ -6,17 +6,16 @@ from .. import histogram
 from ..tables.families import FAMILIES
 from ..tables.field import WINDOW_NS
 from ..tables.states import STATES
-from .base import Closing, Stateless
+from .base import Closing, WindowMetric
 
 _KEY = ("ts", "src", "dst", "kind")
 
-# Longer than a hundred days is no latency but a mistake, and sums of latencies stay in 64 bits.
+# More than a hundred days is implausible; sums of latencies stay below 2^64.
 LATENCY_NS_MAX = 2**53
 
 
 def statistics(samples: pl.DataFrame, device: str) -> pl.DataFrame:
     """Return rows of ``latency``, one per path, kind and window, from samples ``ts, src, dst, kind, ns``."""
-    table = STATES["latency"].polars
     if samples.is_empty():
         return STATES["latency"].empty()
     groups = samples.group_by(_KEY).agg(
@@ -29,10 +28,10 @@ def statistics(samples: pl.DataFrame, device: str) -> pl.DataFrame:
     row = samples.join(groups, on=_KEY, how="left", nulls_equal=True, maintain_order="left")["row"].to_numpy()
     hist = histogram.of_values(row, samples["ns"].to_numpy(), groups.height)
     frame = groups.with_columns(hist, pl.lit(device).alias("device"))
-    return frame.select(pl.col(name).cast(dtype) for name, dtype in table.items())
+    return STATES["latency"].frame(frame)
 
 
-class LatencyMetric(Stateless):
+class LatencyMetric(WindowMetric):
     """``WindowMetric`` of the family ``latency``."""
 
     family = "latency"
@@ -46,18 +45,14 @@ class LatencyMetric(Stateless):
         )
         samples = samples.explode("ns").drop_nulls("ns")
         fits = pl.col("ns") <= LATENCY_NS_MAX
-        wrong = samples.filter(~fits).group_by("ts").agg(pl.len().alias("implausible"))
-        quality = wrong.with_columns(
-            device=pl.lit(closing.device), port=pl.lit(""), signal=pl.lit("latency"), implausible=pl.col("implausible").cast(pl.UInt64)
-        )
+        wrong = samples.filter(~fits).group_by("ts").agg(implausible=pl.len())
+        quality = wrong.with_columns(device=pl.lit(closing.device), port=pl.lit(""), signal=pl.lit("latency"))
         return {
             "latency": statistics(samples.filter(fits), closing.device),
-            "quality": pl.concat([STATES["quality"].empty(), quality], how="diagonal").with_columns(
-                pl.col(STATES["quality"].having("sum")).fill_null(0)
-            ),
+            "quality": STATES["quality"].frame(quality).fill_null(0),
         }
 
 
 def _widened(frames: list[pl.DataFrame]) -> list[pl.DataFrame]:
-    """Return frames whose lists are as wide as the table's: they travel in the narrowest width that holds them."""
+    """Return frames with lists of the table's width: messages carry the narrowest."""
     return [frame.with_columns(pl.col("values_ns").cast(pl.List(pl.UInt64))) for frame in frames]

@@ -1,9 +1,8 @@
 """The process service: frames of samples in, sufficient statistics of closed windows out.
 
-One transaction of the bus holds the rows that a poll closed, the input positions and all that the open windows
-need to be rebuilt; a service that is killed at any instant repeats nothing and loses nothing. Run more of them to
-share the partitions: all rows of a device live in one partition, so every statistic of a device is computed in one
-place.
+One bus transaction holds the rows of the windows that a step closed, the input positions and the state of the open windows. A
+service that is killed at any instant repeats nothing and loses nothing. Several members share the partitions. All rows of a
+device are in one partition, so one member computes every statistic of a device.
 """
 
 import logging
@@ -16,7 +15,7 @@ import polars as pl
 from ..bus import Bus, Message, TopicPartition, Transaction
 from ..clock import Clock
 from ..codec import headers, messages
-from ..memory import give_back, keep_freed, unmap_compiler
+from ..memory import give_back, keep_freed
 from ..report import Report, lag
 from ..tables.families import FAMILIES
 from ..tables.field import Table
@@ -62,15 +61,15 @@ class ProcessService:
         self._metrics = {FAMILIES[family].topic: make(metrics) for family, make in METRICS.items()}
         self._partitions: dict[TopicPartition, PartitionWindows] = {}
         self._closed: set[TopicPartition] = set()
-        self._unsure = False
+        self._step_failed = False
         self._lag_ns = 0
 
     def start(self) -> None:
         """Join the group. Raises ``BusError``."""
-        # Between two calls of ``give_back``, which come every two seconds.
+        # Until ``give_back``, which runs every two seconds.
         keep_freed()
-        # Beside their source, kernels that an installation compiled load in a second; where it did not, nobody should wonder.
-        notice = threading.Timer(COMPILE_NOTICE_S, _log.warning, ["compiling kernels, once: windows come in a minute or two"])
+        # Kernels compiled at installation load in a second; otherwise the user sees why the service waits.
+        notice = threading.Timer(COMPILE_NOTICE_S, _log.warning, ["compiling kernels, once: the first windows appear in a minute or two"])
         notice.start()
         try:
             warm()
@@ -82,48 +81,48 @@ class ProcessService:
         )
 
     def step(self) -> None:
-        """Poll once, close what can be closed, publish it. Raises ``BusError`` or ``FencedError``; then call again."""
-        self._take_up()
+        """Read once, close the windows that are due, publish their rows. Raises ``BusError`` or ``FencedError``; then call again."""
+        self._restore_missing()
         read = self._consumer.poll(POLL_S, self._config.poll_bytes_max)
-        self._unsure = True
+        self._step_failed = True
         now = self._clock.now_ns()
-        touched = self._take_in(read, now)
+        touched = self._add(read, now)
         self._publish(touched, self._close(now))
-        self._unsure = False
+        self._step_failed = False
         if self._clock.monotonic_ns() >= self._lag_ns:
             self._lag_ns = self._clock.monotonic_ns() + LAG_EVERY_NS
             self._report.set("weft_process_lag_messages", lag(self._bus, GROUP, list(self.topics)))
             for metric in self._metrics.values():
                 self._report.update(metric.counters())
             give_back()
-            unmap_compiler()
         self._report.publish(self._producer)
 
     def stop(self) -> None:
-        """Leave the group; open windows stay in the log for whoever comes next. Idempotent."""
+        """Leave the group; the next member rebuilds the open windows from the log. Idempotent."""
         self._consumer.close()
         self._producer.close()
 
-    def _take_up(self) -> None:
-        """Begin again where the log says, with what is not held: its memory could not be read, or the last step failed half way."""
-        if self._unsure:
+    def _restore_missing(self) -> None:
+        """Restore partitions from the bus that have no state here, and all of them after a step that failed."""
+        if self._step_failed:
             self._revoked(frozenset(self._partitions))
-            self._unsure = False
+            self._step_failed = False
         self._assigned(self._consumer.assignment() - self._partitions.keys())
 
-    def _take_in(self, read: Sequence[Message], now: int) -> set[TopicPartition]:
+    def _add(self, read: Sequence[Message], now: int) -> set[TopicPartition]:
         touched = set()
         for loss in self._consumer.lost():
             if loss.partition in self._partitions:
                 self._partitions[loss.partition].lost(loss.from_offset, loss.to_offset)
                 self._report.complain(
-                    f"{loss.to_offset - loss.from_offset} messages were dropped by the log before they were read", "bus_retention"
+                    f"{loss.to_offset - loss.from_offset} messages were dropped by the log before the process service read them",
+                    "bus_retention",
                 )
         for message in read:
             partition = TopicPartition(message.topic, message.partition)
             self._partitions[partition].add(message, now)
             if message.headers.get("end") == "1":
-                # Whoever waits for the end of a recording waits for this, also where there was nothing in it.
+                # The end of a recording commits the partition even if no window closes.
                 self._closed.add(partition)
             self._report.count("weft_process_messages_total", label=self._family[message.topic])
             self._report.count("weft_process_bytes_total", len(message.value), label=self._family[message.topic])
@@ -131,10 +130,10 @@ class ProcessService:
         return touched
 
     def _close(self, now: int) -> dict[TopicPartition, dict[str, pl.DataFrame]]:
-        """Close what can be closed and return the rows by table, under some partition that they may be published to.
+        """Close the windows that are due and return their rows by table, under one of the partitions.
 
-        Devices that close the same windows are computed together, whichever partition they live in: rows of the state
-        tables are found by their keys, not by their partition.
+        Devices that close the same windows are computed together across partitions: readers find rows of state tables by key, not
+        by partition.
         """
         closings: dict[str, list[Closing]] = {}
         first: dict[str, TopicPartition] = {}
@@ -158,7 +157,7 @@ class ProcessService:
             return
         with self._producer.transaction() as transaction:
             offsets = {}
-            # Partitions that were read without closing anything are committed with the others, for the lag's sake.
+            # Commit partitions without closed windows too, so that the lag is right.
             for partition in made.keys() | touched | closed:
                 windows = self._partitions[partition]
                 for name, frame in made.get(partition, {}).items():

@@ -1,12 +1,12 @@
-"""Compiles the kernels: ``python -m weft.pipeline.process.warm``, at installation, so that a first start does not wait for it.
+"""Compiles the process kernels: ``python -m weft.pipeline.process.warm``, at installation, so that the first start does not wait.
 
-Numba keeps what it compiled beside the source (or where ``NUMBA_CACHE_DIR`` says); a service calls ``warm`` before it
-joins its group all the same, since a member that compiles for ten seconds is taken for dead.
+Numba caches the result beside the source, or in ``NUMBA_CACHE_DIR``. A service also calls ``warm`` before it joins its group,
+because the group would expel a member that compiles for ten seconds.
 """
 
 import polars as pl
 
-from ..memory import give_back, unmap_compiler
+from ..memory import give_back
 from ..tables.families import FAMILIES
 from ..tables.field import WINDOW_NS
 from . import METRICS, MetricConfig
@@ -16,7 +16,7 @@ _WIDTHS = (pl.UInt8, pl.UInt16, pl.UInt32, pl.UInt64)
 
 
 def warm() -> None:
-    """Run every metric once over a few made rows of each width."""
+    """Run every metric once over a few generated rows of each width."""
     samples = {
         "ts": [0],
         "recv_ts": [0],
@@ -26,9 +26,9 @@ def warm() -> None:
         "interval_ns": [1_000_000],
         "speed_bps": [80_000],
     }
-    runs = [pl.DataFrame(samples).with_columns(pl.Series("values", [[0, 200, 1]], dtype=pl.List(width))) for width in _WIDTHS]
+    segments = [pl.DataFrame(samples).with_columns(pl.Series("values", [[0, 200, 1]], dtype=pl.List(width))) for width in _WIDTHS]
     # One sample of more than 32 bits makes the whole matrix wider.
-    large = runs[-1].with_columns(pl.Series("values", [[2**32]], dtype=pl.List(pl.UInt64)))
+    large = segments[-1].with_columns(pl.Series("values", [[2**32]], dtype=pl.List(pl.UInt64)))
     packet = {name: [None] for name in FAMILIES["packet"].polars} | {
         "ts": [0],
         "src": ["10.0.0.1"],
@@ -41,17 +41,16 @@ def warm() -> None:
         "ecn": [0],
         "sampling_rate": [1],
     }
-    frames = {"burst_sample": runs, "packet": [pl.DataFrame(packet, schema=FAMILIES["packet"].polars)]}
-    frames |= {family: [_readings(family)] for family in ("port", "queue", "nic", "nvlink")}
+    frames = {"burst_sample": segments, "packet": [pl.DataFrame(packet, schema=FAMILIES["packet"].polars)]}
+    frames |= {family: [_counter_samples(family)] for family in ("port", "queue", "nic", "nvlink")}
     for family, make in METRICS.items():
         make(MetricConfig()).close(Closing("warm", 0, WINDOW_NS, frames.get(family, []), ended=True))
         give_back()
-        unmap_compiler()
-    METRICS["burst_sample"](MetricConfig()).close(Closing("warm", 0, WINDOW_NS, [*runs, large], ended=True))
+    METRICS["burst_sample"](MetricConfig()).close(Closing("warm", 0, WINDOW_NS, [*segments, large], ended=True))
 
 
-def _readings(family: str) -> pl.DataFrame:
-    """Return two readings in which every counter and gauge has a value, and a third, out of order, in which none has."""
+def _counter_samples(family: str) -> pl.DataFrame:
+    """Return two counter samples with every counter and gauge, and a third, out of order, with none."""
     table = FAMILIES[family].polars
     texts = {name: ["warm"] * 3 for name, dtype in table.items() if dtype == pl.String}
     numbers = {name: [1, 2, None] for name, dtype in table.items() if dtype == pl.UInt64}

@@ -16,7 +16,7 @@ from weft.pipeline import histogram
 from weft.pipeline.process.bursts import kernel
 from weft.pipeline.tables.field import HISTOGRAM
 
-# Shares as decimals: the 99th of 100 is p99, whatever binary fractions make of 0.99.
+# Ratios as decimals: the 99th of 100 is p99, although 0.99 is no binary fraction.
 QS = (0.0, 0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 0.999, 1.0)
 TOP = 2**62
 
@@ -32,7 +32,7 @@ def nearest_rank(values: np.ndarray, q: float) -> int:
 
 
 def drawn(name: str, size: int) -> np.ndarray:
-    """Return random integers of a distribution that network figures follow."""
+    """Return random integers of a distribution that is typical of networks."""
     rng = np.random.default_rng(len(name) + size)
     floats = {
         "lognormal": lambda: rng.lognormal(10, 2.5, size),
@@ -58,7 +58,7 @@ def test_quantiles_are_within_one_percent(name: str, size: int) -> None:
 
 @pytest.mark.parametrize("name", ["lognormal", "pareto", "uniform", "exponential"])
 def test_quantiles_of_many_samples_are_those_of_numpy(name: str) -> None:
-    """Where samples lie close, the quantile is within 1 % of NumPy's linear interpolation, too."""
+    """For dense samples the quantile is within 1 % of NumPy's linear interpolation, too."""
     values = drawn(name, 200_000)
     got = histogram.quantiles(hist(values), QS[1:-2])[0]
     np.testing.assert_allclose(got, np.quantile(values, QS[1:-2], method="linear"), rtol=0.0101)
@@ -66,7 +66,7 @@ def test_quantiles_of_many_samples_are_those_of_numpy(name: str) -> None:
 
 @given(st.lists(st.integers(0, TOP), min_size=1, max_size=60), st.decimals(0, 1, places=4))
 def test_any_quantile_of_any_integers_is_within_one_percent(values: list[int], q) -> None:
-    """Whatever the integers up to 2^62, one quantile is within 1 % of the exact one."""
+    """For any integers up to 2^62 a quantile is within 1 % of the exact one."""
     got = histogram.quantile(hist(np.array(values))[0].to_list(), float(q))
     np.testing.assert_allclose(got, nearest_rank(np.array(values), float(q)), rtol=0.01)
 
@@ -83,7 +83,7 @@ def test_a_bucket_is_where_the_definition_says(value: int) -> None:
 
 @given(st.integers(0, histogram.BUCKETS - 1), st.sampled_from([np.int16, np.int64]))
 def test_an_estimate_is_the_middle_of_the_integers_of_a_bucket(index: int, kind: type) -> None:
-    """The estimate is exact to the last bit of a double, in whatever width the index is kept."""
+    """The estimate is exact to the last bit of a double, for any width of the index."""
     octave, step = divmod(index - 1, 64)
     width = Fraction(2) ** octave / 64
     middle = float((64 + step) * width + max(width - 1, Fraction(0)) / 2) if index else 0.0
@@ -92,14 +92,14 @@ def test_an_estimate_is_the_middle_of_the_integers_of_a_bucket(index: int, kind:
 
 @given(st.integers(0, TOP))
 def test_an_estimate_is_within_a_hundred_and_twenty_eighth(value: int) -> None:
-    """What a bucket stands for differs from each of its values by at most 1/128, and not at all below 128."""
+    """The estimate of a bucket differs from each of its values by at most 1/128, and not at all below 128."""
     got = float(histogram.estimate(histogram.buckets(np.array([value])))[0])
     assert abs(got - value) <= value / 128
     assert value >= 128 or got == value
 
 
 def test_an_empty_histogram_has_no_quantile() -> None:
-    """The quantiles of nothing, and of a null, are not a number."""
+    """The quantiles of an empty histogram and of a null are NaN."""
     rows = pl.Series("hist", [[], None, [{"i": 1, "c": 1}]], dtype=HISTOGRAM)
     got = histogram.quantiles(rows, (0.0, 0.5, 1.0))
     assert np.isnan(got[:2]).all()
@@ -109,7 +109,7 @@ def test_an_empty_histogram_has_no_quantile() -> None:
 @settings(max_examples=60)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, TOP)), max_size=80), st.randoms(use_true_random=False))
 def test_merging_equals_the_histogram_of_the_union(pairs: list[tuple[int, int]], random) -> None:
-    """Histograms of any parts, merged in any order, are to the bit the histogram of everything."""
+    """Histograms of any parts, merged in any order, equal the histogram of all values bit by bit."""
     parts = [np.array([v for p, v in pairs if p == part], np.int64) for part in range(4)]
     order = [0, 1, 2, 3]
     random.shuffle(order)

@@ -1,7 +1,7 @@
-"""From runs of burst samples to the statistics of their windows: ``port_samples``, ``bursts``, ``groups``, ``quality``.
+"""Segments of burst samples to the statistics of their windows: ``port_samples``, ``bursts``, ``groups``, ``quality``.
 
-The arithmetic is the single pass of ``kernel.py``; here runs are laid into its dense matrix and its arrays become
-rows. All ports of a device are walked together, because contention asks how many are hot in the same instant.
+The arithmetic is the single pass of ``kernel.py``; this module writes segments into its dense matrix and turns its arrays into rows.
+All ports of a device are walked together, because contention is the number of ports that are hot at the same time.
 """
 
 import json
@@ -14,45 +14,22 @@ import pyarrow as pa
 
 from ... import histogram
 from ...errors import ConfigError
-from ...tables.field import LADDER, WINDOW_NS
+from ...tables.field import WINDOW_NS
 from ...tables.states import STATES
-from ..base import Closing
+from ..base import TS_NS_MAX, Closing, Extent, WindowMetric, integers
 from . import kernel
 
-# Samples of one call of the kernel: 16 MB of matrix where they fit into 32 bits, so that memory does not grow with how much closes.
+# Samples per kernel call: a matrix of 16 MB with 32-bit samples, so that memory does not grow with the number of closings.
 CELLS_MAX = 4_000_000
 _NARROW_MAX = 2**31 - 1
 
-# Interval lengths taken: 1 us to one window.
+# Accepted intervals: 1 us to one window.
 INTERVAL_NS_MIN = 1_000
 
 ENTITY = ("device", "port", "queue", "signal", "interval_ns", "speed_bps")
 _PLAIN = ("ts", "port", "queue", "signal", "interval_ns", "speed_bps", "values")
 _HOT_SIGNALS = ("rx_bytes", "tx_bytes")
 _NEVER = 2**62
-_SQUARES = ("squares", "tau_squares", "pair_xx", "pair_yy", "pair_xy", *(f"block_squares_{m}" for m in LADDER))
-_SUMS = {
-    "samples": kernel.SAMPLES,
-    "total": kernel.TOTAL,
-    "low": kernel.LOW,
-    "high": kernel.HIGH,
-    "hot": kernel.HOT,
-    "hot_total": kernel.HOT_TOTAL,
-    "bursts": kernel.BURSTS,
-    "cold_cold": kernel.PAIRS,
-    "cold_hot": kernel.PAIRS + 1,
-    "hot_cold": kernel.PAIRS + 2,
-    "hot_hot": kernel.PAIRS + 3,
-    "gaps": kernel.GAPS,
-    "gap_total": kernel.GAP_TOTAL,
-    "tau_count": kernel.TAU_COUNT,
-    "tau_total": kernel.TAU_TOTAL,
-    "pair_count": kernel.PAIR_COUNT,
-    "pair_x": kernel.PAIR_X,
-    "pair_y": kernel.PAIR_Y,
-    **{f"blocks_{m}": kernel.BLOCKS + level for level, m in enumerate(LADDER)},
-    **{f"block_total_{m}": kernel.BLOCK_TOTAL + level for level, m in enumerate(LADDER)},
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +51,8 @@ class BurstConfig:
 
 
 @dataclass(slots=True)
-class _Runs:
-    """The runs of one frame: entity and first slot of each, and its samples."""
+class _Segments:
+    """The segments of one frame: entity and start of each, and its samples."""
 
     entity: np.ndarray
     ts: np.ndarray
@@ -84,16 +61,16 @@ class _Runs:
 
 
 @dataclass(slots=True)
-class _Group:
-    """All that one interval length of a device needs: entities, their runs, their carry."""
+class _IntervalGroup:
+    """The entities of one interval, their segments and their carry."""
 
     interval_ns: int
     entities: list[tuple]
-    runs: list[_Runs]
+    segments: list[_Segments]
     carry: np.ndarray
 
 
-class BurstMetric:
+class BurstMetric(WindowMetric):
     """``WindowMetric`` of the family ``burst_sample``."""
 
     family = "burst_sample"
@@ -107,7 +84,7 @@ class BurstMetric:
         return self.close_all([closing])
 
     def close_all(self, closings: Sequence[Closing]) -> dict[str, pl.DataFrame]:
-        """Return the rows of several devices; those that close the same windows are walked as one."""
+        """Return the rows of several devices; devices that close the same windows are walked together."""
         out: dict[str, list[pl.DataFrame]] = {name: [] for name in ("port_samples", "bursts", "groups", "quality")}
         spans: dict[tuple[int, int, bool], list[Closing]] = {}
         for closing in closings:
@@ -116,9 +93,9 @@ class BurstMetric:
             for portion in _portions(together):
                 carried = {entity: row for closing in portion for entity, row in self._carry.pop(closing.device, {}).items()}
                 for group in _group(portion, carried):
-                    for name, frame in self._stretches(start_ns, end_ns, group):
+                    for name, frame in self._walk_all(start_ns, end_ns, group):
                         out[name].append(frame)
-                    out["bursts"].extend(self._settle(end_ns, ended, group))
+                    out["bursts"].extend(self._end(end_ns, ended, group))
         return {name: _table(name, frames) for name, frames in out.items()}
 
     def carry(self, device: str) -> bytes:
@@ -127,20 +104,33 @@ class BurstMetric:
         return json.dumps([*rows]).encode() + b"\n" + np.stack(list(rows.values())).tobytes() if rows else b""
 
     def restore(self, device: str, carry: bytes) -> None:
-        """Take over a carry."""
+        """Restore a carry."""
         self._carry.pop(device, None)
         if carry:
             keys, _, rows = carry.partition(b"\n")
             matrix = np.frombuffer(rows, np.int64).reshape(-1, kernel.CARRY_COLUMNS).copy()
             self._carry[device] = dict(zip(map(tuple, json.loads(keys)), matrix, strict=True))
 
-    def counters(self) -> dict[str, float]:
-        """Return nothing: no run is dropped that ``quality`` does not tell of."""
-        return {}
+    def extent(self, frame: pl.DataFrame) -> Extent:
+        """Return the extent of the segments, cut to their sampling grid."""
+        ts, interval = integers(frame["ts"], -1), integers(frame["interval_ns"], 0)
+        valid = (ts >= 0) & (ts < TS_NS_MAX) & (interval >= INTERVAL_NS_MIN) & (interval <= WINDOW_NS)
+        interval = np.where(valid, interval, 1)
+        start, count = ts // interval * interval, _lengths(frame["values"])
+        return Extent(start, start + count * interval, interval, count, valid)
 
-    def _stretches(self, start_ns: int, end_ns: int, group: _Group) -> Iterator[tuple[str, pl.DataFrame]]:
+    def signal(self) -> pl.Expr:
+        """Return the signal of each segment."""
+        return pl.col("signal").fill_null("")
+
+    def without_late(self, frame: pl.DataFrame, extent: Extent, late: np.ndarray) -> pl.DataFrame:
+        """Cut the late samples off the beginning of each segment."""
+        start = pl.Series("ts", extent.start + late * extent.interval)
+        return frame.with_columns(start, pl.col("values").list.slice(pl.lit(pl.Series(late))))
+
+    def _walk_all(self, start_ns: int, end_ns: int, group: _IntervalGroup) -> Iterator[tuple[str, pl.DataFrame]]:
         interval = group.interval_ns
-        width = np.int32 if all(runs.values.max(initial=0) <= _NARROW_MAX for runs in group.runs) else np.int64
+        width = np.int32 if all(segments.values.max(initial=0) <= _NARROW_MAX for segments in group.segments) else np.int64
         windows_max = max(1, CELLS_MAX // max(1, len(group.entities) * -(-WINDOW_NS // interval)))
         for window_ns in _consecutive(_touched(group, start_ns, end_ns), windows_max):
             ends = np.append(window_ns, window_ns[-1] + WINDOW_NS)
@@ -148,53 +138,52 @@ class BurstMetric:
             matrix = np.full((len(group.entities), bounds[-1] - bounds[0]), -1, width)
             refused = np.zeros((len(group.entities), len(window_ns), 2), np.int64)
             top = kernel.BYTES_PER_NS_MAX * interval
-            for runs in group.runs:
-                kernel.scatter(matrix, bounds, runs.entity, runs.ts // interval, runs.offsets, runs.values, top, refused)
+            for segments in group.segments:
+                kernel.scatter(matrix, bounds, segments.entity, segments.ts // interval, segments.offsets, segments.values, top, refused)
             if refused.any():
-                yield "quality", _Keys(group.entities, interval, window_ns).quality(refused)
+                yield "quality", _Rows(group.entities, interval, window_ns).quality(refused)
             yield from self._walk(group, matrix, bounds, window_ns)
 
-    def _walk(self, group: _Group, matrix: np.ndarray, bounds: np.ndarray, window_ns: np.ndarray) -> Iterator[tuple[str, pl.DataFrame]]:
+    def _walk(
+        self, group: _IntervalGroup, matrix: np.ndarray, bounds: np.ndarray, window_ns: np.ndarray
+    ) -> Iterator[tuple[str, pl.DataFrame]]:
         entities, interval = group.entities, group.interval_ns
         threshold = np.array([self._threshold(entity) for entity in entities], np.int64)
         sides = {side: g for g, side in enumerate(sorted({(entity[0], entity[3]) for entity in entities if _contends(entity)}))}
         member = np.array([sides[entity[0], entity[3]] if _contends(entity) else -1 for entity in entities], np.int64)
         hot, sampled = kernel.contention(matrix, threshold, member, len(sides))
-        ecn, retransmit = _companions(entities, "rx_ecn_bytes"), _companions(entities, "retransmit")
-        stats, squares, profile, offsets, index, count, bursts, gap_row, gap_value = kernel.walk(
-            matrix, bounds[0], bounds, window_ns, interval, threshold, group.carry, member, hot, ecn, retransmit
-        )
-        keys = _Keys(entities, interval, window_ns)
-        hists = histogram.to_series("hist", offsets, index, count)
-        gap_hists = histogram.of_values(gap_row, gap_value, len(stats), "gap_hist")
+        companions = _companions(entities, "rx_ecn_bytes"), _companions(entities, "retransmit")
+        rows = kernel.Entities(threshold, member, *companions, group.carry)
+        out = kernel.walk(kernel.Grid(matrix, hot, bounds, window_ns, interval), rows)
+        keys = _Rows(entities, interval, window_ns)
         threshold_ratio = pl.when(pl.col("signal").is_in(_HOT_SIGNALS), pl.col("speed_bps") > 0).then(self._config.threshold_ratio)
-        yield "port_samples", keys.port_samples(stats, squares, profile, hists, gap_hists).with_columns(threshold_ratio=threshold_ratio)
-        yield "bursts", keys.bursts(bursts)
-        present = stats[:, kernel.SAMPLES].reshape(len(entities), len(window_ns)) > 0
+        yield "port_samples", keys.port_samples(out).with_columns(threshold_ratio=threshold_ratio)
+        yield "bursts", keys.bursts(out.bursts)
+        present = out.statistics[:, kernel.AT.samples].reshape(len(entities), len(window_ns)) > 0
         yield "groups", keys.groups(list(sides), member, hot, sampled, present, bounds)
 
     def _threshold(self, entity: tuple) -> int:
         *_, signal, interval_ns, speed_bps = entity
         return self._config.threshold(speed_bps, interval_ns) if signal in _HOT_SIGNALS else _NEVER
 
-    def _settle(self, end_ns: int, ended: bool, group: _Group) -> list[pl.DataFrame]:
-        """Close what cannot go on and keep the carry of what can: only entities sampled up to the very end."""
+    def _end(self, end_ns: int, ended: bool, group: _IntervalGroup) -> list[pl.DataFrame]:
+        """Close the bursts that cannot continue, and store the carry of entities sampled up to the end."""
         last = -(-end_ns // group.interval_ns) - 1
         rows = []
         for e, entity in enumerate(group.entities):
             carry = group.carry[e]
-            goes_on = carry[kernel.LAST_SLOT] == last and not ended
-            if goes_on:
+            continues = carry[kernel.LAST_SLOT] == last and not ended
+            if continues:
                 self._carry.setdefault(entity[0], {})[entity] = carry
             elif carry[kernel.OPEN_START] >= 0:
                 rows.append(
                     (e, carry[kernel.OPEN_START], carry[kernel.LAST_SLOT] + 1, *carry[kernel.OPEN_BYTES : kernel.OPEN_RETRANSMIT + 1])
                 )
-        return [_Keys(group.entities, group.interval_ns, np.zeros(0, np.int64)).bursts(np.array(rows, np.int64))] if rows else []
+        return [_Rows(group.entities, group.interval_ns, np.zeros(0, np.int64)).bursts(np.array(rows, np.int64))] if rows else []
 
 
 @dataclass(slots=True)
-class _Keys:
+class _Rows:
     """Turns the kernel's arrays into rows of the state tables."""
 
     entities: Sequence[tuple]
@@ -206,34 +195,33 @@ class _Keys:
         types = STATES["port_samples"].polars
         return [pl.Series(name, values, dtype=types[name]).gather(index) for name, values in columns]
 
-    def port_samples(
-        self, stats: np.ndarray, squares: np.ndarray, profile: np.ndarray, hists: pl.Series, gap_hists: pl.Series
-    ) -> pl.DataFrame:
-        windows = len(self.window_ns)
-        full = np.flatnonzero(stats[:, kernel.SAMPLES])
-        whole = len(full) == len(stats)
-        pick = (lambda array: array) if whole else (lambda array: array[full])
-        columns: list[pl.Series] = [pl.Series("ts", self.window_ns[full % windows]), *self._entity_columns(full // windows)]
-        picked = np.ascontiguousarray(pick(stats).T)
-        columns += [pl.Series(name, picked[column].view(np.uint64)) for name, column in _SUMS.items()]
-        halves = np.ascontiguousarray(pick(squares).swapaxes(0, 1))
-        columns += [_squares(name, halves[column]) for column, name in enumerate(_SQUARES)]
-        columns += [
-            pick_series.rename(name) if whole else pick_series.gather(full).rename(name)
-            for name, pick_series in (("hist", hists), ("gap_hist", gap_hists))
-        ]
-        columns.append(_profiles(pick(profile), self.interval_ns))
-        return pl.DataFrame(columns)
+    def port_samples(self, out: kernel.Output) -> pl.DataFrame:
+        windows, rows = len(self.window_ns), len(out.statistics)
+        full = np.flatnonzero(out.statistics[:, kernel.AT.samples])
+        statistics, squares, profile = (array if len(full) == rows else array[full] for array in (out.statistics, out.squares, out.profile))
+        hist = histogram.to_series("hist", out.hist_offsets, out.hist_index, out.hist_count)
+        gap_hist = histogram.of_values(out.gaps[:, 0], out.gaps[:, 1], rows, "gap_hist")
+        by_name = zip(kernel.STATISTICS, np.ascontiguousarray(statistics.T).view(np.uint64), strict=True)
+        wide_by_name = zip(kernel.SQUARES, np.ascontiguousarray(squares.swapaxes(0, 1)), strict=True)
+        return pl.DataFrame(
+            [
+                pl.Series("ts", self.window_ns[full % windows]),
+                *self._entity_columns(full // windows),
+                *(pl.Series(name, column) for name, column in by_name),
+                *(_squares(name, halves) for name, halves in wide_by_name),
+                *(hists if len(full) == rows else hists.gather(full) for hists in (hist, gap_hist)),
+                _profiles(profile, self.interval_ns),
+            ]
+        )
 
     def quality(self, refused: np.ndarray) -> pl.DataFrame:
-        """Return one row per port, signal and window with refused samples, whatever the queue and the line rate."""
+        """Return one row per port, signal and window with refused samples, over all queues and line rates."""
         entity, window = np.nonzero(refused.any(axis=2))
         ts = pl.Series("ts", self.window_ns[window])
         counts = [pl.Series(name, refused[entity, window, k]) for k, name in enumerate(("duplicates", "implausible"))]
         rows = pl.DataFrame([ts, *self._entity_columns(entity), *counts])
-        return rows.group_by("ts", "device", "port", "signal").agg(
-            *(pl.lit(0).alias(name) for name in ("late", "resets", "wraps", "gaps")), pl.col("duplicates", "implausible").sum()
-        )
+        rows = rows.group_by("ts", "device", "port", "signal").agg(pl.col("duplicates", "implausible").sum())
+        return STATES["quality"].frame(rows).fill_null(0)
 
     def bursts(self, bursts: np.ndarray) -> pl.DataFrame:
         entity, start, end, total, peak, contention, ecn, retransmit = np.ascontiguousarray(bursts.T)
@@ -294,7 +282,7 @@ def _contends(entity: tuple) -> bool:
 
 
 def _companions(entities: Sequence[tuple], what: str) -> np.ndarray:
-    """Return, per entity that can burst, the row that samples the marked or retransmitted part of it; -1 = none."""
+    """Return, per entity that can burst, the matrix row of its marked or retransmitted bytes; -1 = none."""
     place = {(*entity[:4], entity[5]): e for e, entity in enumerate(entities)}
     rows = []
     for device, port, queue, signal, _, speed_bps in entities:
@@ -304,7 +292,7 @@ def _companions(entities: Sequence[tuple], what: str) -> np.ndarray:
 
 
 def _portions(closings: Sequence[Closing]) -> Iterator[list[Closing]]:
-    """Yield the closings in portions of about ``CELLS_MAX`` samples: memory must not grow with the number of devices."""
+    """Yield the closings in portions of about ``CELLS_MAX`` samples, so that memory does not grow with the number of devices."""
     portion: list[Closing] = []
     samples = 0
     for closing in closings:
@@ -318,12 +306,12 @@ def _portions(closings: Sequence[Closing]) -> Iterator[list[Closing]]:
         yield portion
 
 
-def _group(closings: Sequence[Closing], carried: dict[tuple, np.ndarray]) -> list[_Group]:
-    """Sort the frames' runs by interval and entity. What fits no grid has been refused and counted when it came in."""
+def _group(closings: Sequence[Closing], carried: dict[tuple, np.ndarray]) -> list[_IntervalGroup]:
+    """Sort the segments by interval and entity. Those off any grid were refused and counted on receipt."""
     known: dict[int, dict[tuple, int]] = {}
     for entity in carried:
         known.setdefault(entity[4], {}).setdefault(entity, len(known.get(entity[4], ())))
-    runs: dict[int, list[_Runs]] = {}
+    segments: dict[int, list[_Segments]] = {}
     for frame in _joined(closings):
         entities, codes = _entities(frame)
         place = np.zeros(len(entities), np.int64)
@@ -339,12 +327,15 @@ def _group(closings: Sequence[Closing], carried: dict[tuple, np.ndarray]) -> lis
             mine = codes[part]
             for interval in np.unique(intervals[mine[fits[mine]]]).tolist():
                 rows = np.flatnonzero(fits[mine] & (intervals[mine] == interval))
-                runs.setdefault(interval, []).append(_pick(place[mine], ts[part], offsets, values, rows))
-    return [_Group(interval, list(members), runs.get(interval, []), _carries(members, carried)) for interval, members in known.items()]
+                segments.setdefault(interval, []).append(_pick(place[mine], ts[part], offsets, values, rows))
+    return [
+        _IntervalGroup(interval, list(members), segments.get(interval, []), _carries(members, carried))
+        for interval, members in known.items()
+    ]
 
 
 def _joined(closings: Sequence[Closing]) -> list[pl.DataFrame]:
-    """Return the frames of all closings below each other, one for each width of the samples; the message's key is the device."""
+    """Concatenate the frames of all closings, one result per width of the samples; the message's key is the device."""
     alike: dict[pl.DataType, list[tuple[str, pl.DataFrame]]] = {}
     for closing in closings:
         for frame in closing.frames:
@@ -360,35 +351,43 @@ def _joined(closings: Sequence[Closing]) -> list[pl.DataFrame]:
 
 
 def _entities(frame: pl.DataFrame) -> tuple[list[tuple], np.ndarray]:
-    """Return the distinct entities of a frame, and which one each of its rows is of."""
+    """Return the distinct entities of a frame, and the entity of each row."""
     keys = frame.select(ENTITY)
     distinct = keys.unique(maintain_order=True).with_row_index("code")
     codes = keys.join(distinct, on=ENTITY, how="left", nulls_equal=True, maintain_order="left")["code"]
     return distinct.drop("code").rows(), codes.to_numpy().astype(np.int64)
 
 
-def _pick(place: np.ndarray, ts: np.ndarray, offsets: np.ndarray, values: np.ndarray, rows: np.ndarray) -> _Runs:
+def _pick(place: np.ndarray, ts: np.ndarray, offsets: np.ndarray, values: np.ndarray, rows: np.ndarray) -> _Segments:
     if len(rows) == len(ts):
-        return _Runs(place, ts, offsets, values)
-    # A frame of mixed intervals: the few runs of this one are copied out.
+        return _Segments(place, ts, offsets, values)
+    # A frame of mixed intervals: copy the few segments of this one.
     lengths = (offsets[1:] - offsets[:-1])[rows]
     chosen = np.concatenate([values[offsets[r] : offsets[r + 1]] for r in rows]) if len(rows) else values[:0]
-    return _Runs(place[rows], ts[rows], np.concatenate([[0], np.cumsum(lengths)]), chosen)
+    return _Segments(place[rows], ts[rows], np.concatenate([[0], np.cumsum(lengths)]), chosen)
 
 
 def _samples(values: pl.Series) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield (offsets, samples) of each chunk of a column of lists, without a copy where nothing is unknown; a null sample is -1."""
+    """Yield (offsets, samples) of each chunk of a column of lists, without a copy unless samples are null (-1)."""
     for chunk in values.get_chunks():
         array = chunk.to_arrow()
         if array.null_count:
             array = array.fill_null([])
-        offsets = array.offsets.to_numpy()
+        offsets = np.from_dlpack(array.offsets)
         flat = array.values
         if not flat.null_count:
-            yield offsets, flat.to_numpy()
+            yield offsets, np.from_dlpack(flat)
             continue
         known = np.minimum(flat.fill_null(0).to_numpy(zero_copy_only=False), np.uint64(np.iinfo(np.int64).max))
         yield offsets, np.where(flat.is_null().to_numpy(zero_copy_only=False), -1, known.astype(np.int64))
+
+
+def _lengths(column: pl.Series) -> np.ndarray:
+    """Return the length of each list; through Arrow, because this runs for every message."""
+    parts = [chunk.to_arrow() for chunk in column.get_chunks()]
+    return np.concatenate(
+        [np.diff(np.from_dlpack(part.offsets)) if not part.null_count else part.value_lengths().fill_null(0).to_numpy() for part in parts]
+    ).astype(np.int64)
 
 
 def _carries(members: dict[tuple, int], carried: dict[tuple, np.ndarray]) -> np.ndarray:
@@ -399,15 +398,15 @@ def _carries(members: dict[tuple, int], carried: dict[tuple, np.ndarray]) -> np.
     return carry
 
 
-def _touched(group: _Group, start_ns: int, end_ns: int) -> np.ndarray:
-    """Return the starts of the windows between the two that hold a sample of the group.
+def _touched(group: _IntervalGroup, start_ns: int, end_ns: int) -> np.ndarray:
+    """Return the starts of the windows between the two times that contain a sample of the group.
 
-    What closes at once may span years, where a device's clock is set; so only windows with samples are listed.
+    A closing may span years if a device's clock is set; so only windows with samples are listed.
     """
     touched = [np.zeros(0, np.int64)]
-    for runs in group.runs:
-        lengths = runs.offsets[1:] - runs.offsets[:-1]
-        slot = runs.ts // group.interval_ns
+    for segments in group.segments:
+        lengths = segments.offsets[1:] - segments.offsets[:-1]
+        slot = segments.ts // group.interval_ns
         first = np.maximum(slot * group.interval_ns // WINDOW_NS, start_ns // WINDOW_NS)
         last = np.minimum((slot + lengths - 1) * group.interval_ns // WINDOW_NS, end_ns // WINDOW_NS - 1)
         count = np.where(lengths > 0, np.maximum(last - first + 1, 0), 0)
@@ -417,10 +416,10 @@ def _touched(group: _Group, start_ns: int, end_ns: int) -> np.ndarray:
 
 
 def _consecutive(starts: np.ndarray, most: int) -> Iterator[np.ndarray]:
-    """Yield stretches of neighbouring windows, at most ``most`` long."""
-    for stretch in np.split(starts, np.flatnonzero(np.diff(starts) != WINDOW_NS) + 1):
-        for at in range(0, len(stretch), most):
-            yield stretch[at : at + most]
+    """Yield sequences of adjacent windows, at most ``most`` long."""
+    for adjacent in np.split(starts, np.flatnonzero(np.diff(starts) != WINDOW_NS) + 1):
+        for at in range(0, len(adjacent), most):
+            yield adjacent[at : at + most]
 
 
 def _squares(name: str, halves: np.ndarray) -> pl.Series:
@@ -433,12 +432,9 @@ def _profiles(profile: np.ndarray, interval_ns: int) -> pl.Series:
     if interval_ns > kernel.PROFILE_SPAN_NS:
         return pl.Series("profile", [None], dtype=pl.List(pl.UInt32)).new_from_index(0, len(profile))
     offsets = np.arange(len(profile) + 1, dtype=np.int64) * kernel.PROFILE_SPANS
-    return pl.Series("profile", pl.from_arrow(pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(profile.ravel()))))
+    return histogram.lists("profile", offsets, pl.Series(profile.ravel()))
 
 
 def _table(name: str, frames: list[pl.DataFrame]) -> pl.DataFrame:
     table = STATES[name]
-    frames = [frame for frame in frames if frame.height]
-    if not frames:
-        return table.empty()
-    return pl.concat([frame.select(pl.col(column).cast(dtype) for column, dtype in table.polars.items()) for frame in frames])
+    return pl.concat([table.empty(), *(table.frame(frame) for frame in frames if frame.height)])

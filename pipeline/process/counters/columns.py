@@ -1,4 +1,4 @@
-"""What the families of counters are made of, and their rows as columns of numbers."""
+"""The columns of the counter families, and their rows as arrays of numbers."""
 
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -11,6 +11,7 @@ from ...dictionary import dictionary
 from ...tables.families import FAMILIES, counters_of
 from ...tables.field import FEC_BINS, WINDOW_NS
 from ..base import Closing
+from .kernel import CounterValues
 
 KEYS = {
     "port": ("source", "port"),
@@ -19,7 +20,7 @@ KEYS = {
     "nvlink": ("source", "gpu", "link"),
 }
 
-# Gauges, and the columns of the state that hold their largest.
+# Gauges, and the state columns of their largest values.
 GAUGES = {
     "queue": {
         "occupancy_bytes": "occupancy_high",
@@ -31,14 +32,14 @@ GAUGES = {
 
 BINS = tuple(f"fec_bin_{k}" for k in range(FEC_BINS))
 
-# Bits of the line that a unit takes at least: a packet 84 bytes with preamble and gap, a codeword of RS(544,514) 5440 bits.
-# A counter whose name says nothing of this, such as a time, is bounded by no line.
+# Least bits of the line per unit: a packet takes 84 bytes with preamble and gap, a codeword of RS(544,514) 5440 bits. Counters with
+# other names, such as times, have no line that bounds them.
 _PACKET, _CODEWORD = 672.0, 5440.0
 _COSTS = {"bytes": 8.0, "bits": 1.0, "symbol_errors": 1.0, "packets": _PACKET, "frames": _PACKET, "discards": _PACKET, "errors": _PACKET}
 
 
 def _read_only(array: np.ndarray) -> np.ndarray:
-    """Return an array as one that is only read: a kernel is compiled anew for every kind that it meets."""
+    """Return a read-only view: a kernel compiles for every kind of array, so all are of this kind."""
     array = array.view()
     array.flags.writeable = False
     return array
@@ -48,7 +49,7 @@ _NO_NULLS = _read_only(np.zeros(0, np.bool_))
 _SPEED_MAX = 2**62
 
 
-class Plan:
+class CounterPlan:
     """The columns of one family: its keys, its counters (``fec_bins`` as one each), their cost, its gauges."""
 
     def __init__(self, family: str) -> None:
@@ -61,7 +62,7 @@ class Plan:
         self.plain = [name for name in FAMILIES[family].polars if name in wanted]
 
     def place(self, keys: pl.DataFrame) -> pl.Series:
-        """Return what ``quality`` calls each object: its port; a scale-up link by its GPU and number."""
+        """Return the port of each object in table ``quality``; a scale-up link by its GPU and number."""
         if "port" in keys.columns:
             return keys["port"]
         return keys.select(
@@ -69,7 +70,7 @@ class Plan:
         ).to_series()
 
     def cost(self, counter: str) -> float:
-        """Return how many bits of the line a unit of a counter takes at least, 0 where nothing says it."""
+        """Return the least bits of the line per unit of a counter, 0 if unknown."""
         if counter in (*BINS, "fec_corrected", "fec_uncorrectable"):
             return _CODEWORD
         return next((bits for ending, bits in _COSTS.items() if counter.endswith(ending)), 0.0)
@@ -77,15 +78,15 @@ class Plan:
 
 @cache
 def _widths(family: str, source: str) -> dict[str, tuple[int, bool]]:
-    """Return by counter its largest value and whether it stays there."""
-    known = {name: dictionary().width(source, family, "fec_bins" if name in BINS else name) for name in Plan(family).counters}
+    """Return the largest value of each counter, and whether it saturates."""
+    known = {name: dictionary().width(source, family, "fec_bins" if name in BINS else name) for name in CounterPlan(family).counters}
     return {name: (2**width.bits - 1, width.saturates) for name, width in known.items()}
 
 
-class Limits:
+class Widths:
     """The widths of the counters of some objects, given the source of each."""
 
-    def __init__(self, plan: Plan, sources: pl.Series) -> None:
+    def __init__(self, plan: CounterPlan, sources: pl.Series) -> None:
         named = sources.unique(maintain_order=True)
         # Only a collector that the dictionary knows has widths of its own.
         known = dictionary().collectors
@@ -95,7 +96,7 @@ class Limits:
         self._made: dict[tuple, tuple[np.ndarray, np.ndarray]] = {}
 
     def of(self, counter: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return the largest value of a counter and whether it stays there, for each object."""
+        """Return the largest value of a counter and whether it saturates, for each object."""
         widths = tuple(one[counter] for one in self._widths)
         if widths not in self._made:
             tops, saturates = np.array([top for top, _ in widths], np.uint64), np.array([stays for _, stays in widths], np.bool_)
@@ -104,10 +105,10 @@ class Limits:
         return self._made[widths]
 
 
-class Columns:
+class CounterColumns:
     """Rows of several devices of one family."""
 
-    def __init__(self, plan: Plan, frame: pl.DataFrame) -> None:
+    def __init__(self, plan: CounterPlan, frame: pl.DataFrame) -> None:
         self._plan = plan
         self.frame = frame
         self.rows = frame.height
@@ -119,27 +120,27 @@ class Columns:
         self.up = up.cast(pl.Int64).to_numpy(writable=True)
 
     def keys(self) -> pl.DataFrame:
-        """Return what each row is of: the device and the family's keys."""
+        """Return the object of each row: the device and the family's keys."""
         return self.frame.select("device", *self._plan.keys)
 
-    def numbers(self, name: str) -> tuple[np.ndarray, np.ndarray] | None:
-        """Return the values of a counter or gauge, and which rows have one (empty: all); nothing where none has."""
+    def numbers(self, name: str) -> CounterValues | None:
+        """Return the values of a counter or gauge, ``None`` if no row has one."""
         column = self.frame[name] if name in self.frame.columns else None
         if column is None or column.null_count() == self.rows:
             return None
         if not column.null_count():
-            return _read_only(column.to_numpy()), _NO_NULLS
-        return _read_only(column.fill_null(0).to_numpy()), _read_only(column.is_not_null().to_numpy())
+            return CounterValues(_read_only(column.to_numpy()), _NO_NULLS)
+        return CounterValues(_read_only(column.fill_null(0).to_numpy()), _read_only(column.is_not_null().to_numpy()))
 
-    def by_window(self) -> Iterator["Columns"]:
+    def by_window(self) -> Iterator["CounterColumns"]:
         """Yield the rows of each window, in order of time."""
         window = self.ts // WINDOW_NS
         for one in np.unique(window):
-            yield Columns(self._plan, self.frame.filter(pl.Series(window == one)))
+            yield CounterColumns(self._plan, self.frame.filter(pl.Series(window == one)))
 
 
-def columns_of(plan: Plan, closings: Sequence[Closing]) -> Columns:
-    """Return the rows that the closings mean. The message's key is the device."""
+def columns_of(plan: CounterPlan, closings: Sequence[Closing]) -> CounterColumns:
+    """Return the rows inside the closings. The message's key is the device."""
     devices, frames, bins = [], [], []
     for closing in closings:
         for frame in closing.frames:
@@ -153,21 +154,21 @@ def columns_of(plan: Plan, closings: Sequence[Closing]) -> Columns:
     unknown = [frame[name].fill_null("") for name in plan.keys if frame[name].null_count()]
     frame = frame.with_columns(pl.Series("device", devices, dtype=pl.String).gather(of), *unknown)
     if any(column.null_count() < len(column) for column in bins):
-        # They travel as narrow as they can, each message by itself.
+        # Each message carries them in its own narrowest width.
         whole = pl.concat([column.cast(types["fec_bins"]) for column in bins])
         frame = frame.with_columns(whole.list.get(k, null_on_oob=True).alias(name) for k, name in enumerate(BINS))
-    return Columns(plan, frame)
+    return CounterColumns(plan, frame)
 
 
 def _within(frame: pl.DataFrame, closing: Closing) -> pl.DataFrame:
-    """Return the rows of the closed windows; they mostly stand together, and then nothing is copied."""
+    """Return the rows of the closed windows; usually they are contiguous, and nothing is copied."""
     ts = frame["ts"].to_numpy()
-    meant = (ts >= closing.start_ns) & (ts < closing.end_ns)
-    count = int(np.count_nonzero(meant))
-    if count == len(meant):
+    inside = (ts >= closing.start_ns) & (ts < closing.end_ns)
+    count = int(np.count_nonzero(inside))
+    if count == len(inside):
         return frame
-    first = int(meant.argmax()) if count else 0
-    return frame[first : first + count] if meant[first : first + count].all() else frame.filter(pl.Series(meant))
+    first = int(inside.argmax()) if count else 0
+    return frame[first : first + count] if inside[first : first + count].all() else frame.filter(pl.Series(inside))
 
 
 def portions(closings: Sequence[Closing], rows_max: int) -> Iterator[Sequence[Closing]]:

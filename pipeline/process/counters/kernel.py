@@ -1,59 +1,121 @@
-"""The passes over readings of counters: what each moved since the reading before, and whether that can be.
+"""The passes over counter samples: the delta of each counter since the sample before, and whether it is plausible.
 
-Rows are put in order of object, time and epoch; those that agree in all three are one reading, column by column the
-largest value of those that have one, so that the order of arrival does not matter. A counter is compared with its last
-known value of the same epoch; the interval between the two counts in the window of the later one:
+Rows are sorted by object, time and epoch. Rows that agree in all three are one counter sample, with the largest value of each
+column, so the order of arrival does not matter. A counter is compared with its last known value of the same epoch, and the delta
+counts in the window of the later sample:
 
-    forward, and no more than the line can carry: counts.
-    backward: a wrap where the way over 2^bits is short enough for the line (or, where nothing bounds the counter, from the
-        upper half into the lower in a short time): counts. Else the counter began anew: nothing counts. Where a counter of 64
-        bits did, those of the same reading that went back did too, however narrow they are.
-    a counter that saturates never wraps; at its maximum what it moved is at least this.
-    ``GAP_FACTOR`` times as long as usual: counts, and is told.
+    forward, at most what the line can carry: counts.
+    backward: a wrap if the distance over 2^bits fits the line (or, for a counter without a line, if it goes from the upper half to
+        the lower in a short time): counts. Otherwise the counter restarted: no delta. If a counter of 64 bits restarted, all
+        counters of the same sample that went backward did, however narrow.
+    a saturating counter never wraps; at its maximum the delta is a lower bound.
+    after ``GAP_FACTOR`` times the usual interval: counts, and is flagged.
 
-A device may refresh a counter more rarely than it is read; then a step is the work of all the time since the last one. So
-what the line can carry is taken over the time since the counter last moved; of a line whose rate has changed, the faster of the
-two. A counter of ``cost`` c takes c bits of the line
-for each unit; the bound of any counter is that of a line of 8 Pbit/s.
+A device may refresh a counter less often than it is polled; a step then covers all the time since the previous step. So the limit
+of the line applies to the time since the counter last changed, with the faster rate if the rate has changed. A counter of cost c
+takes c bits of the line per unit; every counter is bounded by a line of 8 Pbit/s.
 
-Everything is one pass, linear in the rows; integers are exact (differences modulo 2^64).
+Every pass is linear in the rows; integers are exact (differences modulo 2^64).
 """
+
+from typing import NamedTuple
 
 import numba
 import numpy as np
 
-# What is known of one counter of one object: its last value (the bits of a uint64), when that was read (-1: nothing is known),
-# when it last changed, and the usual interval of its readings (-1: not known).
+# The state of one counter of one object: its last value (the bits of a uint64), the time of its sample (-1: none), the time of its
+# last change, and the usual interval between its samples (-1: unknown).
 VALUE, TS, MOVED, USUAL = range(4)
 SEEN_COLUMNS = 4
 
-# What is known of one object. ``LAST_TS`` -1: nothing. ``UP`` -1: not known. ``SPEED`` 0: not known.
-# The four last are of storms: since and until when a queue is held, since when a storm is clear; -1 = not.
+# The state of one object. ``LAST_TS`` -1: none. ``UP`` -1: unknown. ``SPEED`` 0: unknown. The last five belong to storms: the rule of
+# the current one, start and end of the stop of a queue, start of its recovery; -1 = none.
 EPOCH, LAST_TS, UP, UP_TS, SPEED, PAUSED, STORM, HELD, UNTIL, CLEAR = range(10)
 MARKS = 10
 NOTHING = np.array([0, -1, -1, -1, 0, 0, 0, -1, -1, -1], np.int64)
 
 RESET, WRAP, GAP, IMPLAUSIBLE = 1, 2, 4, 8
 
-# An interval is a gap from so many times the usual on.
+# An interval is a gap above this multiple of the usual one.
 GAP_FACTOR = 2.5
-# How much more than its rate a line is taken to carry: a wrap must be likely, and a step forward is refused only where it is
-# absurd, since a virtual or bonded interface may carry more than the rate that it tells.
+# The plausible load relative to the line rate: a wrap must be likely, but a forward step is refused only if it is absurd, because a
+# virtual or bonded interface may carry more than its reported rate.
 WRAP_FACTOR, FORWARD_FACTOR = 1.25, 4.0
-# Readings jitter, and adapters refresh counters every 10 ms.
+# Sampling times jitter, and adapters refresh counters every 10 ms.
 JITTER_NS = 50_000_000
-# Of a counter that nothing bounds, a way down this short a time after is a wrap.
+# A counter without a line that goes backward within this time has wrapped.
 WRAP_NS_MAX = 120_000_000_000
-# No line and no buffer brings more in a nanosecond (8 Pbit/s), so sums over an hour fit in 63 bits.
+# No line and no buffer carries more per nanosecond (8 Pbit/s), so sums over an hour fit in 63 bits.
 UNITS_PER_NS_MAX = 2.0**20
 
 _WIDEST = np.uint64(2**64 - 1)
-_EMPTY = np.zeros(0, np.int64)
+
+
+class CounterSamples(NamedTuple):
+    """The counter samples of some objects, in order of object, time and epoch; int64.
+
+    order: (rows,) the rows in that order; start: (samples + 1,) where the rows of each sample begin in ``order``, then the end.
+    code, ts, epoch, cell: (samples,) object, ns, epoch, and the cell: one object in one window.
+    """
+
+    order: np.ndarray
+    start: np.ndarray
+    code: np.ndarray
+    ts: np.ndarray
+    epoch: np.ndarray
+    cell: np.ndarray
+
+
+class CounterValues(NamedTuple):
+    """One counter or gauge by row: values (rows,) uint64, present (rows,) bool, empty where every row has a value."""
+
+    values: np.ndarray
+    present: np.ndarray
+
+
+class LineRates(NamedTuple):
+    """The line by sample: generation (samples,) int64, number of epoch changes so far; bound (samples,) float64 bit/s, the fastest rate."""
+
+    generation: np.ndarray
+    bound: np.ndarray
+
+
+class CounterLimits(NamedTuple):
+    """Limits of one counter: tops (objects,) uint64 largest value, saturates (objects,) bool, cost float, bits of the line a unit."""
+
+    tops: np.ndarray
+    saturates: np.ndarray
+    cost: float
+
+
+class Sums(NamedTuple):
+    """One counter or gauge by cell: total (cells,) uint64; covered (cells,) int64 ns, of a gauge the bits of its largest; counted
+    (cells,) int64, deltas or values that count.
+    """
+
+    total: np.ndarray
+    covered: np.ndarray
+    counted: np.ndarray
+
+
+class Verdicts(NamedTuple):
+    """Findings by sample: flags (samples,) int64 bits, restarted (samples,) bool, repeats (samples,) int64 rows beyond the first."""
+
+    flags: np.ndarray
+    restarted: np.ndarray
+    repeats: np.ndarray
+
+
+class Movement(NamedTuple):
+    """Delta of one counter by sample, ``moved``, and the time ``since_ns`` it covers from; (samples,) int64, -1 = none, or both empty."""
+
+    moved: np.ndarray
+    since_ns: np.ndarray
 
 
 @numba.njit(cache=True, nogil=True)
 def place(code, objects):
-    """Return the rows in order of their object, in each as they stand."""
+    """Return the rows sorted by object, stable: code (rows,) int64 below ``objects`` to (rows,) int64."""
     at = np.zeros(objects + 1, np.int64)
     for row in range(len(code)):
         at[code[row] + 1] += 1
@@ -67,10 +129,11 @@ def place(code, objects):
 
 
 @numba.njit(cache=True, nogil=True)
-def readings(order, code, ts, epoch, window_ns):
-    """Return where each reading begins in ``order`` (and the end), its cell, and each cell's first reading (and the end).
+def samples_of(order, code, ts, epoch, window_ns):
+    """Return the start of each counter sample in ``order``, its cell, and the first sample of each cell; all int64.
 
-    A cell is one object in one window. The whole is empty where rows are not in order of object, time and epoch.
+    order: (rows,); code, ts (ns), epoch: by row, int64. The first and the third result end with the total. A cell is one object in
+    one window. All results are empty if the rows are not sorted by object, time and epoch.
     """
     rows = len(order)
     start, cell, first = np.empty(rows + 1, np.int64), np.empty(rows, np.int64), np.empty(rows + 1, np.int64)
@@ -97,21 +160,21 @@ def readings(order, code, ts, epoch, window_ns):
 
 
 @numba.njit(cache=True, nogil=True)
-def follow(order, start, code, ts, epoch, cell, speed, up, marks, out, flags):
+def follow(samples, speed, up, marks, out, flags):
     """Follow epoch, line rate and link of each object.
 
-    ``speed`` is 0 and ``up`` -1 where a row does not tell; of rows of one reading the fastest rate and a link that is down count.
-    Returns per reading: how often the epoch has changed since the carried state, the line rate, the faster of it and the one
-    before, and how the link changed (1 up, -1 down). ``out`` (4, cells) gains readings where the link is known, changes, time
-    up, time down.
+    speed: (rows,) int64 bit/s, 0 = unknown; up: (rows,) int64, -1 = unknown. Of the rows of one sample the fastest rate counts, and
+    one that is down. marks: (objects, MARKS) int64 and flags: (samples,) int64 are updated. out: (4, cells) int64 gains samples with a
+    known link, changes, ns up, ns down. Returns by sample: epoch changes since the carried state (int64), the line rate and the
+    faster of it and the one before (float64 bit/s), and the change of the link (int64: 1 up, -1 down).
     """
-    count = len(start) - 1
+    order, start, code, ts, epoch, cell = samples
+    count = len(code)
     generation, rate, bound = np.zeros(count, np.int64), np.zeros(count, np.float64), np.zeros(count, np.float64)
     change = np.zeros(count, np.int64)
     for r in range(count):
-        one = order[start[r]]
-        mark = marks[code[one]]
-        if r and code[order[start[r - 1]]] == code[one]:
+        mark = marks[code[r]]
+        if r and code[r - 1] == code[r]:
             generation[r] = generation[r - 1]
         fastest, link = np.int64(0), np.int64(-1)
         for at in range(start[r], start[r + 1]):
@@ -119,10 +182,10 @@ def follow(order, start, code, ts, epoch, cell, speed, up, marks, out, flags):
             fastest = max(fastest, speed[row])
             if up[row] >= 0:
                 link = up[row] if link < 0 else min(link, up[row])
-        if mark[LAST_TS] >= 0 and mark[EPOCH] != epoch[one]:
+        if mark[LAST_TS] >= 0 and mark[EPOCH] != epoch[r]:
             generation[r] += 1
             flags[r] |= RESET
-        mark[EPOCH], mark[LAST_TS] = epoch[one], ts[one]
+        mark[EPOCH], mark[LAST_TS] = epoch[r], ts[r]
         before = mark[SPEED]
         if fastest > 0:
             mark[SPEED] = fastest
@@ -131,17 +194,17 @@ def follow(order, start, code, ts, epoch, cell, speed, up, marks, out, flags):
         if link >= 0:
             if mark[UP] >= 0:
                 out[0, cell[r]] += 1
-                out[2 if mark[UP] == 1 else 3, cell[r]] += ts[one] - mark[UP_TS]
+                out[2 if mark[UP] == 1 else 3, cell[r]] += ts[r] - mark[UP_TS]
                 if link != mark[UP]:
                     out[1, cell[r]] += 1
                     change[r] = 1 if link else -1
-            mark[UP], mark[UP_TS] = link, ts[one]
+            mark[UP], mark[UP_TS] = link, ts[r]
     return generation, rate, bound, change
 
 
 @numba.njit(nogil=True)
 def _fold(values, present, order, begin, end):
-    """Return the largest value of the rows of one reading and how many have one."""
+    """Return the largest value among the rows of one sample, and the number of rows with a value."""
     largest, found = np.uint64(0), 0
     for at in range(begin, end):
         row = order[at]
@@ -162,10 +225,10 @@ def _wraps(delta, value, last, elapsed, top, cost, rate):
 
 @numba.njit(nogil=True)
 def _back(value, last, elapsed, top, saturates, cost, rate):
-    """Return what a counter that went back has moved, and whether it wrapped or began anew."""
+    """Return the delta of a counter that went backward, and whether it wrapped or restarted."""
     if saturates:
         return np.uint64(0), RESET
-    # A register that is wider than it should be is taken for one of 64 bits.
+    # A value above the width means that the register has 64 bits.
     top = top if max(value, last) <= top else np.uint64(0xFFFFFFFFFFFFFFFF)
     delta = (value - last) & top
     return delta, WRAP if _wraps(delta, value, last, elapsed, top, cost, rate) else RESET
@@ -173,13 +236,13 @@ def _back(value, last, elapsed, top, saturates, cost, rate):
 
 @numba.njit(nogil=True)
 def _carried(rate, cost):
-    """Return the most that a counter moves in a nanosecond."""
+    """Return the largest delta of a counter per nanosecond."""
     return min(FORWARD_FACTOR * rate / (1e9 * cost), UNITS_PER_NS_MAX) if cost > 0 and rate > 0 else UNITS_PER_NS_MAX
 
 
 @numba.njit(nogil=True)
 def _usual(usual, elapsed):
-    """Return the usual interval after one more: it follows by an eighth at most, and twofold where it was far exceeded."""
+    """Return the updated usual interval: it changes by an eighth at most, and doubles if it was far exceeded."""
     if usual < 0:
         return elapsed
     if elapsed > GAP_FACTOR * usual:
@@ -188,21 +251,21 @@ def _usual(usual, elapsed):
 
 
 @numba.njit(cache=True, nogil=True)
-def differ(values, present, order, readings, limits, seen, sums, flags, anew, repeats, moved, since):
-    """Walk one counter through all readings.
+def differ(numbers, samples, line, limits, seen, sums, verdicts, movement):
+    """Add up the deltas of one counter: ``CounterValues``, ``CounterSamples``, ``LineRates`` and ``CounterLimits`` in, the others updated.
 
-    ``present`` is empty where every row has a value. ``readings`` is (start in ``order``, object, time, generation, fastest line
-    rate, cell). ``limits`` is (largest value and saturation by object, cost). ``seen`` (objects, 4) is what is known before, and after.
-    ``sums`` is (total, covered time, intervals that count) by cell. ``flags`` and ``repeats`` gain, by reading, what is told and
-    how often a value stood there already. ``anew`` says, by reading, where a counter of 64 bits has begun anew; to be walked widest
-    counter first. ``moved`` and ``since``, where they are not empty, get by reading what it moved and
-    from when on; they keep -1 where nothing counts.
+    seen: (objects, SEEN_COLUMNS) int64, the last known value of each object. Walk the widest counter first: ``Verdicts.restarted``
+    marks the samples in which a counter of 64 bits restarted, and applies to the narrower ones of the same sample.
     """
-    start, code, times, generation, rate, cell = readings
+    values, present = numbers
+    order, start, code, times, _, cell = samples
+    generation, rate = line
     tops, saturates, cost = limits
     total, covered, counted = sums
+    flags, restarted, repeats = verdicts
+    moved, since = movement
     count, wanted, whole = len(code), len(moved) > 0, len(present) == 0
-    line, carried = -1.0, 0.0
+    known_rate, carried = -1.0, 0.0
     r = 0
     while r < count:
         one = code[r]
@@ -217,12 +280,12 @@ def differ(values, present, order, readings, limits, seen, sums, flags, anew, re
                 now = times[r]
                 known = last_ts >= 0 and last_generation == generation[r]
                 if known:
-                    if rate[r] != line:
-                        line, carried = rate[r], _carried(rate[r], cost)
+                    if rate[r] != known_rate:
+                        known_rate, carried = rate[r], _carried(rate[r], cost)
                     delta, elapsed = value - last, now - last_ts
                     if value < last:
-                        delta, verdict = _back(value, last, elapsed, tops[one], saturates[one] or anew[r], cost, line)
-                        anew[r] |= verdict == RESET and tops[one] == _WIDEST
+                        delta, verdict = _back(value, last, elapsed, tops[one], saturates[one] or restarted[r], cost, known_rate)
+                        restarted[r] |= verdict == RESET and tops[one] == _WIDEST
                     else:
                         verdict = IMPLAUSIBLE if delta > carried * (now - moved_ts + JITTER_NS) else 0
                     if verdict in (0, WRAP):
@@ -239,20 +302,21 @@ def differ(values, present, order, readings, limits, seen, sums, flags, anew, re
                 moved_ts = moved_ts if known and value == last else now
                 last, last_ts, last_generation = value, now, generation[r]
             r += 1
-        # What was read before the counters started anew is no value to compare with.
+        # A value from before a restart cannot be compared with later ones.
         seen[one, VALUE], seen[one, MOVED], seen[one, USUAL] = np.int64(last), moved_ts, usual
         seen[one, TS] = last_ts if last_generation == generation[r - 1] else -1
 
 
 @numba.njit(cache=True, nogil=True)
-def gauge(values, present, order, start, cell, high, total, counted, repeats, read):
-    """Take one gauge through all readings: largest, sum and number by cell; ``read`` by reading where it is not empty, -1 = none."""
-    for r in range(len(start) - 1):
-        value, found = _fold(values, present, order, start[r], start[r + 1])
+def gauge(numbers, samples, sums, repeats, read):
+    """Add up one gauge: of ``Sums``, ``covered`` gets the largest value. read: (samples,) int64, the gauge or -1 = none; or empty."""
+    order, start, cell = samples.order, samples.start, samples.cell
+    for r in range(len(cell)):
+        value, found = _fold(numbers.values, numbers.present, order, start[r], start[r + 1])
         if len(read):
             read[r] = np.int64(min(value, np.uint64(2**62))) if found else -1
         if found:
             repeats[r] = max(repeats[r], found - 1)
-            high[cell[r]] = max(high[cell[r]], value)
-            total[cell[r]] += value
-            counted[cell[r]] += 1
+            sums.covered[cell[r]] = np.int64(max(np.uint64(sums.covered[cell[r]]), value))
+            sums.total[cell[r]] += value
+            sums.counted[cell[r]] += 1

@@ -1,12 +1,12 @@
-"""From readings of counters to what they moved in a window: ``port_counters`` and its like, ``quality``, ``event``.
+"""Counter samples to the deltas of a window: ``port_counters`` and the other families', ``quality``, ``event``.
 
-An interval between two readings counts in the window in which it ends, whole, beside the time that it covers: rates are of
-covered time, and nothing is spread over windows in which nobody looked. So what the windows hold of a counter adds up to its
-last less its first reading. Sources are never mixed: two that read one port have readings of their own, and the views choose.
+The delta between two samples counts in the window in which it ends, whole, together with the time that it covers. Rates divide by
+covered time, and nothing is spread over windows without samples; so the windows of a counter add up to its last less its first
+value. Sources are never mixed: two sources of one port have separate rows, and the views choose.
 
-The passes are those of ``counters_kernel.py`` and ``counters_storms.py``; here rows are put in their order, and arrays become
-rows. What is known of each object (its last values, its link, its storm) is carried from window to window, for at most
-``objects_max`` objects of a device; beyond, the longest silent is forgotten, counted.
+The passes are in ``kernel.py`` and ``storms.py``; ``walk.py`` turns their arrays into rows. The state of each object (last values,
+link, storm) is carried from window to window, for at most ``objects_max`` objects of a device; beyond that the longest silent
+objects are dropped and counted.
 """
 
 from collections.abc import Sequence
@@ -17,12 +17,12 @@ import polars as pl
 from ...errors import ConfigError
 from ...tables.families import FAMILIES
 from ...tables.states import STATES
-from ..base import Closing
-from .columns import Plan, columns_of, portions
-from .state import Remembered
+from ..base import Closing, WindowMetric
+from .columns import CounterPlan, columns_of, portions
+from .state import StatesByDevice
 from .walk import Walk, end_of_storms
 
-# Rows that are walked in one go: some 25 MB, so that memory does not grow with how much closes at once.
+# Rows of one walk: some 25 MB, so that memory does not grow with the number of closings.
 ROWS_MAX = 65_536
 
 # The bounds of SONiC's pause watchdog.
@@ -33,10 +33,10 @@ _NS_PER_MS = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class CounterConfig:
-    """When pauses are a storm, and of how many objects of a device something is carried from window to window.
+    """When pauses become a storm, and the number of objects of a device with carried state.
 
-    A queue is in a storm when it has been stopped for ``storm_detection_ms`` (100 to 5000), and out of it when it has been free
-    for ``storm_restoration_ms`` (100 to 60000).
+    A storm begins when a queue has been stopped for ``storm_detection_ms`` (100 to 5000), and ends when it has been free for
+    ``storm_restoration_ms`` (100 to 60000).
     """
 
     storm_detection_ms: int = 200
@@ -52,15 +52,15 @@ class CounterConfig:
             raise ConfigError("process.counters.objects_max", f"{self.objects_max} is out of range", "choose 1 or more")
 
 
-class CounterMetric:
+class CounterMetric(WindowMetric):
     """``WindowMetric`` of the families ``port``, ``queue``, ``nic`` and ``nvlink``."""
 
     def __init__(self, family: str, config: CounterConfig | None = None) -> None:
         self.family = family
         self._config = config or CounterConfig()
-        self._plan = Plan(family)
+        self._plan = CounterPlan(family)
         self._storm_ns = tuple(ms * _NS_PER_MS for ms in (self._config.storm_detection_ms, self._config.storm_restoration_ms))
-        self._remembered = Remembered(self._plan, self._config.objects_max)
+        self._states = StatesByDevice(self._plan, self._config.objects_max)
 
     def close(self, closing: Closing) -> dict[str, pl.DataFrame]:
         """Return the rows of the closed windows; see ``WindowMetric``."""
@@ -72,29 +72,29 @@ class CounterMetric:
         for portion in portions(closings, ROWS_MAX):
             devices = dict.fromkeys(closing.device for closing in portion)
             columns = columns_of(self._plan, portion)
-            known, code = self._remembered.take(devices, columns)
-            # The limit holds at the ends of windows. Where it cannot be reached, all go in one call; the result is the same.
-            parts = columns.by_window() if self._remembered.overflows(known) else (columns,)
+            known, code = self._states.take(devices, columns)
+            # The limit applies at the ends of windows. If it cannot be reached, one call computes all; the result is the same.
+            parts = columns.by_window() if self._states.overflows(known) else (columns,)
             for part in parts:
                 if part is not columns:
-                    known, code = self._remembered.take(devices, part)
+                    known, code = self._states.take(devices, part)
                 if part.rows:
                     for name, frame in Walk(self._plan, known, code, part).run(*self._storm_ns).items():
                         out[name].append(frame)
-                self._remembered.keep(known)
-            for known in [self._remembered.forget(closing.device) for closing in portion if closing.ended]:
+                self._states.store(known)
+            for known in [self._states.forget(closing.device) for closing in portion if closing.ended]:
                 if known is not None and self.family == "queue":
                     out["event"].append(end_of_storms(known))
         return {name: pl.concat([(STATES.get(name) or FAMILIES[name]).empty(), *frames]) for name, frames in out.items()}
 
     def carry(self, device: str) -> bytes:
-        """Return what is known of the objects of ``device``, an Arrow stream with a row for each."""
-        return self._remembered.carry(device)
+        """Return the states of the objects of ``device``, an Arrow stream with a row for each."""
+        return self._states.carry(device)
 
     def restore(self, device: str, carry: bytes) -> None:
-        """Take over a carry."""
-        self._remembered.restore(device, carry)
+        """Restore a carry."""
+        self._states.restore(device, carry)
 
     def counters(self) -> dict[str, float]:
-        """Return how many objects have been forgotten since a device had too many."""
-        return {f"weft_pipeline_{self.family}_objects_dropped_total": float(self._remembered.dropped)}
+        """Return the number of objects dropped because a device had too many."""
+        return {f"weft_pipeline_{self.family}_objects_dropped_total": float(self._states.dropped)}

@@ -1,4 +1,4 @@
-"""What is known of the objects whose counters are read: kept by device between windows, and as bytes between processes."""
+"""The state of counter objects: by device between windows, and as bytes between processes."""
 
 import io
 from collections.abc import Iterable
@@ -8,41 +8,41 @@ from itertools import pairwise
 import numpy as np
 import polars as pl
 
-from .columns import Columns, Plan
+from .columns import CounterColumns, CounterPlan
 from .kernel import LAST_TS, MARKS, NOTHING, SEEN_COLUMNS, TS
 
 _MARKS = "marks"
 
 
 @dataclass(slots=True)
-class Known:
-    """Objects with what is known of them. ``keys`` has a row for each; of the arrays, the axis named ``objects`` is theirs.
+class ObjectStates:
+    """Objects and their state. ``keys`` has a row for each object.
 
-    ``marks`` is (objects, MARKS), ``seen`` (counters, objects, SEEN_COLUMNS), both int64; see ``counters_kernel``.
+    ``marks`` is (objects, MARKS), ``seen`` (counters, objects, SEEN_COLUMNS), both int64; see ``kernel``.
     """
 
     keys: pl.DataFrame
     marks: np.ndarray
     seen: np.ndarray
-    # Where the objects of each device stand; empty where that is still to be found, since some are new or there are too many.
+    # The slice of each device's objects; empty if some objects are new or there are too many.
     places: dict[str, slice] = field(default_factory=dict)
 
-    def pick(self, which: np.ndarray) -> "Known":
+    def pick(self, which: np.ndarray) -> "ObjectStates":
         """Return these objects alone."""
-        return Known(self.keys[which], self.marks[which], self.seen[:, which])
+        return ObjectStates(self.keys[which], self.marks[which], self.seen[:, which])
 
 
-class Remembered:
-    """What is known of the objects of every device; of ``objects_max`` of each at most."""
+class StatesByDevice:
+    """The states of the objects of every device; at most ``objects_max`` of each."""
 
-    def __init__(self, plan: Plan, objects_max: int) -> None:
+    def __init__(self, plan: CounterPlan, objects_max: int) -> None:
         self._plan = plan
         self._objects_max = objects_max
-        self._devices: dict[str, Known] = {}
+        self._devices: dict[str, ObjectStates] = {}
         self.dropped = 0
 
-    def take(self, devices: Iterable[str], columns: Columns) -> tuple[Known, np.ndarray]:
-        """Return what is known of all objects of these devices and of those in the rows; and of which object each row is."""
+    def take(self, devices: Iterable[str], columns: CounterColumns) -> tuple[ObjectStates, np.ndarray]:
+        """Return the states of all objects of these devices and of those in the rows, and the object of each row."""
         met = [device for device in devices if device in self._devices]
         old = [self._devices[device] for device in met]
         keys = columns.keys()
@@ -53,23 +53,23 @@ class Remembered:
         marks = np.concatenate([*(one.marks for one in old), np.tile(NOTHING, (fresh.height, 1))])
         blank = np.full((len(self._plan.counters), fresh.height, SEEN_COLUMNS), -1, np.int64)
         sizes = [len(one.marks) for one in old]
-        # A carry may come from a service that was allowed more.
-        settled = not fresh.height and max(sizes, default=0) <= self._objects_max
+        # A carry may come from a service with a higher limit.
+        fixed = not fresh.height and max(sizes, default=0) <= self._objects_max
         spans = pairwise(np.cumsum([0, *sizes]).tolist())
-        places = {device: slice(*span) for device, span in zip(met, spans, strict=True)} if settled else {}
+        places = {device: slice(*span) for device, span in zip(met, spans, strict=True)} if fixed else {}
         seen = np.concatenate([*(one.seen for one in old), blank], axis=1)
-        return Known(known, marks, seen, places), code.cast(pl.Int64).to_numpy(writable=True)
+        return ObjectStates(known, marks, seen, places), code.cast(pl.Int64).to_numpy(writable=True)
 
-    def overflows(self, known: Known) -> bool:
-        """Return whether a device has more objects than are remembered of it."""
+    def overflows(self, known: ObjectStates) -> bool:
+        """Return whether a device has more objects than its limit."""
         most = known.keys["device"].value_counts()["count"].max()
         return isinstance(most, int) and most > self._objects_max
 
-    def keep(self, known: Known) -> None:
-        """Remember these objects; of a device with too many, the longest silent are forgotten."""
+    def store(self, known: ObjectStates) -> None:
+        """Store these states; a device with too many objects loses the longest silent ones."""
         for device, place in known.places.items():
-            # Copies: a device that falls silent must not keep what was known of all others.
-            self._devices[device] = Known(self._devices[device].keys, known.marks[place].copy(), known.seen[:, place].copy())
+            # Copies: a device that falls silent must not keep the arrays of all others alive.
+            self._devices[device] = ObjectStates(self._devices[device].keys, known.marks[place].copy(), known.seen[:, place].copy())
         if known.places:
             return
         place = known.keys.select(pl.col("device").rank("dense")).to_series().to_numpy().astype(np.int64)
@@ -81,15 +81,15 @@ class Remembered:
                     mine = mine.pick(self._newest(mine))
                 self._devices[mine.keys["device"][0]] = mine
 
-    def forget(self, device: str) -> Known | None:
-        """Return what is known of the objects of ``device``, for the last time."""
+    def forget(self, device: str) -> ObjectStates | None:
+        """Return and drop the states of ``device``."""
         return self._devices.pop(device, None)
 
     def carry(self, device: str) -> bytes:
-        """Return the objects of ``device`` as an Arrow stream: a row for each, its keys and one column of all that is known.
+        """Return the objects of ``device`` as an Arrow stream: a row for each, with its keys and one column of its state.
 
-        That column's name lists what is in it: the marks, then each counter that was ever read. One column, since this is done
-        for every device of every commit, and a column costs more than what is in it.
+        The column's name lists its parts: the marks, then each counter with a sample. It is one column because every commit writes
+        every device, and a column costs more than its contents.
         """
         known = self._devices.get(device)
         if known is None:
@@ -103,7 +103,7 @@ class Remembered:
         return buffer.getvalue()
 
     def restore(self, device: str, carry: bytes) -> None:
-        """Take over a carry; counters that this Weft does not know are left out."""
+        """Restore a carry; counters unknown to this Weft are dropped."""
         self._devices.pop(device, None)
         if not carry:
             return
@@ -116,12 +116,12 @@ class Remembered:
         for k, name in enumerate(self._plan.counters):
             if name in place:
                 seen[k] = read[:, place[name]]
-        self._devices[device] = Known(frame.select("device", *self._plan.keys), known[:, :MARKS].copy(), seen)
+        self._devices[device] = ObjectStates(frame.select("device", *self._plan.keys), known[:, :MARKS].copy(), seen)
 
-    def _newest(self, known: Known) -> np.ndarray:
-        # By their keys where they were last heard at one time, so that the order of arrival does not decide.
+    def _newest(self, known: ObjectStates) -> np.ndarray:
+        # Ties are broken by the keys, so that the order of arrival does not matter.
         surplus = len(known.marks) - self._objects_max
         order = known.keys.with_columns(pl.Series("last", known.marks[:, LAST_TS]), row=pl.int_range(pl.len()))
-        kept = order.sort("last", *self._plan.keys, descending=[True] + [False] * len(self._plan.keys))["row"][: self._objects_max]
+        newest = order.sort("last", *self._plan.keys, descending=[True] + [False] * len(self._plan.keys))["row"][: self._objects_max]
         self.dropped += surplus
-        return np.sort(kept.to_numpy())
+        return np.sort(newest.to_numpy())

@@ -1,12 +1,11 @@
-"""From decoded RoCEv2 packets to the statistics of their windows: ``roce`` and ``latency``.
+"""Decoded RoCEv2 packets to the statistics of their windows: ``roce`` and ``latency``.
 
-What can be counted packet by packet is grouped here; sequence numbers and acknowledgements are followed by the kernel in
-``sequence.py``, whose state is carried from window to window. Sampled packets (``sampling_rate`` above 1) are counted and
-not followed. Packets come in the order of their time; of those of one instant, in the order of the log.
+This module counts single packets. The kernel in ``sequence.py`` follows sequence numbers and acknowledgements; its state is carried
+from window to window. Sampled packets (``sampling_rate`` above 1) are counted but not followed. Packets are sorted by time, and
+packets of one time by the order of the log.
 """
 
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -16,24 +15,23 @@ import polars as pl
 from ...tables.families import FAMILIES
 from ...tables.field import WINDOW_NS
 from ...tables.states import STATES
-from ..base import Closing
+from ..base import Closing, WindowMetric
 from ..latency import statistics
-from . import sequence
+from . import sequence, state
 
 _KEY = ("ts", "device", "src", "dst", "opcode")
 _FLOW = ("src", "dst", "qp")
-_FOLLOWED = ("ts", "flow", "opcode", "psn", "ack_psn", "syndrome", "dma_bytes", "payload_bytes")
-_COLUMNS = ("ts", *_FLOW, *_FOLLOWED[2:], "credits", "length", "ecn", "sampling_rate")
-_CARRIED = tuple(name for name in sequence.FLOW.names or () if name not in ("head", "tail"))
+_COLUMNS = ("ts", *_FLOW, "opcode", "psn", "ack_psn", "syndrome", "dma_bytes", "payload_bytes", "credits", "length", "ecn", "sampling_rate")
+_CARRIED = tuple(name for name in state.FLOW.names or () if name not in ("head", "tail"))
 _WAITING = ("psn", "ts", "flags")
 _KEY_TYPES = {"src": pl.String, "dst": pl.String, "qp": pl.UInt32}
 
 
 @dataclass(frozen=True, slots=True)
 class PacketMetricConfig:
-    """What is carried from one window into the next, per device; above it the oldest goes, counted.
+    """Limits of the carried state of a device; beyond them the oldest entries are dropped and counted.
 
-    ``flows_max``: flows whose sequence is followed, ``pending_max``: requests that wait for an acknowledgement.
+    ``flows_max``: flows with a followed sequence, ``pending_max``: requests that wait for an acknowledgement.
     """
 
     flows_max: int = 8192
@@ -41,32 +39,32 @@ class PacketMetricConfig:
 
 
 @dataclass(slots=True)
-class _Device:
-    """The flows of a device: their keys, and by the same index their state."""
+class _DeviceFlows:
+    """The flows of a device: their keys and, by the same index, their state."""
 
     keys: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=_KEY_TYPES))
-    flows: np.ndarray = field(default_factory=lambda: sequence.new_flows(0))
-    pending: np.ndarray = field(default_factory=lambda: np.empty(0, sequence.PENDING))
+    flows: np.ndarray = field(default_factory=lambda: state.new_flows(0))
+    pending: np.ndarray = field(default_factory=lambda: np.empty(0, state.PENDING))
 
     @property
     def waiting(self) -> int:
         return int((self.flows["tail"] - self.flows["head"]).sum())
 
 
-class PacketMetric:
+class PacketMetric(WindowMetric):
     """``WindowMetric`` of the family ``packet``."""
 
     family = "packet"
 
     def __init__(self, config: PacketMetricConfig | None = None) -> None:
         self._config = config or PacketMetricConfig()
-        self._devices: dict[str, _Device] = {}
-        self._counts = np.zeros(len(sequence.COUNTS), np.int64)
+        self._devices: dict[str, _DeviceFlows] = {}
+        self._counts = np.zeros(len(state.COUNTS), np.int64)
         self._flows_dropped = 0
 
     def close(self, closing: Closing) -> dict[str, pl.DataFrame]:
         """Return the rows of the closed windows; see ``WindowMetric``."""
-        device = self._devices.pop(closing.device, None) or _Device()
+        device = self._devices.pop(closing.device, None) or _DeviceFlows()
         rows = _rows(closing)
         marks, latency = self._follow(device, rows, closing.end_ns)
         roce = _roce(rows, marks, closing.device)
@@ -74,22 +72,17 @@ class PacketMetric:
             self._devices[closing.device] = device
         return {"roce": roce, "latency": statistics(latency.with_columns(kind=pl.lit("ack")), closing.device)}
 
-    def close_all(self, closings: Sequence[Closing]) -> dict[str, pl.DataFrame]:
-        """Return the rows of several devices; see ``WindowMetric``."""
-        made = [self.close(closing) for closing in closings]
-        return {name: pl.concat([tables[name] for tables in made]) for name in ("roce", "latency")}
-
     def carry(self, device: str) -> bytes:
         """Return the flows of ``device`` as an Arrow stream, one row each with its waiting requests as lists."""
-        state = self._devices.get(device)
-        if state is None:
+        known = self._devices.get(device)
+        if known is None:
             return b""
-        count = state.flows["tail"] - state.flows["head"]
+        count = known.flows["tail"] - known.flows["head"]
         flow = np.repeat(np.arange(len(count)), count)
-        waiting = pl.DataFrame({"flow": flow, **{name: np.ascontiguousarray(state.pending[name]) for name in _WAITING}})
+        waiting = pl.DataFrame({"flow": flow, **{name: np.ascontiguousarray(known.pending[name]) for name in _WAITING}})
         lists = waiting.group_by("flow", maintain_order=True).all()
-        frame = state.keys.with_columns(
-            pl.Series("flow", np.arange(len(count))), *(pl.Series(name, np.ascontiguousarray(state.flows[name])) for name in _CARRIED)
+        frame = known.keys.with_columns(
+            pl.Series("flow", np.arange(len(count))), *(pl.Series(name, np.ascontiguousarray(known.flows[name])) for name in _CARRIED)
         )
         buffer = io.BytesIO()
         frame = frame.join(lists, on="flow", how="left", maintain_order="left").drop("flow")
@@ -97,28 +90,28 @@ class PacketMetric:
         return buffer.getvalue()
 
     def restore(self, device: str, carry: bytes) -> None:
-        """Take over a carry."""
+        """Restore a carry."""
         self._devices.pop(device, None)
         if not carry:
             return
         frame = pl.read_ipc_stream(io.BytesIO(carry))
-        flows = sequence.new_flows(frame.height)
-        # A carry that was written before a field was known leaves it as nothing seen.
+        flows = state.new_flows(frame.height)
+        # Fields that an older carry lacks keep their initial value.
         for name in set(_CARRIED) & set(frame.columns):
             flows[name] = frame[name].to_numpy()
         bounds = np.concatenate([[0], np.cumsum(frame["psn"].list.len().fill_null(0).to_numpy().astype(np.int64))])
         flows["head"], flows["tail"] = bounds[:-1], bounds[1:]
-        pending = np.empty(bounds[-1], sequence.PENDING)
+        pending = np.empty(bounds[-1], state.PENDING)
         for name in _WAITING:
             pending[name] = frame[name].drop_nulls().explode().to_numpy()
-        self._devices[device] = _Device(frame.select(_FLOW), flows, pending)
+        self._devices[device] = _DeviceFlows(frame.select(_FLOW), flows, pending)
 
     def counters(self) -> dict[str, float]:
-        """Return what was not measured, by reason, since the start: acknowledgements, requests, flows."""
-        counts = dict(zip(sequence.COUNTS, self._counts.tolist(), strict=True)) | {"flows_dropped": self._flows_dropped}
+        """Return the acknowledgements, requests and flows not measured since the start, by reason."""
+        counts = dict(zip(state.COUNTS, self._counts.tolist(), strict=True)) | {"flows_dropped": self._flows_dropped}
         return {f"weft_pipeline_packets_{name}_total": float(number) for name, number in counts.items()}
 
-    def _follow(self, device: _Device, rows: pl.DataFrame, end_ns: int) -> tuple[np.ndarray, pl.DataFrame]:
+    def _follow(self, device: _DeviceFlows, rows: pl.DataFrame, end_ns: int) -> tuple[np.ndarray, pl.DataFrame]:
         """Return gaps, missing and repeats of each row, and the latency samples; bring ``device`` to ``end_ns``."""
         marks = np.zeros((3, rows.height), np.int64)
         whole = pl.all_horizontal(pl.col(*_FLOW, "opcode", "psn").is_not_null())
@@ -136,8 +129,8 @@ class PacketMetric:
             samples.append(sample)
         return marks, pl.concat(samples)
 
-    def _parts(self, device: _Device, packets: pl.DataFrame) -> list[tuple[int, int]]:
-        # Limits hold at the ends of windows. Where they cannot be reached, all windows go in one call; the result is the same.
+    def _parts(self, device: _DeviceFlows, packets: pl.DataFrame) -> list[tuple[int, int]]:
+        # Limits apply at the ends of windows. If they cannot be reached, one call computes all windows; the result is the same.
         keys = packets.select(_FLOW).unique().height
         ackable = int(np.count_nonzero(sequence.is_acknowledged(packets["opcode"].to_numpy())))
         if device.keys.height + keys <= self._config.flows_max and device.waiting + ackable <= self._config.pending_max:
@@ -146,28 +139,30 @@ class PacketMetric:
         cuts = [0, *(np.flatnonzero(np.diff(window)) + 1).tolist(), packets.height]
         return list(pairwise(cuts))
 
-    def _advance(self, device: _Device, packets: pl.DataFrame, until_ns: int) -> tuple[np.ndarray, pl.DataFrame]:
-        _admit(device, packets)
+    def _advance(self, device: _DeviceFlows, packets: pl.DataFrame, until_ns: int) -> tuple[np.ndarray, pl.DataFrame]:
+        _add_flows(device, packets)
         numbered = device.keys.with_row_index("flow")
         packets = packets.join(numbered, on=_FLOW, how="left", maintain_order="left")
-        columns = np.stack([packets[name].cast(pl.Int64).fill_null(-1).to_numpy() for name in _FOLLOWED])
-        acknowledged = sequence.is_acknowledged(columns[2])
-        room = np.bincount(columns[1, acknowledged], minlength=len(device.flows))
+        numbers = np.empty(packets.height, state.PACKET)
+        for name in state.PACKET.names or ():
+            numbers[name] = packets[name].cast(pl.Int64).fill_null(-1).to_numpy()
+        room = np.bincount(numbers["flow"][sequence.is_acknowledged(numbers["opcode"])], minlength=len(device.flows))
         pending = sequence.lay_out(device.flows, device.pending, room)
-        marks, (packet, request, latency_ns) = sequence.follow(columns, device.flows, pending, _requesters(device), self._counts)
-        sequence.expire(device.flows, pending, until_ns, self._counts)
+        tracker = state.Tracker(device.flows, pending, _requesters(device), self._counts)
+        marks, (packet, request, latency_ns) = sequence.follow(numbers, tracker)
+        sequence.expire(tracker, until_ns)
         device.pending = sequence.lay_out(device.flows, pending, np.zeros(len(device.flows), np.int64))
         window = (packets["ts"].gather(packet) // WINDOW_NS * WINDOW_NS).alias("ts")
         samples = device.keys[request].select("src", "dst").with_columns(window, pl.Series("ns", latency_ns))
         self._limit(device)
         return marks, samples
 
-    def _limit(self, device: _Device) -> None:
+    def _limit(self, device: _DeviceFlows) -> None:
         flows, config = device.flows, self._config
         surplus = len(flows) - config.flows_max
         if surplus > 0:
             oldest = np.argsort(flows["last_ts"], kind="stable")
-            _forget(device, np.sort(oldest[surplus:]))
+            _keep_only(device, np.sort(oldest[surplus:]))
             self._flows_dropped += surplus
         surplus = device.waiting - config.pending_max
         if surplus > 0:
@@ -175,7 +170,7 @@ class PacketMetric:
             oldest = np.argsort(device.pending["ts"], kind="stable")[:surplus]
             device.flows["head"] += np.bincount(flow[oldest], minlength=len(device.flows))
             device.pending = sequence.lay_out(device.flows, device.pending, np.zeros(len(device.flows), np.int64))
-            self._counts[sequence.COUNTS.index("requests_dropped")] += surplus
+            self._counts[state.COUNTS.index("requests_dropped")] += surplus
 
 
 def _rows(closing: Closing) -> pl.DataFrame:
@@ -183,25 +178,25 @@ def _rows(closing: Closing) -> pl.DataFrame:
     return rows.sort("ts", maintain_order=True).with_columns(pl.col("sampling_rate").fill_null(1))
 
 
-def _admit(device: _Device, packets: pl.DataFrame) -> None:
-    """Give an index to flows that are seen for the first time, in the order in which they are."""
+def _add_flows(device: _DeviceFlows, packets: pl.DataFrame) -> None:
+    """Add new flows in the order of their first packet."""
     keys = packets.select(_FLOW).unique(maintain_order=True)
     fresh = keys.join(device.keys, on=_FLOW, how="anti", maintain_order="left")
     device.keys = pl.concat([device.keys, fresh])
-    device.flows = np.concatenate([device.flows, sequence.new_flows(fresh.height)])
+    device.flows = np.concatenate([device.flows, state.new_flows(fresh.height)])
 
 
-def _forget(device: _Device, kept: np.ndarray) -> None:
+def _keep_only(device: _DeviceFlows, chosen: np.ndarray) -> None:
     """Keep only these flows, in their order."""
     place = np.full(len(device.flows) + 1, -1, np.int64)
-    place[kept] = np.arange(len(kept))
-    device.keys, device.flows = device.keys[kept], device.flows[kept]
+    place[chosen] = np.arange(len(chosen))
+    device.keys, device.flows = device.keys[chosen], device.flows[chosen]
     for name in ("bound", "bound_by"):
         device.flows[name] = place[device.flows[name]]
-    device.pending = sequence.lay_out(device.flows, device.pending, np.zeros(len(kept), np.int64))
+    device.pending = sequence.lay_out(device.flows, device.pending, np.zeros(len(chosen), np.int64))
 
 
-def _requesters(device: _Device) -> sequence.Requesters:
+def _requesters(device: _DeviceFlows) -> state.Requesters:
     count = len(device.flows)
     _, number = np.unique(np.concatenate([device.keys["src"].to_numpy(), device.keys["dst"].to_numpy()]).astype(str), return_inverse=True)
     src, dst, base = number[:count].astype(np.int64), number[count:].astype(np.int64), 2 * count
@@ -219,13 +214,13 @@ def _requesters(device: _Device) -> sequence.Requesters:
     flows[first[sorted_pairs] + np.arange(len(order)) - (np.cumsum(number) - number)[sorted_pairs]] = requesters[order]
     free_number = np.bincount(pair[requesters[free]], minlength=len(known))
     wide = (each.astype(np.int64) for each in (pair, opposite, first, flows, free_number, number))
-    return sequence.Requesters(*wide)
+    return state.Requesters(*wide)
 
 
 def _roce(rows: pl.DataFrame, marks: np.ndarray, device: str) -> pl.DataFrame:
     kind = (pl.col("syndrome") // 32) % 4
-    gives = (kind == 0) & (pl.col("credits") != 31)
-    credit, stands_for = pl.col("credits").filter(gives), pl.col("sampling_rate").cast(pl.UInt64)
+    has_credits = (kind == 0) & (pl.col("credits") != 31)
+    credit, weight = pl.col("credits").filter(has_credits), pl.col("sampling_rate").cast(pl.UInt64)
     frame = rows.with_columns(
         (pl.col("ts") // WINDOW_NS * WINDOW_NS).alias("ts"),
         pl.lit(device).alias("device"),
@@ -233,18 +228,17 @@ def _roce(rows: pl.DataFrame, marks: np.ndarray, device: str) -> pl.DataFrame:
     )
     total = frame.group_by(_KEY).agg(
         pl.len().alias("packets"),
-        stands_for.sum().alias("estimated_packets"),
+        weight.sum().alias("estimated_packets"),
         pl.col("length").cast(pl.UInt64).sum().alias("bytes"),
         pl.col("payload_bytes").cast(pl.UInt64).sum(),
-        stands_for.filter(pl.col("ecn") == 3).sum().alias("ce_packets"),
-        stands_for.filter(pl.col("ecn") != 0).sum().alias("ect_packets"),
+        weight.filter(pl.col("ecn") == 3).sum().alias("ce_packets"),
+        weight.filter(pl.col("ecn") != 0).sum().alias("ect_packets"),
         (kind == 3).sum().alias("naks"),
         (kind == 1).sum().alias("rnr_naks"),
         pl.col("psn_gaps", "psn_missing", "psn_repeats").sum(),
-        gives.sum().alias("credit_count"),
+        has_credits.sum().alias("credit_count"),
         credit.cast(pl.UInt64).sum().alias("credit_total"),
         credit.min().alias("credit_low"),
         credit.max().alias("credit_high"),
     )
-    table = STATES["roce"].polars
-    return total.sort(_KEY).select(pl.col(name).cast(dtype) for name, dtype in table.items())
+    return STATES["roce"].frame(total.sort(_KEY))

@@ -1,32 +1,32 @@
-"""The sequence numbers of RoCEv2: what was lost or sent again, and how long an acknowledgement took.
+"""RoCEv2 sequence numbers: losses, retransmissions, and the latency of acknowledgements.
 
-A *flow* is (source, destination, destination queue pair). Its requests carry packet sequence numbers modulo 2^24; a
-difference below 2^23 is ahead, else behind. The next number is expected: jumped ahead is a gap, behind is a repeat, unless it
-is one of the last ``REMEMBERED`` numbers and had been jumped over: then it was overtaken on the way.
+A *flow* is (source, destination, destination queue pair). Its requests carry packet sequence numbers modulo 2^24; a difference below
+2^23 is ahead, otherwise behind. A number ahead of the expected one is a gap. A number behind it is a repeat, unless it is one of the
+last ``REMEMBERED`` numbers and was missing: then other packets overtook it.
 
-An RDMA READ of L bytes uses up one number for each packet of its response, ceil(L / path MTU). The MTU is the payload of any
-first or middle packet of the flow or its response; until one was seen, everything from ceil(L / 4096) to ceil(L / 256)
-is taken as right. A jump of more than ``RESTART_SPAN`` either way is a new connection on an old number, neither a gap nor
-a repeat. Inside one read response the numbers are followed likewise.
+An RDMA READ of L bytes consumes one number for each packet of its response, ceil(L / path MTU). The MTU is the payload of any first
+or middle packet of the flow or its response; until one was seen, anything from ceil(L / 4096) to ceil(L / 256) is accepted. A jump
+of more than ``RESTART_SPAN`` either way is a new connection, neither a gap nor a repeat. The numbers inside one read response are
+followed in the same way.
 
-Latency: from a request packet to the first acknowledgement (ACK, read response, atomic acknowledge) that covers its number;
-acknowledgements are cumulative, and a negative one covers all numbers before its own. A request that was overtaken waits like
-any other; one that was sent again gives no sample (Karn's rule: which of the two was acknowledged cannot be told).
+Latency is the time from a request packet to the first acknowledgement (ACK, read response, atomic acknowledge) that covers its
+number. Acknowledgements are cumulative; a negative one covers all numbers before its own. An overtaken request waits like any
+other. A retransmitted request gives no sample (Karn's rule: the acknowledgement may be for either packet).
 
-Acknowledgements name only the requester's queue pair, so a flow of them is bound to the request flow of the opposite
-direction: when exactly one that is not bound yet has requests outstanding that the number falls among. Where several fit,
-nothing is guessed: the requests that it may cover give no sample. Where none fits but one that is bound to another flow of
-acknowledgements, one of the two is wrong: its requests so far give no sample, and it is free to be bound anew. A request flow
-that is contested more than once in ``CONTEST_COST`` of its samples for long is not bound any more.
+Acknowledgements carry only the requester's queue pair. So a flow of them is bound to a request flow of the opposite direction, when
+exactly one unbound flow has outstanding requests around the number. If several fit, the requests that it may cover give no sample.
+If only a flow fits that is bound to another flow of acknowledgements, one of the bindings is wrong: its requests so far give no
+sample, and it becomes unbound. A request flow that is contested more often than once per ``CONTEST_COST`` samples for long is not
+bound any more.
 
-Bounds: ``OUTSTANDING_MAX`` requests wait per flow, none longer than ``WAIT_NS``; among more than ``CANDIDATES_MAX`` request
-flows that are not bound nothing is bound, and more than so many that are bound are not contested.
+Limits: ``OUTSTANDING_MAX`` requests wait per flow, none longer than ``WAIT_NS``. With more than ``CANDIDATES_MAX`` unbound request
+flows none is bound; with more bound ones none is contested.
 """
-
-from typing import NamedTuple
 
 import numba
 import numpy as np
+
+from .state import PENDING
 
 RESTART_SPAN = 1 << 20
 REMEMBERED = 63
@@ -37,135 +37,96 @@ CONTEST_COST, CONTESTED_MAX = 16, 128
 
 MTU_MIN, MTU_MAX = 256, 4096
 
-FLOW = np.dtype(
-    [
-        ("expected", np.int64),
-        ("slack", np.int64),
-        ("mtu", np.int64),
-        ("response", np.int64),
-        ("seen", np.int64),
-        ("response_seen", np.int64),
-        ("bound", np.int64),
-        ("bound_by", np.int64),
-        ("doubtful", np.int64),
-        ("acknowledged", np.int64),
-        ("contested", np.int64),
-        ("requests", np.int64),
-        ("last_ts", np.int64),
-        ("head", np.int64),
-        ("tail", np.int64),
-    ]
-)
-PENDING = np.dtype([("psn", np.int64), ("ts", np.int64), ("flags", np.int64)])
-
-COUNTS = ("acks_ambiguous", "acks_unmatched", "requests_repeated", "requests_ambiguous", "requests_expired", "requests_dropped", "restarts")
+# Places in ``COUNTS``.
 _ACKS_AMBIGUOUS, _ACKS_UNMATCHED, _REPEATED, _AMBIGUOUS, _EXPIRED, _DROPPED, _RESTARTS = range(7)
 
 _MASK, _HALF = (1 << 24) - 1, 1 << 23
 _AGAIN, _READ = 1, 2
 _SEEN, _NEXT, _OVERTAKEN = 0, 1, 2
-# Syndromes are ACK, RNR NAK, reserved, NAK in their upper bits.
+# The upper bits of a syndrome are ACK, RNR NAK, reserved or NAK.
 _RESERVED = 2
 _READ_REQUEST, _RESPONSE_FIRST, _RESPONSE_MIDDLE, _RESPONSE_LAST, _ATOMIC_ACK = 0x0C, 0x0D, 0x0E, 0x0F, 0x12
 _RELIABLE, _UNRELIABLE, _EXTENDED = 0, 1, 5
 
 
-class Requesters(NamedTuple):
-    """The flows that have sent requests: those of address pair p are ``flows[at[p] :][: known[p]]``, first the ``free[p]`` not bound ones.
-
-    ``pair`` and ``opposite`` are by flow: its pair of addresses, and that of the other direction, -1 where there is none.
-    """
-
-    pair: np.ndarray
-    opposite: np.ndarray
-    at: np.ndarray
-    flows: np.ndarray
-    free: np.ndarray
-    known: np.ndarray
-
-
-def new_flows(number: int) -> np.ndarray:
-    """Return the state of flows of which nothing has been seen."""
-    flows = np.zeros(number, FLOW)
-    for name in ("expected", "response", "bound", "bound_by", "doubtful", "acknowledged"):
-        flows[name] = -1
-    return flows
-
-
 def is_acknowledged(opcode: np.ndarray) -> np.ndarray:
-    """Return which opcodes are requests that wait for an acknowledgement."""
+    """Return which opcodes are requests that are acknowledged."""
     service, op = opcode >> 5, opcode & 31
     return ((service == _RELIABLE) | (service == _EXTENDED)) & ((op <= _READ_REQUEST) | (op > _ATOMIC_ACK))
 
 
 @numba.njit(cache=True, nogil=True)
-def follow(packets, flows, pending, requesters, counts):
-    """Follow ``packets`` (rows: ts, flow, opcode, psn, ack_psn, syndrome, dma_bytes, payload_bytes; -1 = null) in time order.
+def follow(packets, tracker):
+    """Follow ``packets``, (packets,) PACKET in time order: the family's columns with the index of the flow, -1 = null.
 
-    Changes ``flows``, ``pending`` (segments of it between ``head`` and ``tail`` of a flow, with room for what comes),
-    ``counts`` and ``requesters``.
-    Returns gaps, missing numbers and repeats of each packet, and the samples: packet, request flow, nanoseconds.
+    Returns (3, packets) int64: gaps, missing numbers and repeats of each packet; and (3, samples) int64: packet, request flow, ns.
     """
-    marks = np.zeros((3, packets.shape[1]), np.int64)
-    samples = np.empty((3, len(pending)), np.int64)
+    flows = tracker.flows
+    marks = np.zeros((3, len(packets)), np.int64)
+    samples = np.empty((3, len(tracker.pending)), np.int64)
     found = 0
-    for k in range(packets.shape[1]):
-        ts, flow, opcode, psn = packets[0, k], packets[1, k], packets[2, k], packets[3, k]
+    for k in range(len(packets)):
+        packet = packets[k]
+        flow, psn, ts = packet.flow, packet.psn, packet.ts
         flows[flow].last_ts = ts
-        service, op = opcode >> 5, opcode & 31
+        service, op = packet.opcode >> 5, packet.opcode & 31
         reliable = service in (_RELIABLE, _EXTENDED)
         if not reliable and service != _UNRELIABLE:
             continue
         if reliable and _READ_REQUEST < op <= _ATOMIC_ACK:
-            _response(k, op, psn, packets[7, k], flows, flow, marks)
-            if packets[4, k] >= 0 and (packets[5, k] >> 5) & 3 != _RESERVED:
-                request = _requests_of(flow, packets[4, k], ts, flows, pending, requesters, counts)
-                covered = packets[4, k] if (packets[5, k] >> 5) & 3 == 0 else (packets[4, k] - 1) & _MASK
+            _response(packet, flows, marks[:, k])
+            kind = (packet.syndrome >> 5) & 3
+            if packet.ack_psn >= 0 and kind != _RESERVED:
+                request = _requests_of(tracker, flow, packet.ack_psn, ts)
+                covered = packet.ack_psn if kind == 0 else (packet.ack_psn - 1) & _MASK
                 if request >= 0:
-                    found = _acknowledge(k, request, covered, ts, flows, pending, samples, found, counts)
+                    last = _acknowledge(tracker, request, covered, ts, samples, found)
+                    samples[0, found:last] = k
+                    found = last
             continue
-        place = _request(k, op, psn, packets[6, k], packets[7, k], flows, flow, marks, pending, ts, counts, requesters)
+        place = _request(tracker, packet, marks[:, k])
         if place != _SEEN and reliable:
             flags = _READ if op == _READ_REQUEST else 0
             if place == _NEXT:
-                _push(flow, psn, ts, flags, flows, pending, counts)
+                _push(tracker, flow, psn, ts, flags)
             else:
-                _insert(flow, psn, ts, flags, flows, pending, counts)
+                _insert(tracker, flow, psn, ts, flags)
             if not flows[flow].requests:
                 flows[flow].requests = 1
-                _open(flow, requesters)
+                _open(flow, tracker.requesters)
     return marks, samples[:, :found]
 
 
 @numba.njit(nogil=True)
-def _request(k, op, psn, dma_bytes, payload, flows, flow, marks, pending, ts, counts, requesters):
-    """Compare a request with what was expected; return where its number is: seen, next, or overtaken by others."""
-    state, ahead = flows[flow], 0
+def _request(tracker, packet, marks):
+    """Compare a request with the expected number; return whether its own was seen before, is next, or was overtaken by others."""
+    state, ahead, psn = tracker.flows[packet.flow], 0, packet.psn
+    op = packet.opcode & 31
     if op in (0, 1, 6, 7):
-        _learn(state, payload)
+        _learn(state, packet.payload_bytes)
     if state.expected >= 0:
         ahead = (psn - state.expected) & _MASK
         if ahead >= _HALF and _MASK + 1 - ahead <= RESTART_SPAN:
             back = _MASK + 1 - ahead
-            _drop_expired(state, ts, pending, counts)
+            _drop_expired(tracker, state, packet.ts)
             place = _OVERTAKEN
             if _is_seen(state.seen, back):
-                marks[2, k], place = 1, _SEEN
-                _sent_again(state, psn, pending)
-            own = _read_packets(dma_bytes, state.mtu)[0] if op == _READ_REQUEST else 1
+                marks[2], place = 1, _SEEN
+                _mark_repeated(state, psn, tracker.pending)
+            own = _read_packets(packet.dma_bytes, state.mtu)[0] if op == _READ_REQUEST else 1
             state.seen = _with_seen(state.seen, back, own)
             return place
         missing = ahead - state.slack
         if ahead >= _HALF or missing > RESTART_SPAN:
-            _drop_expired(state, ts, pending, counts)
-            _restart(flow, flows, counts, requesters)
+            _drop_expired(tracker, state, packet.ts)
+            _restart(tracker, state)
             ahead = 0
         elif missing > 0:
-            marks[0, k], marks[1, k] = 1, missing
+            marks[0], marks[1] = 1, missing
     low, high = 1, 1
     if op == _READ_REQUEST:
-        low, high = _read_packets(dma_bytes, state.mtu)
-    # What the reads before may have used up is not missing.
+        low, high = _read_packets(packet.dma_bytes, state.mtu)
+    # Earlier READs may have consumed up to ``slack`` sequence numbers; do not count those as a gap.
     seen = _with_seen(_moved(state.seen, ahead), ahead, min(ahead, state.slack))
     state.seen = _with_seen(_moved(seen, low), low, low)
     state.expected, state.slack = (psn + low) & _MASK, high - low
@@ -174,7 +135,7 @@ def _request(k, op, psn, dma_bytes, payload, flows, flow, marks, pending, ts, co
 
 @numba.njit(nogil=True)
 def _read_packets(dma_bytes, mtu):
-    """Return the fewest and the most numbers that a read of so many bytes uses up."""
+    """Return the least and the most numbers that a READ of ``dma_bytes`` consumes."""
     if dma_bytes < 0:
         return 1, RESTART_SPAN
     low = max(1, -(-dma_bytes // (mtu if mtu else MTU_MAX)))
@@ -184,13 +145,13 @@ def _read_packets(dma_bytes, mtu):
 
 @numba.njit(inline="always")
 def _moved(seen, by):
-    """Return which of the numbers before the expected one were seen (the lowest bit is the last), once it is ``by`` further."""
+    """Return the bits of the numbers seen before the expected one (bit 0 is the last), after it moves ahead by ``by``."""
     return (seen << by) & ((1 << REMEMBERED) - 1) if by < REMEMBERED else 0
 
 
 @numba.njit(nogil=True)
 def _with_seen(seen, back, count):
-    """Return ``seen`` with ``count`` numbers more, the first ``back`` before the expected one."""
+    """Return ``seen`` with ``count`` more numbers, the first ``back`` before the expected one."""
     for place in range(max(0, back - count), min(back, REMEMBERED)):
         seen |= 1 << place
     return seen
@@ -208,67 +169,68 @@ def _learn(state, payload):
 
 
 @numba.njit(nogil=True)
-def _response(k, op, psn, payload, flows, flow, marks):
+def _response(packet, flows, marks):
     """Follow the numbers inside a read response."""
-    state = flows[flow]
+    state, op, psn = flows[packet.flow], packet.opcode & 31, packet.psn
     if op > _RESPONSE_LAST:
         state.response = -1
         return
     if op <= _RESPONSE_MIDDLE and state.bound >= 0:
-        _learn(flows[state.bound], payload)
+        _learn(flows[state.bound], packet.payload_bytes)
     seen = np.int64(0)
     if op != _RESPONSE_FIRST and state.response >= 0:
         ahead = (psn - state.response) & _MASK
         if ahead >= _HALF:
             back = _MASK + 1 - ahead
-            marks[2, k] = _is_seen(state.response_seen, back)
+            marks[2] = _is_seen(state.response_seen, back)
             state.response_seen = _with_seen(state.response_seen, back, 1)
             return
         if ahead:
-            marks[0, k], marks[1, k] = 1, ahead
+            marks[0], marks[1] = 1, ahead
         seen = _moved(state.response_seen, ahead)
     state.response_seen = _with_seen(_moved(seen, 1), 1, 1)
     state.response = -1 if op == _RESPONSE_LAST else (psn + 1) & _MASK
 
 
 @numba.njit(nogil=True)
-def _drop_expired(state, ts, pending, counts):
+def _drop_expired(tracker, state, ts):
+    pending = tracker.pending
     while state.head < state.tail and pending[state.head].ts < ts - WAIT_NS:
         state.head += 1
-        counts[_EXPIRED] += 1
-    _settle_doubt(state, pending)
+        tracker.counts[_EXPIRED] += 1
+    _clear_doubt(state, pending)
 
 
 @numba.njit(nogil=True)
-def _settle_doubt(state, pending):
+def _clear_doubt(state, pending):
     if state.doubtful >= 0 and (state.head == state.tail or (state.doubtful - pending[state.head].psn) & _MASK >= _HALF):
         state.doubtful = -1
 
 
 @numba.njit(nogil=True)
-def _push(flow, psn, ts, flags, flows, pending, counts):
-    state = flows[flow]
-    _drop_expired(state, ts, pending, counts)
+def _push(tracker, flow, psn, ts, flags):
+    state, pending = tracker.flows[flow], tracker.pending
+    _drop_expired(tracker, state, ts)
     while state.head < state.tail:
         if state.tail - state.head < OUTSTANDING_MAX and (psn - pending[state.head].psn) & _MASK < _HALF:
             break
         state.head += 1
-        counts[_DROPPED] += 1
-    _settle_doubt(state, pending)
+        tracker.counts[_DROPPED] += 1
+    _clear_doubt(state, pending)
     entry = pending[state.tail]
     entry.psn, entry.ts, entry.flags = psn, ts, flags
     state.tail += 1
 
 
 @numba.njit(nogil=True)
-def _insert(flow, psn, ts, flags, flows, pending, counts):
-    """Let a request that others have overtaken wait in its place, unless it is acknowledged with them already."""
-    state = flows[flow]
-    _drop_expired(state, ts, pending, counts)
+def _insert(tracker, flow, psn, ts, flags):
+    """Insert an overtaken request at its place, unless it is already acknowledged."""
+    state, pending = tracker.flows[flow], tracker.pending
+    _drop_expired(tracker, state, ts)
     if state.acknowledged >= 0 and (state.acknowledged - psn) & _MASK < _HALF:
         return
     if state.tail - state.head >= OUTSTANDING_MAX:
-        counts[_DROPPED] += 1
+        tracker.counts[_DROPPED] += 1
         return
     at = state.tail
     while at > state.head and (pending[at - 1].psn - psn) & _MASK < _HALF:
@@ -279,7 +241,7 @@ def _insert(flow, psn, ts, flags, flows, pending, counts):
 
 
 @numba.njit(nogil=True)
-def _sent_again(state, psn, pending):
+def _mark_repeated(state, psn, pending):
     if state.head == state.tail:
         return
     first = pending[state.head].psn
@@ -293,24 +255,23 @@ def _sent_again(state, psn, pending):
             low = middle
         else:
             high = middle
-    # A read sent again from its middle on has a number that only its first request covers.
+    # A READ retransmitted from its middle has a number that only its first request covers.
     if pending[low].psn == psn or pending[low].flags & _READ:
         pending[low].flags |= _AGAIN
 
 
 @numba.njit(nogil=True)
-def _restart(flow, flows, counts, requesters):
-    state = flows[flow]
-    counts[_RESTARTS] += 1
-    counts[_DROPPED] += state.tail - state.head
+def _restart(tracker, state):
+    tracker.counts[_RESTARTS] += 1
+    tracker.counts[_DROPPED] += state.tail - state.head
     state.head, state.mtu, state.doubtful, state.seen, state.acknowledged, state.contested = state.tail, 0, -1, 0, -1, 0
     if state.bound_by >= 0:
-        _unbind(state.bound_by, flows, requesters)
+        _unbind(state.bound_by, tracker.flows, tracker.requesters)
 
 
 @numba.njit(nogil=True)
 def _open(flow, requesters):
-    """Take a flow up that has sent its first request."""
+    """Add a flow that has sent its first request."""
     pair = requesters.pair[flow]
     place = requesters.at[pair] + requesters.known[pair]
     requesters.flows[place] = flow
@@ -347,8 +308,9 @@ def _unbind(acks, flows, requesters):
 
 
 @numba.njit(nogil=True)
-def _requests_of(acks, psn, ts, flows, pending, requesters, counts):
-    """Return the request flow that an acknowledgement is for, -1 where there is none or more than one."""
+def _requests_of(tracker, acks, psn, ts):
+    """Return the request flow of an acknowledgement, -1 if there is none or more than one."""
+    flows, requesters, counts = tracker.flows, tracker.requesters, tracker.counts
     request = flows[acks].bound
     if request >= 0:
         newest = (flows[request].expected + flows[request].slack - 1) & _MASK
@@ -366,28 +328,28 @@ def _requests_of(acks, psn, ts, flows, pending, requesters, counts):
         return -1
     fitting, place = 0, -1
     for at in range(first, first + free):
-        if _fits(flows[requesters.flows[at]], psn, ts, pending, counts):
+        if _fits(tracker, flows[requesters.flows[at]], psn, ts):
             fitting, place = fitting + 1, at
     if fitting == 1:
         return _bind(acks, place, pair, flows, requesters)
     if fitting:
         for at in range(first, first + free):
-            _doubt(flows[requesters.flows[at]], psn, ts, pending, counts)
+            _doubt(tracker, flows[requesters.flows[at]], psn, ts)
     elif known - free <= CANDIDATES_MAX:
-        fitting = _contest(first + free, first + known, psn, ts, flows, pending, requesters, counts)
+        fitting = _contest(tracker, first + free, first + known, psn, ts)
     counts[_ACKS_AMBIGUOUS if fitting else _ACKS_UNMATCHED] += 1
     return -1
 
 
 @numba.njit(nogil=True)
-def _contest(start, end, psn, ts, flows, pending, requesters, counts):
-    """Free the bound flows that an acknowledgement of another flow fits; return how many."""
-    fitting = 0
+def _contest(tracker, start, end, psn, ts):
+    """Unbind the flows that an acknowledgement of another flow fits; return their number."""
+    flows, requesters, fitting = tracker.flows, tracker.requesters, 0
     for at in range(start, end):
-        # Those that were freed have changed places with ones before them, which were looked at.
+        # Unbound flows have swapped places with earlier ones, which were checked before.
         request = requesters.flows[at]
-        if _fits(flows[request], psn, ts, pending, counts):
-            _doubt(flows[request], psn, ts, pending, counts)
+        if _fits(tracker, flows[request], psn, ts):
+            _doubt(tracker, flows[request], psn, ts)
             flows[request].contested += CONTEST_COST
             _unbind(flows[request].bound_by, flows, requesters)
             fitting += 1
@@ -395,25 +357,25 @@ def _contest(start, end, psn, ts, flows, pending, requesters, counts):
 
 
 @numba.njit(nogil=True)
-def _fits(state, psn, ts, pending, counts):
-    _drop_expired(state, ts, pending, counts)
+def _fits(tracker, state, psn, ts):
+    _drop_expired(tracker, state, ts)
     if state.head == state.tail or state.contested > CONTESTED_MAX:
         return False
-    first = pending[state.head].psn
+    first = tracker.pending[state.head].psn
     return (psn - first) & _MASK <= (state.expected + state.slack - 1 - first) & _MASK
 
 
 @numba.njit(nogil=True)
-def _doubt(state, psn, ts, pending, counts):
-    if _fits(state, psn, ts, pending, counts) and (state.doubtful < 0 or (psn - state.doubtful) & _MASK < _HALF):
+def _doubt(tracker, state, psn, ts):
+    if _fits(tracker, state, psn, ts) and (state.doubtful < 0 or (psn - state.doubtful) & _MASK < _HALF):
         state.doubtful = psn
 
 
 @numba.njit(nogil=True)
-def _acknowledge(k, request, psn, ts, flows, pending, samples, found, counts):
-    """Take the requests up to ``psn`` off the flow, a sample each; return the number of samples found."""
-    state = flows[request]
-    _drop_expired(state, ts, pending, counts)
+def _acknowledge(tracker, request, psn, ts, samples, found):
+    """Remove the requests up to ``psn`` from the flow with a sample each; return the number of samples."""
+    state, pending, counts = tracker.flows[request], tracker.pending, tracker.counts
+    _drop_expired(tracker, state, ts)
     while state.head < state.tail:
         entry = pending[state.head]
         if (psn - entry.psn) & _MASK >= _HALF:
@@ -423,26 +385,26 @@ def _acknowledge(k, request, psn, ts, flows, pending, samples, found, counts):
         elif state.doubtful >= 0 and (state.doubtful - entry.psn) & _MASK < _HALF:
             counts[_AMBIGUOUS] += 1
         else:
-            samples[0, found], samples[1, found], samples[2, found] = k, request, ts - entry.ts
+            samples[1, found], samples[2, found] = request, ts - entry.ts
             found += 1
             state.contested = max(0, state.contested - 1)
         state.head += 1
     if state.acknowledged < 0 or (psn - state.acknowledged) & _MASK < _HALF:
         state.acknowledged = psn
-    _settle_doubt(state, pending)
+    _clear_doubt(state, pending)
     return found
 
 
 @numba.njit(cache=True, nogil=True)
-def expire(flows, pending, ts, counts):
-    """Drop the requests that have waited too long at ``ts``."""
-    for flow in range(len(flows)):
-        _drop_expired(flows[flow], ts, pending, counts)
+def expire(tracker, ts):
+    """Drop the requests that have waited too long at ``ts`` (ns)."""
+    for flow in range(len(tracker.flows)):
+        _drop_expired(tracker, tracker.flows[flow], ts)
 
 
 @numba.njit(cache=True, nogil=True)
 def lay_out(flows, pending, room):
-    """Return ``pending`` anew, each flow's own followed by ``room[flow]`` free places; ``head`` and ``tail`` follow."""
+    """Return ``pending`` (PENDING) with ``room[flow]`` free places after each flow's requests, and update ``head`` and ``tail``."""
     size = 0
     for flow in range(len(flows)):
         size += flows[flow].tail - flows[flow].head + room[flow]

@@ -1,4 +1,4 @@
-"""The burst metric against plain Python written from the definitions, and against every way to cut its input."""
+"""The burst metric against plain Python from the definitions, and against any split of its input."""
 
 import math
 from collections import Counter, defaultdict
@@ -36,7 +36,7 @@ class Entity(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """One arrival; the same slot may arrive more than once, and a value may be unknown."""
+    """One received sample; a slot may be received more than once, and a value may be unknown."""
 
     entity: Entity
     slot: int
@@ -84,7 +84,7 @@ def kept(samples: list[Sample]) -> tuple[dict[Entity, dict[int, int]], Counter, 
 
 
 def stretches(slots: list[int]) -> list[list[int]]:
-    """Return maximal runs of consecutive numbers."""
+    """Return maximal sequences of consecutive numbers."""
     out: list[list[int]] = []
     for slot in slots:
         if out and out[-1][-1] == slot - 1:
@@ -160,9 +160,12 @@ def expected(samples: list[Sample]) -> dict[str, Counter]:
             members.update({(side, window_of(entity, slot)) for slot in mine})
     for entity, mine in series.items():
         named = entity._asdict()
-        for ts, row in port_samples(entity, mine).items():
-            put(out, "port_samples", {"ts": ts, **named, **row})
         rivals = hot[entity.device, entity.signal, entity.interval_ns] if not entity.queue else Counter()
+        for ts, row in port_samples(entity, mine).items():
+            row["contended_hot"] = sum(
+                is_hot(entity, value) and rivals[slot] > 1 for slot, value in mine.items() if window_of(entity, slot) == ts
+            )
+            put(out, "port_samples", {"ts": ts, **named, **row})
         for burst in stretches(sorted(slot for slot, value in mine.items() if is_hot(entity, value))):
             values = [mine[slot] for slot in burst]
             row = {
@@ -216,7 +219,7 @@ def put(out: dict[str, Counter], table: str, row: dict[str, Any]) -> None:
 
 
 def rows_of(made: list[dict[str, pl.DataFrame]]) -> dict[str, Counter]:
-    """Return what a metric made, in the form of ``expected``; quality rows of one key are added up."""
+    """Return the rows of a metric in the form of ``expected``; quality rows of one key are added up."""
     out: dict[str, Counter] = {name: Counter() for name in TABLES}
     quality: dict[tuple, list[int]] = defaultdict(lambda: [0] * len(STATES["quality"].having("sum")))
     for tables in made:
@@ -232,7 +235,7 @@ def rows_of(made: list[dict[str, pl.DataFrame]]) -> dict[str, Counter]:
 
 
 def runs_of(samples: list[Sample], rng: np.random.Generator, most: int) -> list[dict[str, Any]]:
-    """Return the samples as runs of at most ``most``, cut and shuffled at will, their times anywhere in the first slot."""
+    """Return the samples as shuffled segments of at most ``most``, cut at random, with times anywhere in the first slot."""
     runs: list[dict[str, Any]] = []
     by_entity: dict[Entity, list[Sample]] = defaultdict(list)
     for sample in samples:
@@ -254,7 +257,7 @@ def runs_of(samples: list[Sample], rng: np.random.Generator, most: int) -> list[
 
 
 def frame_of(runs: list[dict[str, Any]]) -> pl.DataFrame:
-    """Return runs as a frame with the samples in the narrowest width, as messages bring them."""
+    """Return segments as a frame with samples of the narrowest width, as in messages."""
     types = FAMILIES["burst_sample"].polars
     frame = pl.DataFrame([{name: run[name] for name in RUN} for run in runs], schema={name: types[name] for name in RUN})
     top = max((value for run in runs for value in run["values"] if value is not None), default=0)
@@ -268,7 +271,7 @@ def span(samples: list[Sample]) -> tuple[int, int]:
 
 
 def feed(samples: list[Sample], rng: np.random.Generator, *, most: int = 10**9, cuts: int = 0, restart: bool = False) -> dict[str, Counter]:
-    """Return the rows of a metric that gets the samples in pieces, perhaps another object for each stretch of windows."""
+    """Return the rows of a metric that gets the samples in pieces, perhaps with another object after each call."""
     start, end = span(samples)
     borders = sorted({start, end, *(int(start + WINDOW_NS * k) for k in rng.integers(0, (end - start) // WINDOW_NS + 1, cuts))})
     devices = sorted({sample.entity.device for sample in samples})
@@ -316,13 +319,13 @@ def compare(got: dict[str, Counter], want: dict[str, Counter]) -> None:
         assert got[table] == want[table], table
 
 
-# --- made traffic ----------------------------------------------------------------------------------------------------
+# --- generated traffic-------------------------------------------------------------------------------------------------
 
 
 def traffic(
     seed: int, interval_ns: int, slots: int, *, device: str = "leaf-1", dense: float = 0.98, odd_ratio: float = 0.03, wide: bool = True
 ) -> list[Sample]:
-    """Return samples of a few ports around the edge of a window, with holes, unknowns, duplicates and odd values.
+    """Return samples of a few ports around the edge of a window, with holes, nulls, duplicates and odd values.
 
     Without ``wide`` all of them fit into 31 bits.
     """
@@ -364,14 +367,14 @@ INTERVALS = [10_000, 300_000, 700_000, MS, 7 * MS, 33_333_333, 250 * MS, WINDOW_
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("wide", [True, False])
 def test_every_column_is_what_the_definitions_say(seed: int, interval_ns: int, wide: bool) -> None:
-    """Statistics, bursts, groups and counted troubles of one pass equal plain Python's, at any interval, line rate and width."""
+    """Statistics, bursts, groups and quality counts equal plain Python's, at any interval, line rate and width."""
     samples = traffic(seed, interval_ns, 400, wide=wide)
     compare(feed(samples, np.random.default_rng(seed)), expected(samples))
 
 
 @pytest.mark.parametrize("interval_ns", [700_000, MS])
 def test_long_blocks_are_what_the_definitions_say(interval_ns: int) -> None:
-    """Blocks of up to 1024 samples, aligned to the absolute grid, count across windows only where they are whole."""
+    """Blocks of up to 1024 samples, aligned to the absolute grid, count across windows only if they are complete."""
     samples = traffic(5, interval_ns, 4_000, dense=0.9999, odd_ratio=0.0)
     want = expected(samples)
     names = list(STATES["port_samples"].polars)
@@ -388,7 +391,7 @@ def test_long_blocks_are_what_the_definitions_say(interval_ns: int) -> None:
     wide=st.booleans(),
 )
 def test_any_cut_gives_the_same_rows(seed: int, interval_ns: int, slots: int, dense: float, wide: bool) -> None:
-    """Runs, frames, calls, devices together or apart and a new object after each call change no bit of any row."""
+    """No split into segments, frames, calls, devices or objects changes a bit of any row."""
     samples = traffic(seed, interval_ns, slots, dense=dense, wide=wide)
     if seed % 3 == 0:
         samples += traffic(seed + 1, interval_ns, slots, device="leaf-2", dense=dense, wide=wide)
@@ -447,14 +450,14 @@ def test_a_hole_ends_a_burst_and_is_no_gap() -> None:
 @pytest.mark.parametrize("beside", [6, None])
 @pytest.mark.parametrize("value", [2**53, 2**53 + 1, 2**60 - 1, 2**62, 2**63 - 1, 2**63, 2**64 - 1])
 def test_a_sample_that_cannot_be_is_counted_and_left_out(value: int, beside: int | None) -> None:
-    """What no line carries is implausible, also where a sample beside it is missing: it is counted and spoils no sum."""
+    """A sample that no line can carry is counted as implausible and left out of the sums, also beside a missing sample."""
     rows = feed(simple([5, value, beside]), np.random.default_rng(0))
     assert column(rows, "port_samples", "total") == [5 + (beside or 0)]
     assert rows["quality"] == Counter({(T0, "d", "p", "rx_bytes", 0, 0, 1, 0, 0, 0): 1})
 
 
 def test_squares_are_exact_in_128_bits() -> None:
-    """A thousand samples near the largest that is taken: the sums of squares, of blocks too, are Python's integers."""
+    """For a thousand samples near the largest accepted one, the sums of squares, also of blocks, equal Python's integers."""
     top = LIMIT_PER_NS * MS
     values = [top - k * 977 for k in range(1000)]
     rows = feed(simple(values), np.random.default_rng(0))
@@ -470,20 +473,9 @@ def test_the_kernel_squares_any_62_bits_exactly(values: list[int]) -> None:
     """The kernel's 128-bit sums of squares equal Python's integers for samples up to 2^62."""
     slots = len(values)
     none = np.full(1, -1, np.int64)
-    made = kernel.walk(
-        np.array([values]),
-        0,
-        np.array([0, slots]),
-        np.zeros(1, np.int64),
-        MS,
-        none + 2**62,
-        kernel.empty_carry(1),
-        none,
-        np.zeros((0, slots), np.int32),
-        none,
-        none,
-    )
-    low, high = (int(half) for half in made[1][0, kernel.SQ_SAMPLES])
+    grid = kernel.Grid(np.array([values]), np.zeros((0, slots), np.int32), np.array([0, slots]), np.zeros(1, np.int64), MS)
+    made = kernel.walk(grid, kernel.Entities(none + 2**62, none, none, none, kernel.empty_carry(1)))
+    low, high = (int(half) for half in made.squares[0, kernel.SQUARE_AT.squares])
     assert low + (high << 64) == sum(v * v for v in values)
 
 
@@ -498,21 +490,21 @@ def test_of_two_samples_of_a_slot_the_larger_counts_in_any_order() -> None:
 
 
 def test_a_clock_that_jumps_over_years_costs_no_memory() -> None:
-    """Windows without samples cost nothing: a device that wakes in 1970 and is then set right closes at once."""
+    """Windows without samples cost nothing: a device whose clock jumps from 1970 to now closes at once."""
     samples = [Sample(simple([1])[0].entity, 0, 5), *simple([6])]
     rows = feed(samples, np.random.default_rng(0))
     assert sorted(column(rows, "port_samples", "ts")) == [0, T0]
 
 
 def test_a_companion_of_another_line_rate_is_not_mixed_in() -> None:
-    """Marked bytes belong to the samples of the same line rate; where none were sampled the burst has none."""
+    """Marked bytes belong to the samples of the same line rate; without such samples they are null."""
     marked = simple([10, 20], signal="rx_ecn_bytes", speed_bps=4 * 10**9)
     rows = feed([*simple([900_000, 900_000]), *marked], np.random.default_rng(0))
     assert column(rows, "bursts", "ecn_bytes") == [None]
 
 
 def test_many_devices_of_many_samples_stay_apart() -> None:
-    """Devices that close together, more than one call of the kernel takes, give each its own rows."""
+    """Devices that close together, with more samples than one kernel call takes, have their own rows each."""
     devices = [f"host-{k}" for k in range(5)]
     values = [[k + 1] * 600_000 for k in range(5)]
     frames = {

@@ -1,4 +1,4 @@
-"""The metric of counters: held against plain Python over single readings, and cut, shuffled and shared out in any way."""
+"""The counter metric against plain Python over single counter samples, with any split, order and distribution."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -31,7 +31,7 @@ BASE = {
 
 
 def frame(rows: Iterable[dict], family: str = "port") -> pl.DataFrame:
-    """Return readings as a frame of the family; ``t`` is seconds after T0, what is not given is null."""
+    """Return counter samples as a frame of the family; ``t`` is seconds after T0, other columns are null."""
     full = []
     for row in rows:
         at = {"ts": T0 + round(row["t"] * S)} if "t" in row else {}
@@ -40,7 +40,7 @@ def frame(rows: Iterable[dict], family: str = "port") -> pl.DataFrame:
 
 
 def run(rows: Sequence[dict], family: str = "port", metric: CounterMetric | None = None, seconds: int = 3600) -> dict[str, pl.DataFrame]:
-    """Return what one call makes of all readings of a device."""
+    """Return the tables of one call with all counter samples of a device."""
     return (metric or CounterMetric(family)).close(Closing("leaf", T0, T0 + seconds * S, [frame(rows, family)]))
 
 
@@ -51,7 +51,7 @@ def windows(tables: dict[str, pl.DataFrame], column: str, family: str = "port") 
 
 
 def lacks(tables: dict[str, pl.DataFrame]) -> dict[str, int]:
-    """Return what ``quality`` counts over everything."""
+    """Return the sums of ``quality``."""
     names = [name for name in STATES["quality"].polars if STATES["quality"].polars[name] == pl.UInt64]
     return {name: total for name, total in tables["quality"].select(pl.col(names).sum()).to_dicts()[0].items() if total}
 
@@ -63,7 +63,7 @@ def events(tables: dict[str, pl.DataFrame]) -> list[tuple[float, str]]:
 
 
 def test_an_interval_counts_where_it_ends() -> None:
-    """What a counter moved between two readings is in the window of the later one, whole, beside the time that it covers."""
+    """The delta between two samples is in the window of the later one, with the time that it covers."""
     tables = run([{"t": t, "rx_bytes": value} for t, value in ((0.2, 100), (0.7, 400), (1.4, 1000), (5.0, 1001))])
     assert windows(tables, "rx_bytes") == {0: 300, 1: 600, 5: 1}
     assert windows(tables, "covered_ns") == windows(tables, "rx_covered_ns") == {0: 500 * MS, 1: 700 * MS, 5: 3600 * MS}
@@ -72,7 +72,7 @@ def test_an_interval_counts_where_it_ends() -> None:
 
 
 def test_a_counter_that_is_not_there_is_null() -> None:
-    """A counter that a source does not give, or of which there is one reading only, is null, and one that stands still is zero."""
+    """A counter without samples, or with one sample only, is null, and one that does not change is zero."""
     tables = run([{"t": 0.1, "rx_bytes": 5, "tx_bytes": 7}, {"t": 0.2, "rx_bytes": 5}])
     assert [windows(tables, name) for name in ("rx_bytes", "tx_bytes", "rx_errors", "flaps", "up_ns")] == [
         {0: 0},
@@ -81,7 +81,7 @@ def test_a_counter_that_is_not_there_is_null() -> None:
 
 
 def test_readings_without_a_counter_do_not_cut_its_interval() -> None:
-    """Where readings tell some counters now and others then, each is compared with its own last value."""
+    """If samples carry different counters, each is compared with its own last value."""
     tables = run(
         [{"t": 0, "rx_bytes": 10}, {"t": 0.5, "tx_bytes": 1}, {"t": 1, "rx_bytes": 30}, {"t": 1.5, "tx_bytes": 5}, {"t": 2, "rx_bytes": 31}]
     )
@@ -96,7 +96,7 @@ def test_readings_without_a_counter_do_not_cut_its_interval() -> None:
     [("sflow", "rx_packets", 32), ("sflow", "rx_bytes", 64), ("gnmi", "rx_bytes", 64), ("hft", "tx_packets", 64)],
 )
 def test_a_wrap_is_taken_at_the_width_of_the_source(source: str, counter: str, bits: int) -> None:
-    """Past its largest value a counter goes on from zero: the difference is modulo 2 to its width, as the dictionary has it."""
+    """A counter wraps to zero after its largest value: the delta is modulo 2 to its width in the dictionary."""
     top = 2**bits - 1
     values = [top - 999, top - 499, 1000, 1500]
     tables = run([{"t": k, "source": source, counter: value} for k, value in enumerate(values)])
@@ -108,7 +108,7 @@ def test_a_wrap_is_taken_at_the_width_of_the_source(source: str, counter: str, b
     ("speed_bps", "value", "lack"), [(G100, 20_000_000, "wraps"), (S, 20_000_000, "resets"), (None, 20_000_000, "wraps")]
 )
 def test_a_wrap_that_the_line_cannot_carry_is_a_reset(speed_bps: int | None, value: int, lack: str) -> None:
-    """A 32-bit counter of packets that comes back 30 M further in a second has wrapped at 100G (148.8 M/s) and began anew at 1G (1.49 M/s).
+    """A 32-bit packet counter that is 30 M further modulo 2^32 after a second has wrapped at 100G (148.8 M/s) and restarted at 1G.
 
     Where the rate is not known the way from the upper half into the lower decides.
     """
@@ -122,7 +122,7 @@ def test_a_wrap_that_the_line_cannot_carry_is_a_reset(speed_bps: int | None, val
 
 
 def test_a_counter_that_nothing_bounds_wraps_from_top_to_bottom_soon() -> None:
-    """Of a counter that is no matter of the line, only a short way from the upper half into the lower is a wrap."""
+    """A counter without a line wraps only from the upper half to the lower in a short time."""
     for values, pause, lack in (((2**32 - 5, 3), 1, "wraps"), ((2**32 - 5, 3), 300, "resets"), ((2**31 - 5, 3), 1, "resets")):
         rows = [{"t": k * pause, "source": "sflow", "carrier_sense_errors": value, "speed_bps": None} for k, value in enumerate(values)]
         tables = run(rows)
@@ -130,7 +130,7 @@ def test_a_counter_that_nothing_bounds_wraps_from_top_to_bottom_soon() -> None:
 
 
 def test_a_restart_without_a_sign_is_a_reset() -> None:
-    """A 64-bit counter that goes back began anew: that interval counts nowhere and covers nothing, the next one counts."""
+    """A 64-bit counter that goes backward has restarted: that interval does not count, the next one does."""
     tables = run([{"t": t, "rx_bytes": value} for t, value in ((0, 5000), (1, 9000), (2, 100), (3, 400))])
     assert windows(tables, "rx_bytes") == {0: None, 1: 4000, 2: None, 3: 300}
     assert windows(tables, "rx_covered_ns") == {0: 0, 1: S, 2: 0, 3: S}
@@ -138,7 +138,7 @@ def test_a_restart_without_a_sign_is_a_reset() -> None:
 
 
 def test_a_new_epoch_is_a_reset_even_where_values_grow() -> None:
-    """Deltas are taken inside one epoch only; counters that come back later than the restart begin anew as well."""
+    """Deltas are taken inside one epoch only, also for counters whose samples resume later."""
     rows = [
         {"t": 0, "epoch": 7, "rx_bytes": 10, "tx_bytes": 10},
         {"t": 1, "epoch": 7, "rx_bytes": 20, "tx_bytes": 20},
@@ -154,7 +154,7 @@ def test_a_new_epoch_is_a_reset_even_where_values_grow() -> None:
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_of_two_readings_of_one_time_the_larger_counts(order: tuple[int, int]) -> None:
-    """Readings of the same time are one: the larger value counts, whichever came first, and the second is counted as a duplicate."""
+    """Counter samples of the same time are one: the larger value counts in any order, and the second is a duplicate."""
     twins = [{"t": 1, "rx_bytes": 300}, {"t": 1, "rx_bytes": 200}]
     tables = run([{"t": 0, "rx_bytes": 100}, *(twins[k] for k in order), {"t": 2, "rx_bytes": 310}])
     assert windows(tables, "rx_bytes") == {0: None, 1: 200, 2: 10}
@@ -163,7 +163,7 @@ def test_of_two_readings_of_one_time_the_larger_counts(order: tuple[int, int]) -
 
 
 def test_parts_of_one_reading_are_no_duplicates() -> None:
-    """Rows of one time that tell different counters are one reading, and nothing is missing of it."""
+    """Rows of one time with different counters are one counter sample, and no duplicate."""
     tables = run([{"t": t, name: 10 + t} for t in (0, 1) for name in ("rx_bytes", "tx_bytes")])
     assert windows(tables, "rx_bytes") == windows(tables, "tx_bytes") == {0: None, 1: 1}
     assert windows(tables, "readings") == {0: 1, 1: 1}
@@ -172,7 +172,7 @@ def test_parts_of_one_reading_are_no_duplicates() -> None:
 
 @pytest.mark.parametrize(("name", "unit_bits"), [("rx_bytes", 8), ("rx_packets", 672), ("fec_corrected", 5440)])
 def test_more_than_the_line_can_carry_does_not_count(name: str, unit_bits: int) -> None:
-    """A step of ten seconds of the full line in one second cannot be: it counts nowhere, and the next goes on from it."""
+    """Ten seconds of line rate in one second are implausible: the delta does not count, and the next starts from there."""
     line = G100 // unit_bits
     tables = run([{"t": k, name: value} for k, value in enumerate([0, line, 11 * line, 12 * line])])
     assert windows(tables, name) == {0: None, 1: line, 2: None, 3: line}
@@ -180,7 +180,7 @@ def test_more_than_the_line_can_carry_does_not_count(name: str, unit_bits: int) 
 
 
 def test_a_device_that_refreshes_its_counters_rarely_is_believed() -> None:
-    """Read every 100 ms, refreshed every 5 s: the steps are the work of five seconds and count."""
+    """Steps of a counter polled every 100 ms and refreshed every 5 s cover five seconds and count."""
     line = G100 // 8
     rows = [{"t": k / 10, "rx_bytes": k // 50 * 5 * line} for k in range(201)]
     tables = run(rows)
@@ -189,7 +189,7 @@ def test_a_device_that_refreshes_its_counters_rarely_is_believed() -> None:
 
 
 def test_a_long_interval_counts_and_is_told() -> None:
-    """After a hole of more than two and a half times the usual interval the bytes count, and ``quality`` says that there was one."""
+    """After a gap of more than two and a half times the usual interval the bytes count, and ``quality`` counts the gap."""
     tables = run([{"t": t, "rx_bytes": 100 * t} for t in (0, 1, 2, 3, 5, 6, 10, 11)])
     assert windows(tables, "rx_bytes")[5] == 200
     assert windows(tables, "rx_bytes")[10] == 400
@@ -197,32 +197,32 @@ def test_a_long_interval_counts_and_is_told() -> None:
 
 
 def test_a_slower_pace_is_no_row_of_gaps() -> None:
-    """Where a source is read more rarely from now on, the new interval is soon the usual one."""
+    """If a source is polled less often from now on, the new interval soon becomes the usual one."""
     times = [*range(10), *range(10, 200, 10)]
     assert lacks(run([{"t": t, "rx_bytes": t} for t in times])) == {"gaps": 2}
 
 
 def test_a_counter_that_saturates_never_wraps() -> None:
-    """At its maximum what it moved is at least the step; back from there it was cleared."""
+    """At its maximum the delta is a lower bound; back from there the counter was cleared."""
     from weft.pipeline.process.counters import kernel
 
     values = np.array([2**16 - 100, 2**16 - 1, 2**16 - 1, 40, 50], np.uint64)
-    rows = np.arange(5)
-    seen, totals = np.full((1, 4), -1), (np.zeros(5, np.uint64), np.zeros(5, np.int64), np.zeros(5, np.int64))
-    flags, repeats = np.zeros(5, np.int64), np.zeros(5, np.int64)
-    readings = (np.arange(6), np.zeros(5, np.int64), rows * S, np.zeros(5, np.int64), np.full(5, 1e11), rows)
-    limits = (np.array([2**16 - 1], np.uint64), np.array([True]), 0.0)
-    none = np.zeros(0, np.int64)
-    anew = np.zeros(5, np.bool_)
-    kernel.differ(values, np.zeros(0, np.bool_), rows, readings, limits, seen, totals, flags, anew, repeats, none, none)
-    assert not anew.any()
-    assert totals[0].tolist() == [0, 99, 0, 0, 10]
-    assert totals[2].tolist() == [0, 1, 1, 0, 1]
-    assert flags.tolist() == [0, 0, 0, kernel.RESET, 0]
+    rows, zeros = np.arange(5), np.zeros(5, np.int64)
+    samples = kernel.CounterSamples(rows, np.arange(6), zeros, rows * S, zeros, rows)
+    line, limits = kernel.LineRates(zeros, np.full(5, 1e11)), kernel.CounterLimits(np.array([2**16 - 1], np.uint64), np.array([True]), 0.0)
+    sums = kernel.Sums(np.zeros(5, np.uint64), np.zeros(5, np.int64), np.zeros(5, np.int64))
+    verdicts = kernel.Verdicts(np.zeros(5, np.int64), np.zeros(5, np.bool_), np.zeros(5, np.int64))
+    unwanted = kernel.Movement(np.zeros(0, np.int64), np.zeros(0, np.int64))
+    numbers = kernel.CounterValues(values, np.zeros(0, np.bool_))
+    kernel.differ(numbers, samples, line, limits, np.full((1, 4), -1), sums, verdicts, unwanted)
+    assert not verdicts.restarted.any()
+    assert sums.total.tolist() == [0, 99, 0, 0, 10]
+    assert sums.counted.tolist() == [0, 1, 1, 0, 1]
+    assert verdicts.flags.tolist() == [0, 0, 0, kernel.RESET, 0]
 
 
 def test_codewords_by_errors_are_a_column_each() -> None:
-    """``fec_bins`` becomes seventeen sums; a list that is shorter leaves the rest null, and the time is that of the codewords."""
+    """``fec_bins`` becomes seventeen sums; a shorter list leaves the rest null, and the covered time is that of the codewords."""
     tables = run([{"t": t, "fec_bins": [1000 * t, 10 * t, t]} for t in (1, 2, 3)])
     rows = tables["port_counters"].sort("ts")
     assert rows.select("fec_bin_0", "fec_bin_1", "fec_bin_2", "fec_bin_3").rows() == [(None,) * 4, (1000, 10, 1, None), (1000, 10, 1, None)]
@@ -230,7 +230,7 @@ def test_codewords_by_errors_are_a_column_each() -> None:
 
 
 def test_packets_are_added_up_where_there_is_no_total() -> None:
-    """Unicast, multicast and broadcast packets give the packets of a source that has no such counter, and only there."""
+    """Unicast, multicast and broadcast packets add up to the packets of a source without that counter only."""
     parts = {"rx_unicast_packets": 100, "rx_multicast_packets": 10, "rx_broadcast_packets": 1, "tx_unicast_packets": 5, "tx_packets": 7}
     tables = run([{"t": t, **{name: step * t for name, step in parts.items()}} for t in (0, 1, 2)])
     assert windows(tables, "rx_packets") == {0: None, 1: 111, 2: 111}
@@ -238,7 +238,7 @@ def test_packets_are_added_up_where_there_is_no_total() -> None:
 
 
 def test_parts_of_the_packets_that_do_not_count_give_no_total() -> None:
-    """Where one part began anew the sum of the others is not the total; nor is it where the source has a total that does not count."""
+    """The sum is no total if one part restarted, or if the source has a total that does not count."""
     steps = [(1000, 7), (2000, 8), (500, 9), (1500, 10)]
     rows = [{"t": t, "source": "sflow", "rx_unicast_packets": one, "rx_multicast_packets": many} for t, (one, many) in enumerate(steps)]
     assert windows(run([{**row, "speed_bps": S} for row in rows]), "rx_packets") == {0: None, 1: 1001, 2: None, 3: 1001}
@@ -247,7 +247,7 @@ def test_parts_of_the_packets_that_do_not_count_give_no_total() -> None:
 
 
 def test_counters_that_are_cleared_are_not_taken_for_wraps() -> None:
-    """Where a 64-bit counter goes back, the narrow ones of the same reading that went back were cleared with it, however long it was."""
+    """If a 64-bit counter restarts, narrower counters of the same sample that went backward restarted too, after any time."""
     octets, errors, packets = (10**12, 2 * 10**12, 10**9, 10**12), (3, 5, 0, 4), (10**9, 2 * 10**9, 10**6, 10**9)
     rows = [
         {"t": 30 * t, "source": "sflow", "rx_bytes": octets[t], "rx_errors": errors[t], "rx_packets": packets[t], "speed_bps": 4 * G100}
@@ -262,14 +262,14 @@ def test_counters_that_are_cleared_are_not_taken_for_wraps() -> None:
 
 @pytest.mark.parametrize("values", [(5 * 10**15, 2**64 - 1, 5 * 10**15 + 2000), (2**63 + 5, 2**63 - 10)])
 def test_a_way_back_that_no_line_carries_is_no_wrap(values: tuple[int, ...]) -> None:
-    """Without a line rate, too, nothing moves by more than 8 Pbit/s: a reading of all ones, or a small step back, counts nothing."""
+    """Without a line rate the limit is 8 Pbit/s: a value of all ones, or a small step backward, does not count."""
     tables = run([{"t": t, "rx_bytes": value, "speed_bps": None} for t, value in enumerate(values)])
     assert set(windows(tables, "rx_bytes").values()) == {None}
     assert "wraps" not in lacks(tables)
 
 
 def test_a_line_that_becomes_slower_carried_more_before() -> None:
-    """The interval at whose end a port tells a lower rate ran at the higher one, in the same call and over two."""
+    """The faster rate bounds the interval in which a port's rate falls, within one call and across two."""
     rows = [{"t": t, "rx_bytes": 90 * 10**9 * t, "speed_bps": 8 * G100 if t < 2 else G100} for t in (0, 1, 2)]
     assert windows(run(rows), "rx_bytes") == {0: None, 1: 90 * 10**9, 2: 90 * 10**9}
     metric = CounterMetric("port")
@@ -293,14 +293,14 @@ def test_a_link_that_goes_and_comes_is_told() -> None:
 
 
 def test_flaps_are_the_devices_own_where_it_counts_them() -> None:
-    """Where the device counts carrier changes, a link that went and came between two readings is seen."""
+    """With carrier changes counted by the device, a link that flaps between two samples is seen."""
     tables = run([{"t": t, "oper_up": True, "carrier_changes": changes} for t, changes in enumerate([4, 4, 10])])
     assert windows(tables, "flaps") == {0: None, 1: 0, 2: 6}
     assert events(tables) == []
 
 
 def test_sources_are_not_mixed() -> None:
-    """Two collectors that read one port have a row each, and neither's values are compared with the other's."""
+    """Two collectors of one port have a row each, and their values are never compared."""
     rows = [
         {"t": t + shift, "source": source, "rx_bytes": base + t}
         for t in range(3)
@@ -311,7 +311,7 @@ def test_sources_are_not_mixed() -> None:
 
 
 def test_gauges_of_a_queue() -> None:
-    """Occupancy has its largest, its sum and its number; watermarks have their largest."""
+    """Occupancy has its largest value, sum and count; watermarks have their largest value."""
     rows = [
         {"t": 0.1 * k, "packets": k, "occupancy_bytes": o, "watermark_bytes": w, "delay_watermark_ns": d, "headroom_watermark_bytes": 2 * o}
         for k, (o, w, d) in enumerate([(5, 9, 1), (7, 70, 4), (0, 20, 3)])
@@ -329,14 +329,14 @@ def test_gauges_of_a_queue() -> None:
     assert (row["packets"], row["queue"], row["direction"]) == (2, "3", "tx")
 
 
-# What one interval of 100 ms brings to a queue: frames, transitions, microseconds paused, packets, and the occupancy at its end.
+# One interval of 100 ms of a queue: frames, transitions, microseconds paused, packets, and the occupancy at its end.
 HELD = (50, 0, 100_000, 10, 5000)
 STUCK = (0, 1, 99_500, 0, 5000)
 CALM = (0, 0, 0, 100, 0)
 
 
 def queue_readings(steps: Sequence[tuple | None], ms: int = 100, names: Sequence[str] = ()) -> list[dict]:
-    """Return readings every ``ms`` of a queue that sees these intervals one after the other; ``None``: the counters began anew."""
+    """Return counter samples every ``ms`` of a queue with these intervals in sequence; ``None``: the counters restarted."""
     columns = ("pfc_rx_frames", "pfc_on2off", "pfc_rx_pause_us", "packets")
     value, epoch, rows = np.array([1000, 1000, 10**6, 10**6]), 0, []
     for k, step in enumerate([CALM, *steps]):
@@ -353,11 +353,11 @@ def queue_readings(steps: Sequence[tuple | None], ms: int = 100, names: Sequence
     ("steps", "expected", "storm_ms"),
     [
         ([CALM] * 5, [], 0),
-        # Frames without a transition say that the queue is paused at the end; from the next interval on it was so at both ends.
+        # Frames without a transition: the queue is paused at the end, and from the next interval on at both ends.
         ([HELD] * 2 + [CALM] * 4, [], 0),
         ([HELD] * 3 + [CALM] * 4, [(0.3, "storm_start"), (0.5, "storm_end")], 200),
         ([HELD] * 6 + [CALM] * 2, [(0.3, "storm_start"), (0.8, "storm_end")], 500),
-        # Any transition is flow control at work.
+        # Any transition is normal flow control.
         ([HELD, HELD, (50, 1, 90_000, 10, 5000), HELD, HELD, CALM, CALM], [], 0),
         # One free interval does not end a storm, two do.
         ([*[HELD] * 4, CALM, STUCK, STUCK, CALM, CALM], [(0.3, "storm_start"), (0.9, "storm_end")], 500),
@@ -367,19 +367,19 @@ def queue_readings(steps: Sequence[tuple | None], ms: int = 100, names: Sequence
         ([(0, 1, 99_500, 0, 0)] * 4, [], 0),
         ([(0, 1, 99_500, 1, 5000)] * 4, [], 0),
         ([(0, 1, 98_900, 0, 5000)] * 4, [], 0),
-        # A restart ends what is known.
+        # A restart clears the state.
         ([*[STUCK] * 3, None, STUCK, STUCK], [(0.2, "storm_start"), (0.4, "storm_end"), (0.6, "storm_start")], 500),
     ],
 )
 def test_the_rules_of_a_storm(steps: list[tuple | None], expected: list[tuple[float, str]], storm_ms: int) -> None:
-    """A queue is in a storm after 200 ms held or stuck, and out of it after 200 ms free; its time counts from its beginning."""
+    """A storm begins after 200 ms paused or stuck and ends after 200 ms free; its time counts from the start."""
     tables = run(queue_readings(steps), "queue")
     assert [(round(t, 3), kind) for t, kind in events(tables)] == expected
     assert sum(windows(tables, "storm_ns", "queue").values()) == storm_ms * MS
 
 
 def test_a_storm_says_of_which_queue_and_why() -> None:
-    """The event names port, queue, rule and beginning."""
+    """The event names port, queue, rule and start."""
     tables = run(queue_readings([STUCK] * 3), "queue")
     (row,) = tables["event"].to_dicts()
     assert (row["device"], row["port"], row["source"], row["reason"]) == ("leaf", "p", "hft", "queue_stuck")
@@ -387,7 +387,7 @@ def test_a_storm_says_of_which_queue_and_why() -> None:
 
 
 def test_a_storm_ends_with_the_data() -> None:
-    """Of a device of which nothing will follow, an open storm ends with its last reading."""
+    """When a device ends, an open storm ends with its last sample."""
     rows = frame(queue_readings([STUCK] * 3), "queue")
     tables = CounterMetric("queue").close(Closing("leaf", T0, T0 + S, [rows], ended=True))
     assert [(round(t, 3), kind) for t, kind in events(tables)] == [(0.2, "storm_start"), (0.3, "storm_end")]
@@ -395,7 +395,7 @@ def test_a_storm_ends_with_the_data() -> None:
 
 @pytest.mark.parametrize("names", [("pfc_rx_frames", "packets"), ("pfc_rx_pause_us", "packets"), ("pfc_on2off", "occupancy_bytes")])
 def test_no_storm_is_guessed(names: tuple[str, ...]) -> None:
-    """Where a source lacks what both rules need there is no storm."""
+    """A source without the inputs of both rules has no storm."""
     assert events(run(queue_readings([STUCK, HELD] * 5, names=names), "queue")) == []
 
 
@@ -408,7 +408,7 @@ def test_detection_follows_its_setting() -> None:
 
 
 def test_the_longest_silent_objects_are_forgotten() -> None:
-    """Beyond the limit of a device the objects silent for longest begin anew when they come back; the drop is counted."""
+    """Beyond the limit of a device the longest silent objects are dropped and counted, and start over when they return."""
     metric = CounterMetric("port", CounterConfig(objects_max=2))
     rows = [{"t": t, "port": port, "rx_bytes": 100 * t} for t, port in ((0, "a"), (0.1, "b"), (1, "b"), (1.1, "c"), (2, "a"), (2.1, "b"))]
     tables = run(rows, metric=metric)
@@ -418,7 +418,7 @@ def test_the_longest_silent_objects_are_forgotten() -> None:
 
 
 def test_a_carry_of_too_many_objects_is_cut() -> None:
-    """A service that is allowed fewer objects than the one before it forgets the surplus, also where no object is new; it is counted."""
+    """A service with a lower limit than its predecessor drops and counts the surplus, also without new objects."""
     first, then = CounterMetric("port"), CounterMetric("port", CounterConfig(objects_max=2))
     rows = [{"t": t / 10, "port": port, "rx_bytes": 100} for t, port in enumerate("abc")]
     first.close(Closing("leaf", T0, T0 + S, [frame(rows)]))
@@ -428,7 +428,7 @@ def test_a_carry_of_too_many_objects_is_cut() -> None:
 
 
 def held(rows: Sequence[Sequence[dict]], **config: float) -> dict[str, pl.DataFrame]:
-    """Return what the windows of a partition make of messages of a device, the last of which ends it."""
+    """Return the rows of a partition from messages of a device, the last of which ends it."""
     windows, table = PartitionWindows(CounterMetric("port"), WindowConfig(**config)), FAMILIES["port"]
     for offset, part in enumerate([*rows, []]):
         said = headers(table, source="test", **({} if part else {"end": "1"}))
@@ -438,7 +438,7 @@ def held(rows: Sequence[Sequence[dict]], **config: float) -> dict[str, pl.DataFr
 
 
 def test_readings_out_of_order_count_and_late_ones_do_not() -> None:
-    """What comes within the lateness is put in its place; what comes after its window has closed is counted as late, and nowhere else."""
+    """Rows within the lateness are sorted in; rows after the close of their window are counted as late only."""
     times = ([0.1, 0.9], [0.5, 1.2], [1.1, 2.4], [0.7], [2.2, 3.9])
     tables = held([[{"t": t, "rx_bytes": round(1000 * t), "recv_ts": T0 + 10 * S} for t in part] for part in times], lateness_s=0.5)
     assert windows(tables, "rx_bytes") == {0: 800, 1: 300, 2: 1200, 3: 1500}
@@ -447,7 +447,7 @@ def test_readings_out_of_order_count_and_late_ones_do_not() -> None:
 
 
 def test_a_reading_ahead_of_time_is_refused() -> None:
-    """A reading whose time is more than a minute ahead of its receipt is no reading of that time."""
+    """A counter sample more than a minute ahead of its receipt is implausible."""
     tables = held([[{"t": 0, "rx_bytes": 1}, {"t": 1000, "rx_bytes": 5, "recv_ts": T0 + S}], [{"t": 1, "rx_bytes": 9, "recv_ts": T0 + S}]])
     assert windows(tables, "rx_bytes") == {0: None, 1: 8}
     assert lacks(tables) == {"implausible": 1}
@@ -472,14 +472,14 @@ def test_a_reading_ahead_of_time_is_refused() -> None:
     )
 )
 def test_no_reading_is_too_strange(rows: list[dict]) -> None:
-    """Whatever values readings have, there are rows of the tables' types and no time is covered that was not."""
+    """Any values give rows of the tables' types, and covered time never exceeds the elapsed time."""
     tables = CounterMetric("port").close(Closing("leaf", 0, 2**62 // S * S, [frame(rows)]))
     for name, made in tables.items():
         assert made.schema == pl.Schema((STATES.get(name) or FAMILIES[name]).polars)
     assert sum(tables["port_counters"]["rx_covered_ns"].to_list()) <= 2**62 * len({(row["source"], row["port"]) for row in rows})
 
 
-# Property tests: a plain Python walk over single readings of two ports by two sources, with what goes wrong in life.
+# Property tests: a plain Python walk over single samples of two ports by two sources, with usual faults.
 
 reading = st.fixed_dictionaries(
     {
@@ -494,7 +494,7 @@ reading = st.fixed_dictionaries(
 
 
 def readings_of(plan: list[dict]) -> list[dict]:
-    """Return readings that follow a plan: times grow over all, values by object, in registers of the source's width."""
+    """Return counter samples from a plan: times grow over all objects, values per object, in registers of the source's width."""
     ts, value, epoch, rows = T0, defaultdict(lambda: 2**32 - 2**20), defaultdict(int), []
     for one in plan:
         ts += one["dt"]
@@ -526,7 +526,7 @@ def rows_of(tables: Iterable[dict[str, pl.DataFrame]]) -> dict[str, Counter]:
 
 
 def in_pieces(family: str, rows: pl.DataFrame, cuts: Sequence[int], seed: int, restart: bool) -> list[dict[str, pl.DataFrame]]:
-    """Close windows at these seconds, each time with the rows shuffled into several frames; every time in a process of its own."""
+    """Close windows at these seconds, each with rows shuffled into several frames and in a new metric."""
     rng, metric, made, carry = np.random.default_rng(seed), CounterMetric(family), [], b""
     for start, end in pairwise([0, *sorted(set(cuts)), 100_000]):
         if start == end:
@@ -549,7 +549,7 @@ def in_pieces(family: str, rows: pl.DataFrame, cuts: Sequence[int], seed: int, r
     plan=st.lists(reading, max_size=40), cuts=st.lists(st.integers(1, 60), max_size=8), seed=st.integers(0, 2**32), restart=st.booleans()
 )
 def test_any_cut_order_and_restart_give_the_same_rows(plan: list[dict], cuts: list[int], seed: int, restart: bool) -> None:
-    """However readings are cut into messages and windows into calls, in whatever order they come, whoever takes over: the same rows."""
+    """Any split into messages and calls, any order and any successor give the same rows."""
     rows = frame(readings_of(plan))
     whole = CounterMetric("port").close(Closing("leaf", T0, T0 + 100_000 * S, [rows]))
     assert rows_of(in_pieces("port", rows, cuts, seed, restart)) == rows_of([whole])
@@ -572,7 +572,7 @@ def test_storms_are_the_same_however_they_are_cut(steps: list, cuts: list[int], 
 @settings(max_examples=40)
 @given(plan=st.lists(reading, max_size=40), share=st.lists(st.sampled_from(["x", "y", "z"]), min_size=40, max_size=40))
 def test_devices_together_give_what_each_gives_alone(plan: list[dict], share: list[str]) -> None:
-    """Devices that close in one call do not disturb each other, whichever worker has them."""
+    """Devices that close in one call do not affect each other."""
     rows = readings_of(plan)
     mine = {device: frame([row for row, owner in zip(rows, share * 2, strict=False) if owner == device]) for device in "xyz"}
     closings = [Closing(device, T0, T0 + 1000 * S, [part]) for device, part in mine.items()]
@@ -587,7 +587,7 @@ def test_devices_together_give_what_each_gives_alone(plan: list[dict], share: li
     columns=st.sets(st.sampled_from(counters_of("port")), min_size=1, max_size=4),
 )
 def test_what_the_windows_hold_adds_up(deltas: list[int], spans: list[int], start: int, columns: set[str]) -> None:
-    """Without restarts the sum over the windows of every counter is its last less its first reading, wraps of 64 bits included."""
+    """Without restarts the windows of every counter add up to its last less its first value, 64-bit wraps included."""
     ts = T0 + np.cumsum([0, *spans[: len(deltas)]])
     values = [(start + sum(deltas[:k])) % 2**64 for k in range(len(deltas) + 1)]
     rows = [{"ts": int(t), "speed_bps": None, **dict.fromkeys(columns, value)} for t, value in zip(ts, values, strict=True)]
@@ -597,5 +597,5 @@ def test_what_the_windows_hold_adds_up(deltas: list[int], spans: list[int], star
             assert int(tables["port_counters"][name].sum()) == sum(deltas), name
         assert tables["port_counters"]["covered_ns"].sum() == ts[-1] - T0
     else:
-        # Nothing is bounded here but by a line of 8 Pbit/s and 50 ms.
+        # The only bound here is a line of 8 Pbit/s and 50 ms.
         assert any(delta > 2**20 * 50 * MS for delta in deltas) or values[-1] < values[0]

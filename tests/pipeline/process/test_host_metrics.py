@@ -1,4 +1,4 @@
-"""What hosts tell: adapters and scale-up links as counters, GPUs as gauges, held against NumPy and cut in any way."""
+"""Host metrics: adapters and scale-up links as counters, GPUs as gauges, against NumPy and with any split."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -31,14 +31,14 @@ def metric(family: str) -> WindowMetric:
 
 
 def frame(family: str, rows: Sequence[dict]) -> pl.DataFrame:
-    """Return readings as a frame of the family; ``t`` is seconds after T0, what is not given is null."""
+    """Return samples as a frame of the family; ``t`` is seconds after T0, other columns are null."""
     types = FAMILIES[family].polars
     full = [{name: {**BASE[family], **row, "ts": T0 + round(row["t"] * S)}.get(name) for name in types} for row in rows]
     return pl.DataFrame(full, schema=types, orient="row")
 
 
 def run(family: str, rows: Sequence[dict]) -> dict[str, pl.DataFrame]:
-    """Return what one call makes of all readings of a host."""
+    """Return the tables of one call with all samples of a host."""
     return metric(family).close(Closing("host", T0, T0 + 3600 * S, [frame(family, rows)]))
 
 
@@ -49,14 +49,14 @@ def windows(tables: dict[str, pl.DataFrame], family: str, column: str) -> dict[i
 
 
 def lacks(tables: dict[str, pl.DataFrame]) -> dict[tuple[str, str], dict[str, int]]:
-    """Return what ``quality`` counts of each place and signal."""
+    """Return the counts of ``quality`` by place and signal."""
     rows = tables["quality"].group_by("port", "signal").agg(pl.selectors.unsigned_integer().sum())
     return {(row.pop("port"), row.pop("signal")): {name: n for name, n in row.items() if n} for row in rows.to_dicts()}
 
 
 @pytest.mark.parametrize("family", ["nic", "nvlink"])
 def test_every_counter_is_what_it_moved(family: str) -> None:
-    """Of random walks of every counter a window holds the difference of the last readings up to its end and up to its begin."""
+    """For random walks of every counter, a window has the difference of the last values before its end and its start."""
     rng = np.random.default_rng(3)
     names = counters_of(family)
     ts = np.sort(rng.choice(20_000, 70, replace=False)) * MS
@@ -81,7 +81,7 @@ def test_every_counter_is_what_it_moved(family: str) -> None:
 
 
 def test_a_register_wraps_or_began_anew() -> None:
-    """Past its largest value a counter goes on from zero; one that goes back otherwise began anew, and its interval counts nowhere."""
+    """A counter wraps to zero after its largest value; one that goes backward otherwise restarted, and its delta does not count."""
     rows = [{"t": t, "out_of_sequence": a, "cnp_sent": b} for t, (a, b) in enumerate([(2**64 - 7, 90), (3, 95), (5, 2)])]
     tables = run("nic", rows)
     assert windows(tables, "nic", "out_of_sequence") == {0: None, 1: 10, 2: 2}
@@ -90,7 +90,7 @@ def test_a_register_wraps_or_began_anew() -> None:
 
 
 def test_what_a_scale_up_link_lacks_is_told_by_its_name() -> None:
-    """A reset, a hole, a repeated reading and more than the line can carry are counted for the link, or for the GPU's links together."""
+    """Restarts, gaps, duplicates and implausible deltas are counted for the link, or for all links of the GPU."""
     line = 800 * S // 8
     rows = [{"t": t, "tx_bytes": v} for t, v in ((0, 0), (1, 10), (2, 20), (6, 30), (7, 30 + 9 * line), (8, 40 + 9 * line))]
     rows += [{"t": 8, "tx_bytes": 35 + 9 * line}, {"t": 9, "epoch": 1, "tx_bytes": 50 + 9 * line}]
@@ -105,7 +105,7 @@ def test_what_a_scale_up_link_lacks_is_told_by_its_name() -> None:
 
 
 def test_gauges_are_their_mean_smallest_and_largest() -> None:
-    """Shares and power of a window have the count, sum, smallest and largest of its readings, to a billionth and a milliwatt."""
+    """Ratios and power have the count, sum, smallest and largest of their samples, to a billionth and a milliwatt."""
     rng = np.random.default_rng(4)
     t = np.sort(rng.random(40)) * 5
     share, power = rng.random(40), rng.random(40) * 700
@@ -121,7 +121,7 @@ def test_gauges_are_their_mean_smallest_and_largest() -> None:
 
 
 def test_what_a_gauge_cannot_be_does_not_count() -> None:
-    """No number, a share above one and negative power are told as implausible; the rest of the reading counts."""
+    """NaN, a ratio above one and negative power are counted as implausible; the rest of the sample counts."""
     rows = [{"t": 0, "sm_active_ratio": float("nan"), "power_w": 100.0}, {"t": 0.1, "sm_active_ratio": 1.5}, {"t": 0.2, "power_w": -1.0}]
     tables = run("gpu", rows)
     row = tables["gpu_gauges"].to_dicts()[0]
@@ -130,7 +130,7 @@ def test_what_a_gauge_cannot_be_does_not_count() -> None:
 
 
 def test_two_readings_of_one_time_are_one() -> None:
-    """Gauge by gauge the largest counts and the second is a duplicate; rows that tell different gauges are parts of one reading."""
+    """Each gauge takes its largest value, and the second is a duplicate; rows with different gauges are one sample."""
     rows = [
         {"t": 0, "power_w": 100.0, "xid": 31},
         {"t": 0, "power_w": 90.0},
@@ -145,7 +145,7 @@ def test_two_readings_of_one_time_are_one() -> None:
 
 
 def test_no_error_is_not_an_unknown_error() -> None:
-    """A driver that says 0 has no error, and one that does not speak of errors has none that is known."""
+    """A driver that reports 0 has no error; without a report errors are unknown."""
     rows = [{"t": 0, "xid": 0}, {"t": 1}, {"t": 2, "xid": 79}, {"t": 2.5, "xid": 0}]
     tables = run("gpu", rows)
     assert windows(tables, "gpu", "xid_readings") == {0: 0, 1: None, 2: 1}
@@ -165,7 +165,7 @@ READING = st.fixed_dictionaries(
 
 
 def readings_of(family: str, plan: list[dict]) -> pl.DataFrame:
-    """Return readings that follow a plan."""
+    """Return samples from a plan."""
     t, value, epoch, rows = 0, {}, {}, []
     for one in plan:
         t += one["dt"]
@@ -184,7 +184,7 @@ def readings_of(family: str, plan: list[dict]) -> pl.DataFrame:
 @settings(max_examples=40)
 @given(plan=st.lists(READING, max_size=30), cuts=st.lists(st.integers(1, 40), max_size=6), seed=st.integers(0, 2**32))
 def test_any_cut_order_and_restart_give_the_same_rows(family: str, plan: list[dict], cuts: list[int], seed: int) -> None:
-    """However readings are cut into messages and windows into calls, in whatever order they come, whoever takes over: the same rows."""
+    """Any split into messages and calls, any order and any successor give the same rows."""
     rows, rng = readings_of(family, plan), np.random.default_rng(seed)
     whole = metric(family).close(Closing("host", T0, T0 + 10_000 * S, [rows]))
     parts, carry = [], b""
@@ -204,7 +204,7 @@ def test_any_cut_order_and_restart_give_the_same_rows(family: str, plan: list[di
 @settings(max_examples=30)
 @given(plan=st.lists(READING, min_size=1, max_size=30), share=st.lists(st.booleans(), min_size=30, max_size=30))
 def test_rolled_up_gauges_do_not_depend_on_the_order(plan: list[dict], share: list[bool]) -> None:
-    """Windows merged in two halves and then together are the windows merged at once, to the last bit."""
+    """Windows merged in two halves and then together equal the windows merged at once, bit by bit."""
     table = STATES["gpu_gauges"]
     rows = metric("gpu").close(Closing("host", T0, T0 + 10_000 * S, [readings_of("gpu", plan)]))["gpu_gauges"]
     by = ["device", "gpu", "source"]

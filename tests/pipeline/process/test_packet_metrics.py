@@ -1,4 +1,4 @@
-"""The packet metric: held against plain Python over single packets, and cut in any way."""
+"""The packet metric against plain Python over single packets, with any split."""
 
 import io
 import struct
@@ -64,12 +64,12 @@ def frame_of(packets: list[dict]) -> pl.DataFrame:
 
 
 def close(packets: list[dict], metric: PacketMetric | None = None, end_s: int = 100) -> dict[str, pl.DataFrame]:
-    """Return what one call makes of all packets."""
+    """Return the tables of one call with all packets."""
     return (metric or PacketMetric()).close(Closing("tap", 0, end_s * S, [frame_of(packets)]))
 
 
 def totals(packets: list[dict]) -> tuple[int, int, int]:
-    """Return gaps, missing and repeats over everything."""
+    """Return the sums of gaps, missing numbers and repeats."""
     roce = close(packets)["roce"]
     return roce["psn_gaps"].sum(), roce["psn_missing"].sum(), roce["psn_repeats"].sum()
 
@@ -86,7 +86,7 @@ def counter(metric: PacketMetric, name: str) -> float:
 
 
 def real_packets() -> list[tuple[int, str, str, int, int, int]]:
-    """Return time, source, destination, queue pair, opcode and PSN of the real capture, read with nothing but struct."""
+    """Return time, source, destination, queue pair, opcode and PSN of the real capture, read with struct alone."""
     content, at, out = REAL.read_bytes(), 24, []
     while at < len(content):
         seconds, micros, size, _ = struct.unpack_from("<IIII", content, at)
@@ -153,21 +153,21 @@ def test_counts_of_a_window():
 
 
 def test_a_jump_ahead_is_one_gap_of_its_width():
-    """Numbers jumped over are counted once as a gap and each as missing, also across the 24 bit wrap."""
+    """Missing numbers are one gap and counted each, also across the 24-bit wrap."""
     assert totals([packet(k, SEND, psn) for k, psn in enumerate([1, 2, 5, 6, 10])]) == (2, 5, 0)
     assert totals([packet(k, SEND, psn) for k, psn in enumerate([2**24 - 2, 2**24 - 1, 0, 1])]) == (0, 0, 0)
     assert totals([packet(k, SEND, psn) for k, psn in enumerate([2**24 - 2, 2, 3])]) == (1, 3, 0)
 
 
 def test_numbers_seen_again_are_repeats():
-    """Go-back-N counts each packet that is sent again, and goes on where it was."""
+    """Go-back-N counts each retransmitted packet, and continues where it was."""
     assert totals([packet(k, SEND, psn) for k, psn in enumerate([1, 2, 3, 4, 2, 3, 4, 5])]) == (0, 0, 3)
     assert totals([packet(k, SEND, psn) for k, psn in enumerate([2**24 - 1, 0, 1, 2**24 - 1, 0, 2])]) == (0, 0, 2)
     assert totals([packet(k, SEND, psn) for k, psn in enumerate([1, 100, 1])]) == (1, 98, 1)
 
 
 def test_what_was_overtaken_is_no_repeat():
-    """A number that was jumped over and comes late is a repeat only the second time, across the wrap and inside a read's responses."""
+    """A missing number that arrives late is a repeat only the second time, also across the wrap and inside read responses."""
     for first in (10, 2**24 - 3):
         numbers = [(first + step) % 2**24 for step in (0, 1, 4, 2, 3, 5, 3, 6)]
         assert totals([packet(k, SEND, psn) for k, psn in enumerate(numbers)]) == (1, 2, 1)
@@ -178,7 +178,7 @@ def test_what_was_overtaken_is_no_repeat():
 
 
 def test_what_was_overtaken_is_known_in_the_next_window():
-    """The numbers jumped over are carried from window to window, and a carry from before they were is still taken."""
+    """Missing numbers are carried from window to window, and a carry without them is still restored."""
     metric, later = PacketMetric(), PacketMetric()
     close([packet(k, SEND, psn) for k, psn in enumerate([1, 2, 5])], metric, 1)
     carry = metric.carry("tap")
@@ -193,7 +193,7 @@ def test_what_was_overtaken_is_known_in_the_next_window():
 
 
 def test_a_new_connection_on_an_old_number_is_neither():
-    """A far jump either way starts anew and is counted as a restart."""
+    """A far jump either way is counted as a restart."""
     metric = PacketMetric()
     roce = close([packet(k, SEND, psn) for k, psn in enumerate([5, 6, 5_000_000, 5_000_001, 100, 101])], metric)["roce"]
     assert roce.select("psn_gaps", "psn_missing", "psn_repeats").row(0) == (0, 0, 0)
@@ -201,7 +201,7 @@ def test_a_new_connection_on_an_old_number_is_neither():
 
 
 def test_flows_have_sequences_of_their_own():
-    """Other queue pairs, directions, acknowledgements, CNPs and sampled packets do not disturb a sequence."""
+    """Other queue pairs, directions, acknowledgements, CNPs and sampled packets do not affect a sequence."""
     packets = [packet(0, SEND, 1), packet(1, SEND, 700, qp=3), packet(2, SEND, 40, way="ba"), ack(3, 90, qp=2, way="ab")]
     packets += [packet(4, CNP, 0), packet(5, SEND, 500, sampling_rate=64), packet(6, UD_SEND, 77), packet(7, SEND, 2)]
     assert totals(packets) == (0, 0, 0)
@@ -218,20 +218,20 @@ def test_unreliable_connections_are_followed_and_not_timed():
     ("dma_bytes", "advance", "gap"), [(0, 1, 0), (1024, 1, 0), (4096, 4, 0), (4096, 1, 0), (4096, 16, 0), (4096, 17, 1), (1 << 20, 4096, 0)]
 )
 def test_a_read_uses_up_its_responses_numbers(dma_bytes: int, advance: int, gap: int):
-    """While the MTU is not known, whatever any MTU gives is right behind a read; one more is a gap."""
+    """While the MTU is unknown, any number that some MTU allows may follow a READ; one more is a gap."""
     gaps, missing, repeats = totals([packet(0, READ, 10, dma_bytes=dma_bytes), packet(1, SEND, 10 + advance)])
     assert (gaps, missing, repeats) == (gap, gap, 0)
 
 
 def test_a_read_uses_up_exactly_as_many_where_the_mtu_is_known():
-    """After a first packet of 1,024 bytes a read of 4,000 uses up four numbers: five are a gap, three a repeat."""
+    """After a first packet of 1,024 bytes a READ of 4,000 consumes four numbers: five are a gap, three a repeat."""
     for advance, expected in ((4, (0, 0, 0)), (5, (1, 1, 0)), (3, (0, 0, 1))):
         packets = [packet(0, WRITE_FIRST, 9, payload_bytes=1024), packet(1, READ, 10, dma_bytes=4000), packet(2, SEND, 10 + advance)]
         assert totals(packets) == expected
 
 
 def test_gaps_inside_a_read_response():
-    """A lost middle packet of a read response is a gap of the responder's flow; responses apart from each other are not."""
+    """A lost middle packet of a read response is a gap of the responder's flow; distance between responses is not."""
     answers = [(READ_FIRST, 10), (READ_MIDDLE, 11), (READ_MIDDLE, 13), (READ_LAST, 14), (READ_FIRST, 90), (READ_LAST, 91), (READ_ONLY, 99)]
     assert totals([packet(k, opcode, psn, way="ba", qp=1) for k, (opcode, psn) in enumerate(answers)]) == (1, 1, 0)
 
@@ -243,14 +243,14 @@ def test_an_acknowledgement_covers_all_before_it():
 
 
 def test_a_negative_acknowledgement_covers_what_is_before_it():
-    """A NAK or RNR NAK ends the wait of all requests before its number, and not that of its own; a reserved syndrome ends none."""
+    """A NAK or RNR NAK acknowledges all requests before its number, but not its own; a reserved syndrome none."""
     packets = [packet(10 + k, SEND, k) for k in range(4)]
     packets += [ack(20, 1, syndrome=0x60), ack(30, 2, syndrome=0x25), ack(40, 3, syndrome=0x40), ack(100, 3)]
     assert latencies(packets) == [("a", "b", 4, 10 + (30 - 11) + (100 - 12) + (100 - 13))]
 
 
 def test_what_was_overtaken_waits_like_any_other():
-    """A request that comes after a later one is timed from when it came; one that was acknowledged before it came is not."""
+    """An overtaken request is timed from its own arrival; one acknowledged before its arrival gives no sample."""
     packets = [
         packet(0, SEND, 1),
         packet(10, SEND, 3),
@@ -264,7 +264,7 @@ def test_what_was_overtaken_waits_like_any_other():
 
 
 def test_reads_and_atomics_wait_for_their_response():
-    """A read is answered by the first packet of its response, an atomic by its acknowledge; both cover what went before."""
+    """The first response packet acknowledges a READ, the atomic acknowledge an atomic; both cover earlier requests."""
     packets = [packet(1, SEND, 9), packet(2, READ, 10, dma_bytes=9000), packet(3, FETCH_ADD, 13)]
     packets += [packet(12, READ_FIRST, 10, way="ba", qp=1), packet(13, READ_MIDDLE, 11, way="ba", qp=1)]
     packets += [packet(14, READ_LAST, 12, way="ba", qp=1), packet(23, ATOMIC_ACK, 13, way="ba", qp=1)]
@@ -272,7 +272,7 @@ def test_reads_and_atomics_wait_for_their_response():
 
 
 def test_what_was_sent_again_is_not_timed():
-    """A request that was repeated gives no sample, since either may have been acknowledged (Karn); its neighbours do."""
+    """A retransmitted request gives no sample, because either may be acknowledged (Karn); its neighbours do."""
     metric = PacketMetric()
     packets = [packet(10, SEND, 1), packet(11, SEND, 2), packet(12, SEND, 3), packet(50, SEND, 2), ack(60, 3)]
     assert latencies(packets, metric) == [("a", "b", 2, 50 + 48)]
@@ -280,13 +280,13 @@ def test_what_was_sent_again_is_not_timed():
 
 
 def test_a_read_sent_again_from_its_middle_is_not_timed():
-    """A read that is resumed inside its numbers is a repeat of the whole."""
+    """A READ retransmitted from inside its numbers is a repeat of the whole."""
     packets = [packet(1, READ, 10, dma_bytes=16384), packet(5, READ, 12, dma_bytes=8192), packet(9, READ_FIRST, 12, way="ba", qp=1)]
     assert latencies(packets) == []
 
 
 def test_acknowledgements_are_bound_to_the_flow_that_they_fit():
-    """Two queue pairs between two hosts, far apart in numbers, each get their own acknowledgements, also where they meet later."""
+    """Two queue pairs between two hosts with distant numbers get their own acknowledgements, also when the numbers meet later."""
     packets = [packet(1, SEND, 100, qp=2), packet(2, SEND, 900, qp=4), ack(11, 100, qp=1), ack(22, 900, qp=3)]
     packets += [packet(30 + k, SEND, 101 + k, qp=2) for k in range(3)] + [packet(40 + k, SEND, 901 + k, qp=4) for k in range(3)]
     packets += [ack(50, 103, qp=1), ack(60, 903, qp=3)]
@@ -294,7 +294,7 @@ def test_acknowledgements_are_bound_to_the_flow_that_they_fit():
 
 
 def test_what_fits_two_flows_is_counted_and_not_guessed():
-    """An acknowledgement that two flows may have caused is counted; the requests that it may cover give no sample, later ones do."""
+    """An acknowledgement that fits two flows is counted; the requests that it may cover give no sample, later ones do."""
     metric = PacketMetric()
     packets = [
         packet(1, SEND, 5, qp=2),
@@ -310,13 +310,13 @@ def test_what_fits_two_flows_is_counted_and_not_guessed():
 
 
 def rounds(number: int, with_foreign: bool = False) -> list[dict]:
-    """Return two queue pairs in step, answered after 5 and 100 us, from the middle on: of the second's first request only the answer."""
+    """Return two queue pairs in step, acknowledged after 5 and 100 us, with the second's first request missing."""
     packets = [ack(2000, 5000, qp=111)] if not with_foreign else []
     for k in range(number):
         at, psn = k * 200_000, 5000 + k
         packets += [packet(at, SEND, psn, qp=10), ack(at + 5000, psn, qp=110)]
         if with_foreign:
-            # It falls among the requests of the only pair that is seen, every other time before its own answer.
+            # It fits the requests of the only visible pair, every second time before its own acknowledgement.
             packets.append(ack(at + (3000 if k % 2 else 7000), psn, qp=111))
         elif k:
             packets += [packet(at + 50_000, SEND, psn, qp=11), ack(at + 150_000, psn, qp=111)]
@@ -324,14 +324,14 @@ def rounds(number: int, with_foreign: bool = False) -> list[dict]:
 
 
 def test_a_wrong_binding_is_noticed():
-    """Bound to the wrong queue pair by the first answer of a capture, a flow is freed by its own answers and bound to them."""
+    """A flow that the first acknowledgement binds to the wrong queue pair is unbound by its own and bound to them."""
     (row,) = close(rounds(500))["latency"].group_by("src").agg(pl.col("samples", "total").sum(), pl.col("low").min()).to_dicts()
-    # One request is measured by the wrong answer, two more by none.
+    # The wrong acknowledgement measures one request; two more give no sample.
     assert (row["samples"], row["total"], row["low"]) == (1 + 498 + 498, 2000 + 498 * 5000 + 498 * 100_000, 2000)
 
 
 def test_many_queue_pairs_of_two_hosts_are_bound_one_by_one():
-    """However many are bound already, a further one is; only among too many that are not bound nothing is."""
+    """Any number of bound flows allows one more; only too many unbound flows prevent binding."""
     packets = []
     for k in range(300):
         packets += [packet(k * 1000, SEND, 10_000 * k, qp=k), ack(k * 1000 + 7, 10_000 * k, qp=1000 + k)]
@@ -342,7 +342,7 @@ def test_many_queue_pairs_of_two_hosts_are_bound_one_by_one():
 
 
 def test_a_flow_that_two_claim_is_measured_by_neither():
-    """Where answers to requests that are not seen fall among a flow's own again and again, it is given up; each request is counted."""
+    """A flow that unseen requests' acknowledgements contest again and again is no longer bound; each request is counted."""
     metric = PacketMetric()
     ((_, _, samples, total),) = latencies(rounds(1000, with_foreign=True), metric)
     assert 0 < samples <= 16 and total == samples * 5000
@@ -363,7 +363,7 @@ def test_a_connection_that_starts_anew_is_bound_anew():
 
 
 def test_waits_are_bounded():
-    """A request not acknowledged within five seconds, or with 4,096 behind it, is dropped and counted."""
+    """A request without acknowledgement for five seconds, or with 4,096 later ones, is dropped and counted."""
     metric = PacketMetric()
     assert latencies([packet(0, SEND, 1), packet(6 * S, SEND, 2), ack(6 * S + 7, 2)], metric) == [("a", "b", 1, 7)]
     assert counter(metric, "requests_expired") == 1
@@ -375,7 +375,7 @@ def test_waits_are_bounded():
 
 
 def test_what_is_carried_is_bounded():
-    """Over the limit of flows the least recently seen is forgotten at the end of its window, counted; a later packet starts anew."""
+    """Beyond the limit the least recent flow is dropped and counted at the end of its window; a later packet starts over."""
     metric = PacketMetric(PacketMetricConfig(flows_max=2))
     packets = [packet(k, SEND, 10, qp=k) for k in range(3)] + [packet(S + k, SEND, 13, qp=k) for k in range(3)]
     assert close(packets, metric)["roce"]["psn_gaps"].sum() == 2
@@ -386,7 +386,7 @@ def test_what_is_carried_is_bounded():
 
 
 def test_only_the_closed_windows_count():
-    """Rows outside the closed windows are left for their own call; the latency stands in the acknowledgement's window."""
+    """Rows outside the closed windows are left for their own call; latency counts in the acknowledgement's window."""
     metric = PacketMetric()
     frame = frame_of([packet(S - 5, SEND, 1), ack(S + 5, 1), packet(2 * S, SEND, 2)])
     first = metric.close(Closing("tap", 0, S, [frame]))
@@ -397,7 +397,7 @@ def test_only_the_closed_windows_count():
 
 
 def test_devices_are_apart_and_end():
-    """Each device has flows of its own; after its end nothing is carried."""
+    """Each device has its own flows; after its end nothing is carried."""
     metric = PacketMetric()
     frame = frame_of([packet(1, SEND, 1)])
     metric.close(Closing("one", 0, S, [frame]))
@@ -439,7 +439,7 @@ OPCODES = (
 
 @st.composite
 def traffic(draw: st.DrawFn) -> list[dict]:
-    """Draw packets of a few flows over some seconds, with losses, repeats, restarts and equal times, in the order of time."""
+    """Draw packets of a few flows over some seconds, sorted by time, with losses, repeats, restarts and equal times."""
     step = st.sampled_from([0, 1, 1000, S // 3, S, 3 * S])
     psn = st.one_of(st.integers(0, 12), st.integers(2**24 - 6, 2**24 - 1), st.sampled_from([6_000_000, 12_000_000]))
     ts, packets = 0, []
@@ -456,7 +456,7 @@ def traffic(draw: st.DrawFn) -> list[dict]:
 @given(traffic(), st.data(), st.sampled_from([PacketMetricConfig(), PacketMetricConfig(flows_max=2, pending_max=3)]))
 @settings(deadline=None, max_examples=200)
 def test_any_cut_gives_the_same_tables(packets: list[dict], data: st.DataObject, config: PacketMetricConfig):
-    """Any cut into frames and calls, each continued by a fresh metric from the carry, gives the tables of one call, and its counters."""
+    """Any split into frames and calls, each continued by a new metric from the carry, gives the tables and counters of one call."""
     frame = frame_of(packets)
     end_s = (packets[-1]["ts"] // S + 2) if packets else 1
     whole = PacketMetric(config)
@@ -514,7 +514,7 @@ def oracle(packets: list[dict]) -> tuple[list[tuple[int, int, int]], list[tuple[
 @given(st.lists(st.tuples(st.sampled_from([None, None, 0, 0x20, 0x60]), st.integers(-4, 4), st.integers(0, S // 20)), max_size=80))
 @settings(deadline=None, max_examples=200)
 def test_one_connection_is_what_plain_python_finds(steps: list[tuple[int | None, int, int]]):
-    """Losses, overtaking, repeats and acknowledgements of either kind of one connection give the counts and waits of a plain walk."""
+    """Losses, overtaking, repeats and acknowledgements of one connection give the counts and latencies of a plain walk."""
     ts, sent, packets = 0, 1000, [packet(0, SEND, 1000)]
     for syndrome, move, wait in steps:
         ts += wait
@@ -523,7 +523,7 @@ def test_one_connection_is_what_plain_python_finds(steps: list[tuple[int | None,
         else:
             packets.append(packet(ts, SEND, sent + 1 + move))
             sent = max(sent, sent + 1 + move)
-    # Until the acknowledgements are bound by one that fits, they are for nobody.
+    # Acknowledgements before the first that fits are not bound.
     oldest = packets[0]["psn"]
     packets = [row for row in packets if row["opcode"] != ACK or row["psn"] >= oldest]
     marks, samples = oracle(packets)

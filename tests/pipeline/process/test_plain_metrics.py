@@ -1,4 +1,4 @@
-"""Latency batches and plain readings in windows: closed forms in NumPy, and no cut that matters."""
+"""Latency batches and plain values in windows: closed forms in NumPy, and independence of any split."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -18,7 +18,7 @@ from weft.pipeline.tables.field import WINDOW_NS
 
 
 def frame(family: str, rows: Sequence[dict[str, object]]) -> pl.DataFrame:
-    """Return rows of a family, what is not given being null."""
+    """Return rows of a family, missing columns null."""
     return pl.DataFrame(rows, schema=FAMILIES[family].polars)
 
 
@@ -51,7 +51,7 @@ def test_latency_that_cannot_be_is_counted() -> None:
 
 
 def test_readings_keep_their_extremes() -> None:
-    """Of several readings in a window the smallest and largest stay, texts stay texts, and what is not a number is none."""
+    """A window has the smallest and largest of its values, texts stay texts, and NaN is no value."""
     common = {"source": "gnmi", "kind": "transceiver", "object": "Ethernet0"}
     rows = [
         {**common, "ts": 1, "name": "temperature", "value": 41.5},

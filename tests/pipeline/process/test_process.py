@@ -1,4 +1,4 @@
-"""The process service on the embedded bus: every row exactly once, whoever dies, joins or comes back from the dead."""
+"""The process service on the embedded bus: every row exactly once while members die, join and return."""
 
 import time
 from collections import Counter
@@ -31,7 +31,7 @@ STEPS_MAX = 400
 
 
 class ActingClock(ManualClock):
-    """A clock at which something happens: ``act`` is called once, when the time is asked for next."""
+    """A clock that calls ``act`` once, at the next request for the time."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class ActingClock(ManualClock):
 
 
 class Cluster:
-    """A bus with traffic on it, and the services that work on it."""
+    """A bus with traffic, and the services that process it."""
 
     def __init__(self, folder: Path, seed: int = 0) -> None:
         self.clock = ManualClock()
@@ -55,7 +55,7 @@ class Cluster:
         self._publish(np.random.default_rng(seed))
 
     def _publish(self, rng: np.random.Generator) -> None:
-        """Put five devices' runs of 100 ms on the bus, with stragglers, a gap in the sequence and an end each."""
+        """Publish 100 ms segments of five devices, with late rows, a gap in the sequence and an end each."""
         producer = self.bus.producer("test")
         self._opened_producer = producer
         steps = [(step, device) for step in range(36) for device in range(DEVICES)]
@@ -81,7 +81,7 @@ class Cluster:
         return service
 
     def finish(self, *services: ProcessService) -> None:
-        """Let the services work until nothing is left to do."""
+        """Step the services until the bus is drained."""
         for _ in range(STEPS_MAX):
             for service in services:
                 service.step()
@@ -90,7 +90,7 @@ class Cluster:
         pytest.fail(f"{lag(self.bus, GROUP, list(ProcessService.topics))} messages are left")
 
     def rows(self) -> dict[str, Counter]:
-        """Return every row on the topics of the state, counted; quality rows of one key are added up."""
+        """Return every row on the state topics, counted; quality rows of one key are added up."""
         out: dict[str, Counter] = {}
         consumer = self.bus.consumer(STATE_TOPICS)
         while messages := consumer.poll(0.0):
@@ -114,7 +114,7 @@ class Cluster:
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Callable[[int], Cluster]]:
-    """Open clusters; all that they opened is closed after the test."""
+    """Create clusters, and close their services and buses after the test."""
     opened: list[Cluster] = []
 
     def open_one(seed: int = 0) -> Cluster:
@@ -128,7 +128,7 @@ def cluster(tmp_path: Path) -> Iterator[Callable[[int], Cluster]]:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Counter]:
-    """Return the rows of one service that nothing disturbs and that reads all at once."""
+    """Return the rows of one undisturbed service that reads everything at once."""
     one = Cluster(tmp_path_factory.mktemp("undisturbed"))
     one.finish(one.service("process-0", 2**24))
     rows = one.rows()
@@ -137,7 +137,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Counter]:
 
 
 def test_every_sample_is_in_a_row(cluster: Callable[[int], Cluster]) -> None:
-    """Samples that were sent are in the statistics or counted as late, and a gap in the sequence is admitted for each device."""
+    """Every sent sample is in the statistics or counted as late, and the gap in the sequence is recorded for each device."""
     one = cluster(0)
     one.finish(one.service("process-0"))
     consumer = one.bus.consumer([STATES["port_samples"].topic, STATES["quality"].topic, FAMILIES["gap"].topic])
@@ -155,7 +155,7 @@ def test_every_sample_is_in_a_row(cluster: Callable[[int], Cluster]) -> None:
 def test_what_one_poll_returns_does_not_matter(
     cluster: Callable[[int], Cluster], undisturbed: dict[str, Counter], poll_bytes_max: int
 ) -> None:
-    """The rows are the same for any size of polls."""
+    """The rows are the same for any size of reads."""
     one = cluster(0)
     one.finish(one.service("process-0", poll_bytes_max))
     assert one.rows() == undisturbed
@@ -165,7 +165,7 @@ def test_what_one_poll_returns_does_not_matter(
 def test_a_service_that_dies_anywhere_repeats_and_loses_nothing(
     cluster: Callable[[int], Cluster], undisturbed: dict[str, Counter], seed: int
 ) -> None:
-    """A service is dropped between any two steps, twenty times, and a successor of its name goes on: each row exists once."""
+    """A service is dropped between two steps, twenty times, and a successor of its name continues: each row exists once."""
     one, rng = cluster(0), np.random.default_rng(seed)
     service = one.service("process-0")
     for _ in range(20):
@@ -178,7 +178,7 @@ def test_a_service_that_dies_anywhere_repeats_and_loses_nothing(
 
 @pytest.mark.parametrize("seed", range(5))
 def test_members_may_come_go_and_rise_from_the_dead(cluster: Callable[[int], Cluster], undisturbed: dict[str, Counter], seed: int) -> None:
-    """One to four members share the work while others join, leave, fall silent and wake: each row exists once."""
+    """One to four members share the work while others join, leave, stall and resume: each row exists once."""
     one, rng = cluster(0), np.random.default_rng(seed)
     awake, asleep = [one.service("process-0")], []
     for turn in range(60):
@@ -188,7 +188,7 @@ def test_members_may_come_go_and_rise_from_the_dead(cluster: Callable[[int], Clu
         elif action == 1 and len(awake) > 1:
             awake.pop(int(rng.integers(len(awake)))).stop()
         elif action == 2 and len(awake) > 1:
-            # Silent for longer than a session lasts: the others take its partitions.
+            # A stall longer than a session: the others take its partitions.
             asleep.append(awake.pop(int(rng.integers(len(awake)))))
             for _ in range(6):
                 one.clock.advance(2.4)
@@ -205,7 +205,7 @@ def test_members_may_come_go_and_rise_from_the_dead(cluster: Callable[[int], Clu
 
 
 def test_the_dead_are_fenced(cluster: Callable[[int], Cluster], undisturbed: dict[str, Counter]) -> None:
-    """A service whose name another one has taken can publish nothing more; it gets a ``FencedError`` each time it tries."""
+    """A service whose name another one has taken over cannot publish; every attempt raises ``FencedError``."""
     one = cluster(0)
     old = one.service("process-0")
     for _ in range(5):
@@ -224,7 +224,7 @@ def test_the_dead_are_fenced(cluster: Callable[[int], Cluster], undisturbed: dic
 def test_partitions_that_leave_between_reading_and_writing_are_left_alone(
     cluster: Callable[[int], Cluster], undisturbed: dict[str, Counter], at: int
 ) -> None:
-    """When another member takes partitions while a step is under way, that step does not happen and the next begins anew."""
+    """If another member takes partitions during a step, that step is aborted and the next one starts from the saved state."""
     one, clock = cluster(0), ActingClock()
     first = one.service("process-0", 10_000, clock)
     others: list[ProcessService] = []
@@ -248,7 +248,7 @@ def test_partitions_that_leave_between_reading_and_writing_are_left_alone(
 
 
 def test_a_step_that_is_fenced_happens_again(cluster: Callable[[int], Cluster], undisturbed: dict[str, Counter]) -> None:
-    """A step whose transaction is refused has taken samples in; they are read again and none is missing in the end."""
+    """A step whose transaction fails has read samples; they are read again and none is missing at the end."""
     one, clock = cluster(0), ActingClock()
     first = one.service("process-0", 100_000, clock)
     fenced = 0
@@ -259,7 +259,7 @@ def test_a_step_that_is_fenced_happens_again(cluster: Callable[[int], Cluster], 
             other.step()
             other.stop()
 
-        # Every second step takes up again what the guest before had; the time is asked for there, too.
+        # Every second step restores the partitions of the guest before, and requests the time there, too.
         clock.act = swap if turn % 2 else None
         try:
             first.step()
@@ -295,11 +295,11 @@ def test_a_stopped_service_may_be_stopped_again(cluster: Callable[[int], Cluster
 def test_a_start_that_compiles_says_so(
     cluster: Callable[[int], Cluster], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A start that takes long, since no installation compiled the kernels, is explained once; a usual one is silent."""
+    """A slow start, because no installation compiled the kernels, is logged once; a usual start is not."""
     monkeypatch.setattr(process, "COMPILE_NOTICE_S", 0.05)
     monkeypatch.setattr(process, "warm", lambda: None)
     one = cluster(0)
     one.service("quick")
     monkeypatch.setattr(process, "warm", lambda: time.sleep(0.5))
     one.service("slow")
-    assert [record.getMessage() for record in caplog.records] == ["compiling kernels, once: windows come in a minute or two"]
+    assert [record.getMessage() for record in caplog.records] == ["compiling kernels, once: the first windows appear in a minute or two"]

@@ -1,4 +1,4 @@
-"""Windows of event time: what is late depends on the log alone, and what was held survives any crash exactly once."""
+"""Event-time windows: the log alone decides which rows are late, and open windows survive any crash exactly once."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -62,7 +62,7 @@ def all_rows(taken: Iterable[dict[str, pl.DataFrame]]) -> dict[str, Counter]:
 
 
 def drive(log: list[Message], cuts: list[int] | None = None) -> dict[str, Counter]:
-    """Return the rows of a log that is read in the given rounds (one message each, if none are given)."""
+    """Return the rows of a log that is read in the given rounds (one message each by default)."""
     held, taken = windows(), []
     borders = [0, *sorted(cuts), len(log)] if cuts is not None else list(range(len(log) + 1))
     for begin, end in pairwise(borders):
@@ -74,7 +74,7 @@ def drive(log: list[Message], cuts: list[int] | None = None) -> dict[str, Counte
 
 
 def drive_with_crashes(log: list[Message], rng: np.random.Generator) -> dict[str, Counter]:
-    """Return the rows of a log whose reader commits now and then and dies at any other moment."""
+    """Return the rows of a log whose reader commits at random and dies at random."""
     committed: list[dict[str, pl.DataFrame]] = []
     memory, position, crashes = None, 0, 0
     while True:
@@ -136,7 +136,7 @@ def judged(log: list[Message], sent: list[list[dict[str, Any]]]) -> tuple[dict[t
 
 @st.composite
 def logs(draw: st.DrawFn) -> tuple[list[Message], list[list[dict[str, Any]]]]:
-    """Return a log of two devices whose times advance with stragglers, leaps, impossible rows and ends, and what its messages hold."""
+    """Return a log of two devices with late rows, time leaps, impossible rows and ends, and the contents of its messages."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     now = {"d0": T0 + int(rng.integers(S)), "d1": T0 + 5 * S}
     log, sent = [], []
@@ -172,7 +172,7 @@ def logs(draw: st.DrawFn) -> tuple[list[Message], list[list[dict[str, Any]]]]:
 @settings(max_examples=40)
 @given(logs())
 def test_what_counts_and_what_is_late_follow_from_the_order_of_the_log(made: tuple[list[Message], list[list[dict[str, Any]]]]) -> None:
-    """Every sample is in its window, or counted as late, double or impossible, as the rule says message by message."""
+    """Every sample is in its window, or counted as late, duplicate or implausible, as the rule defines message by message."""
     log, sent = made
     held, taken = windows(), []
     for entry in log:
@@ -199,7 +199,7 @@ def test_what_counts_and_what_is_late_follow_from_the_order_of_the_log(made: tup
 @settings(max_examples=40)
 @given(logs(), st.data())
 def test_any_grouping_into_polls_gives_the_same_rows(made: tuple[list[Message], list[list[dict[str, Any]]]], data: st.DataObject) -> None:
-    """Rows, the counted troubles among them, do not depend on how many messages one poll returns."""
+    """Rows, quality counts included, do not depend on the number of messages that one read returns."""
     log, _ = made
     cuts = data.draw(st.lists(st.integers(0, len(log)), max_size=6))
     assert drive(log, cuts) == drive(log)
@@ -208,12 +208,12 @@ def test_any_grouping_into_polls_gives_the_same_rows(made: tuple[list[Message], 
 @settings(max_examples=30)
 @given(logs(), st.integers(0, 2**32))
 def test_any_crash_repeats_and_loses_nothing(made: tuple[list[Message], list[list[dict[str, Any]]]], seed: int) -> None:
-    """A reader that dies anywhere and begins again with what was remembered makes every row exactly once."""
+    """A reader that dies anywhere and resumes with the saved state makes every row exactly once."""
     log, _ = made
     assert drive_with_crashes(log, np.random.default_rng(seed)) == drive(log)
 
 
-# --- single promises ---------------------------------------------------------------------------------------------------
+# --- single rules ------------------------------------------------------------------------------------------------------
 
 
 def closed(held: PartitionWindows) -> list[tuple[int, int]]:
@@ -243,7 +243,7 @@ def test_devices_do_not_wait_for_each_other() -> None:
 
 
 def test_an_end_closes_what_is_open() -> None:
-    """A message that says ``end`` closes its device's windows at once, half full as they are, and no other's."""
+    """A message with header ``end`` closes the windows of its device at once, and of no other."""
     held = windows()
     held.add(message(0, [run(T0, [9_000_000])], "d1"), 0)
     held.add(message(1, [run(T0, [9_000_000] * 3)], end="1"), 0)
@@ -254,7 +254,7 @@ def test_an_end_closes_what_is_open() -> None:
 
 
 def test_samples_after_an_end_begin_anew() -> None:
-    """What a device sends after its end is new: no burst reaches over the end, and the second it lay in has closed."""
+    """Rows of a device after its end start over: no burst crosses the end, and the window of the end has closed."""
     held = windows()
     held.add(message(0, [run(T0, [9_000_000] * 20)], end="1"), 0)
     held.add(message(1, [run(T0 + S, [9_000_000] * 20)], end="1"), 0)
@@ -263,7 +263,7 @@ def test_samples_after_an_end_begin_anew() -> None:
 
 
 def test_a_live_device_that_falls_silent_is_closed() -> None:
-    """After ``idle_s`` without a message the open windows of a live device close; those of a replayed one wait for more."""
+    """After ``idle_s`` without a message the open windows of a live device close; those of a replayed one wait."""
     held = windows()
     held.add(message(0, [run(T0, [1] * 3)], "live", live="1"), 0)
     held.add(message(1, [run(T0, [1] * 3)], "replayed"), 0)
@@ -277,7 +277,7 @@ def test_a_live_device_that_falls_silent_is_closed() -> None:
 
 @pytest.mark.parametrize(("ahead_ns", "refused"), [(AHEAD_NS_MAX - 50 * MS, 0), (AHEAD_NS_MAX, 1)])
 def test_rows_ahead_of_time_are_refused(ahead_ns: int, refused: int) -> None:
-    """A row that ends more than a minute after the collector had it is counted, and closes nobody's window."""
+    """A row that ends more than a minute after its receipt is counted, and closes no window."""
     held = windows()
     held.add(message(0, [run(T0 + ahead_ns, [1], recv_ts=T0)]), 0)
     held.add(message(1, [run(T0, [1])]), 0)
@@ -286,14 +286,14 @@ def test_rows_ahead_of_time_are_refused(ahead_ns: int, refused: int) -> None:
 
 
 def test_a_row_that_spans_several_windows_is_cut_between_them() -> None:
-    """A run of two and a half seconds gives its samples to three windows, each once."""
+    """A segment of two and a half seconds adds its samples to three windows, each once."""
     held = windows()
     held.add(message(0, [run(T0 + 500 * MS, [1] * 50)], end="1"), 0)
     assert closed(held) == [(0, 10), (1, 20), (2, 20)]
 
 
 def test_gaps_of_a_sequence_are_admitted_once() -> None:
-    """A jump of a stream's sequence is admitted with its bounds; another epoch or stream begins its own."""
+    """A jump of a stream's sequence is recorded as a gap with its bounds; another epoch or stream has its own sequence."""
     held, offset = windows(), iter(range(100))
     for number, more in (
         (3, {}),
@@ -326,7 +326,7 @@ def test_gaps_of_a_sequence_are_admitted_once() -> None:
     ],
 )
 def test_poison_is_admitted_and_passed_by(entry: Message) -> None:
-    """A message that cannot be read, or is of another family, is admitted once with its offset and holds up nobody."""
+    """A message that cannot be decoded, or of another family, is recorded as one gap with its offset and blocks nothing."""
     held = windows()
     held.add(message(0, [run(T0, [1] * 20)]), 0)
     held.add(entry, 0)
@@ -341,7 +341,7 @@ def test_poison_is_admitted_and_passed_by(entry: Message) -> None:
 
 
 def test_poison_is_not_missing_too() -> None:
-    """A message that came but cannot be read is no gap of its stream's sequence."""
+    """A received message that cannot be decoded is no gap in its stream's sequence."""
     held = windows()
     held.add(message(0, [], sequence="0"), 0)
     held.add(poison(1, sequence="1"), 0)
@@ -352,7 +352,7 @@ def test_poison_is_not_missing_too() -> None:
 @pytest.mark.parametrize("text", ["", "-1", "one", "1.5", "٣", "9" * 30, " 1"])
 @pytest.mark.parametrize("header", ["sequence", "epoch", "sent_ns"])
 def test_a_header_that_is_no_number_does_no_harm(header: str, text: str) -> None:
-    """A sequence, epoch or time that is no number is taken for absent."""
+    """A sequence, epoch or time that is not a number counts as absent."""
     held = windows()
     for offset, number in enumerate("13"):
         held.add(message(offset, [run(T0, [1])], **{"sequence": number, header: text}), 0)
@@ -382,7 +382,7 @@ def test_a_header_that_is_no_number_does_no_harm(header: str, text: str) -> None
     )
 )
 def test_any_rows_are_taken_or_counted(rows: list[dict[str, Any]]) -> None:
-    """Rows with any numbers, or none, in any column raise nothing, and what follows them is computed."""
+    """Rows with any numbers or nulls in any column raise nothing, and later rows are computed."""
     held = windows()
     held.add(message(0, rows, "hostile"), 0)
     held.add(message(1, [], "hostile", end="1"), 0)
@@ -393,7 +393,7 @@ def test_any_rows_are_taken_or_counted(rows: list[dict[str, Any]]) -> None:
 
 
 def test_what_the_log_dropped_is_admitted() -> None:
-    """Messages that retention took before they were read are one gap row with their offsets, and are never waited for."""
+    """Messages that retention deleted before they were read are one gap row with their offsets."""
     held = windows()
     held.add(message(0, []), 0)
     held.lost(1, 8)
@@ -404,7 +404,7 @@ def test_what_the_log_dropped_is_admitted() -> None:
 
 
 def test_reading_goes_on_where_the_oldest_open_window_begins() -> None:
-    """``resume`` is the first message that an open window still needs, or what is read next."""
+    """``resume`` is the first message that an open window still needs, or the next one to read."""
     held = windows()
     assert held.resume(0) == 0
     held.add(message(0, [run(T0, [1] * 20)]), 0)
@@ -417,12 +417,12 @@ def test_reading_goes_on_where_the_oldest_open_window_begins() -> None:
 
 
 def test_nothing_remembered_means_the_beginning() -> None:
-    """Without memory a partition is read from offset 0."""
+    """Without saved state a partition is read from offset 0."""
     assert windows().restore(None, 0) == 0
 
 
 def test_what_is_forgotten_is_carried_by_nobody() -> None:
-    """A partition that goes to another member leaves no open burst behind in the metric that others share."""
+    """A revoked partition leaves no open burst in the metric, which other partitions share."""
     metric = BurstMetric()
     held = PartitionWindows(metric, WindowConfig())
     held.add(message(0, [run(T0, [9_000_000] * 30)]), 0)
@@ -433,7 +433,7 @@ def test_what_is_forgotten_is_carried_by_nobody() -> None:
 
 
 def test_instants_are_windowed_too() -> None:
-    """Rows without an interval, such as packets, lie in the window of their time; a late one counts as one."""
+    """Rows without an interval, such as packets, belong to the window of their time; a late one counts as one."""
     table = FAMILIES["packet"]
     row = {"recv_ts": T0, "src": "a", "dst": "b", "qp": 1, "opcode": 4, "psn": 1, "length": 100, "sampling_rate": 1}
     held = PartitionWindows(PacketMetric(), WindowConfig())
@@ -450,7 +450,7 @@ def test_instants_are_windowed_too() -> None:
 
 
 def _two_sources(seconds: int) -> list[Message]:
-    """Return a log in which one source tells every 100 ms, and another tells of each second when it is over."""
+    """Return a log in which one source reports every 100 ms, and another reports each second after its end."""
     log: list[Message] = []
     for tick in range(10 * seconds):
         if tick and tick % 10 == 0:
@@ -461,7 +461,7 @@ def _two_sources(seconds: int) -> list[Message]:
 
 
 def test_a_slow_source_is_waited_for() -> None:
-    """Beside a source that tells at once, one that tells of each second when it is over loses nothing once it is known."""
+    """A source that reports each second after its end loses nothing beside a prompt source, once its delay is known."""
     quality = drive(_two_sources(12))["quality"]
     late = {key[0]: count for key, count in quality.items() if key[-1] == "late"}
     assert set(late) <= {T0, T0 + S}, "only before it is known how far it trails"
@@ -474,7 +474,7 @@ def test_a_slow_source_is_waited_for() -> None:
 
 
 def test_sources_that_trail_survive_crashes() -> None:
-    """How far sources trail is remembered: a reader that dies at any moment judges what is late as one that does not."""
+    """The delays of sources are saved: a reader that dies at any moment finds the same rows late as one that never died."""
     log = _two_sources(6)
     for seed in range(20):
         assert drive_with_crashes(log, np.random.default_rng(seed)) == drive(log)
