@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..lab.score.verdict import Watch, summary
 from ..pipeline.clock import NS_PER_S, Clock, SystemClock
-from ..pipeline.component import Asked, listen
+from ..pipeline.component import StopRequest, listen
 from ..pipeline.errors import ServiceError
 from ..pipeline.supervise import Child, Supervisor
 from .compile import PARTS, compile_first
@@ -125,7 +125,7 @@ def children(chosen: Namespace, port: int) -> list[Child]:
     ]
 
 
-def _wait_for_settings(chosen: Namespace, lab: Supervisor, clock: Clock, asked: Asked, deadline: int | None) -> bool:
+def _wait_for_settings(chosen: Namespace, lab: Supervisor, clock: Clock, asked: StopRequest, deadline: int | None) -> bool:
     """Wait until the fabric says how to collect from it; return whether it did before the end was asked for."""
     patience = clock.monotonic_ns() + int(PATIENCE_S * NS_PER_S)
     while not (chosen.data / "lab" / "collect.toml").exists():

@@ -1,4 +1,4 @@
-"""The only door to time: everything that waits or stamps takes a ``Clock``."""
+"""The only access to time: everything that waits or takes timestamps uses a ``Clock``."""
 
 import threading
 import time
@@ -9,7 +9,7 @@ NS_PER_MS = 1_000_000
 
 
 class Clock(Protocol):
-    """Wall time for stamps, monotonic time for deadlines, and a wait that can be cut short."""
+    """Wall time for timestamps, monotonic time for deadlines, and an interruptible wait."""
 
     def now_ns(self) -> int:
         """Return UTC nanoseconds since 1970."""
@@ -20,7 +20,7 @@ class Clock(Protocol):
         ...
 
     def wait(self, seconds: float, until: threading.Event | None = None) -> bool:
-        """Wait, at most until the event is set; return whether it is."""
+        """Wait for ``seconds``, or until the event is set; return whether it is set."""
         ...
 
 
@@ -42,7 +42,7 @@ class SystemClock:
 
 
 class ManualClock:
-    """A clock that moves only when told: ``advance`` moves it, and ``wait`` moves it by what was asked."""
+    """A clock for tests that moves only by ``advance`` and ``wait``."""
 
     def __init__(self, now_ns: int = 1_640_995_200 * NS_PER_S) -> None:
         self._now_ns = now_ns

@@ -1,8 +1,7 @@
-"""The life of a long-lived part: built inert, ``start``, many ``step``s, ``stop``.
+"""The life cycle of a service: construct, ``start``, many ``step``s, ``stop``.
 
-``run`` drives one service in the foreground of its process: a signal asks it to stop after the step under way, an
-error meant for users ends it with one line, and what is transient (a bus that is away) is tried again with growing
-pauses, for as long as the service allows.
+``run`` drives one service in the foreground of its process. A signal stops it after the current step, an error meant for users ends
+it with one line, and a transient error (the bus is unreachable) is retried with growing pauses.
 """
 
 import logging
@@ -17,14 +16,14 @@ from .errors import BusError, FencedError
 
 PAUSE_S_MAX = 5.0
 
-# In a pause, who asks for the end waits no longer than this.
-LOOK_S = 0.1
+# A stop request during a pause takes effect within this time.
+CHECK_S = 0.1
 
 log = logging.getLogger("weft")
 
 
 class Service(Protocol):
-    """A part with a loop. ``step`` does a bounded amount of work and waits a bounded time at most."""
+    """A component with a loop. ``step`` does a bounded amount of work and waits for a bounded time."""
 
     def start(self) -> None: ...
 
@@ -38,12 +37,12 @@ def run(service: Service, clock: Clock, *, seconds: float | None = None, until: 
 
     Raises what ``start`` raises, and a ``WeftError`` other than ``BusError`` and ``FencedError`` from ``step``.
     """
-    asked = listen()
+    stop = listen()
     deadline = clock.monotonic_ns() + int(seconds * 1e9) if seconds is not None else None
     service.start()
     pause = 0.0
     try:
-        while not asked.is_set():
+        while not stop.is_set():
             if until is not None and until():
                 break
             if deadline is not None and clock.monotonic_ns() >= deadline:
@@ -55,34 +54,34 @@ def run(service: Service, clock: Clock, *, seconds: float | None = None, until: 
                 pause = min(PAUSE_S_MAX, max(0.1, 2 * pause))
                 log.warning("%s; trying again in %.1f s", error, pause)
                 until_ns = clock.monotonic_ns() + int(pause * 1e9)
-                while not asked.is_set() and clock.monotonic_ns() < until_ns:
-                    clock.wait(min(pause, LOOK_S))
+                while not stop.is_set() and clock.monotonic_ns() < until_ns:
+                    clock.wait(min(pause, CHECK_S))
     finally:
         service.stop()
 
 
-class Asked:
-    """Whether somebody asked for the end.
+class StopRequest:
+    """Whether a signal requested a stop.
 
-    A plain flag: a handler of signals may interrupt itself, for a supervisor of several threads that is killed has SIGTERM sent once
-    for each of them, and one that takes a lock, as an event does, then waits for itself for ever.
+    A plain flag without a lock: a signal handler may interrupt itself, because the death of a supervisor with several threads sends
+    one SIGTERM per thread. A handler that takes a lock, as an event does, would then deadlock.
     """
 
     def __init__(self) -> None:
-        self._asked = False
+        self._is_set = False
 
-    def ask(self, _signal: int, _frame: FrameType | None) -> None:
-        """Take note; a handler of signals."""
-        self._asked = True
+    def request(self, _signal: int, _frame: FrameType | None) -> None:
+        """Request a stop; a signal handler."""
+        self._is_set = True
 
     def is_set(self) -> bool:
-        return self._asked
+        return self._is_set
 
 
-def listen() -> Asked:
-    """Listen for SIGTERM and SIGINT, where this is the main thread."""
-    asked = Asked()
+def listen() -> StopRequest:
+    """Return a stop request that SIGTERM and SIGINT set, if this is the main thread."""
+    stop = StopRequest()
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, asked.ask)
-        signal.signal(signal.SIGINT, asked.ask)
-    return asked
+        signal.signal(signal.SIGTERM, stop.request)
+        signal.signal(signal.SIGINT, stop.request)
+    return stop

@@ -1,8 +1,7 @@
-"""Configuration: one optional TOML file over the defaults that stand in the parts' own dataclasses, and ``WEFT_*`` over both.
+"""Configuration: defaults in the components' dataclasses, overridden by an optional TOML file, overridden by ``WEFT_*`` variables.
 
-A part's frozen dataclass is its schema: a key that no field has, or a value of another type, is an error that
-names file and line and the nearest known key. ``WEFT_BUS__KIND=kafka`` sets ``kind`` in ``[bus]``: one underscore
-belongs to a name, two go one level down.
+A component's frozen dataclass is its schema: an unknown key or a value of another type is an error with file, line and the nearest
+known key. ``WEFT_BUS__KIND=kafka`` sets ``kind`` in ``[bus]``: one underscore belongs to a name, two separate levels.
 """
 
 import dataclasses
@@ -20,7 +19,7 @@ from .errors import ConfigError
 
 PREFIX = "WEFT_"
 
-# Not settings: where tests find a broker, their data and their downloads; and whose child a service is.
+# Not settings: the broker, data and downloads of tests, and the supervisor of a service.
 _NOT_SETTINGS = ("WEFT_TEST_", "WEFT_SHARED_", "WEFT_CACHE", "WEFT_SUPERVISOR")
 
 # What ``dump`` and errors show in place of a secret.
@@ -39,7 +38,7 @@ def _is_secret(schema: Any, name: str) -> bool:
 
 
 def load(schema: type[T], file: Path | None, environment: Mapping[str, str], others: tuple[str, ...] = ()) -> T:
-    """Return the configuration as an instance of the dataclass ``schema``; sections named in ``others`` are not judged.
+    """Return the configuration as an instance of the dataclass ``schema``; sections named in ``others`` are ignored.
 
     Raises:
         ConfigError: the file cannot be read or parsed, a key is unknown, or a value does not fit its field.
@@ -98,7 +97,7 @@ def _toml(value: Any) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Return a basic string of TOML, which is that of JSON but for one character."""
+    """Return a basic string of TOML, which differs from JSON in one character."""
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
@@ -116,7 +115,7 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], int]]:
 
 
 def _lines(text: str) -> dict[tuple[str, ...], int]:
-    """Return the line of each key and table: good enough for messages, since tomllib tells none."""
+    """Return the line of each key and table, approximately: tomllib reports none."""
     lines: dict[tuple[str, ...], int] = {}
     table: tuple[str, ...] = ()
     for number, line in enumerate(text.splitlines(), 1):

@@ -1,12 +1,10 @@
-"""What the counters of all vendors are called, and what they are: one dictionary, data in ``dictionary.toml``.
+"""The names and meanings of all vendors' counters: one dictionary, data in ``dictionary.toml``.
 
-The same quantity has a dozen names: a pause frame of priority 3 is ``SAI_PORT_STAT_PFC_3_RX_PKTS`` on a SONiC switch,
-``rx_prio3_pause`` at an mlx5 adapter. A canonical counter says what is counted and in which column it travels; an alias
-says what one source calls it, how wide its register is, what it counts in and whether it stops at its maximum. A new
-vendor is new lines of data, no code.
+One quantity has a dozen names: pause frames of priority 3 are ``SAI_PORT_STAT_PFC_3_RX_PKTS`` on a SONiC switch and
+``rx_prio3_pause`` at an mlx5 adapter. A canonical counter defines the quantity and its column. An alias defines the name at one
+source, the register's width and unit, and whether it saturates. A new vendor needs new lines of data, no code.
 
-Memory is bounded by the file. Names with ``{n}`` are expanded once when it is read, so that a look-up is one look into a
-``dict``.
+The file bounds the memory. Names with ``{n}`` are expanded when the file is read, so a look-up is one ``dict`` access.
 """
 
 import re
@@ -22,12 +20,12 @@ Kind = Literal["counter", "gauge", "watermark", "state"]
 
 KINDS = ("counter", "gauge", "watermark", "state")
 OBJECTS = ("port", "queue", "priority_group", "buffer_pool", "nic", "nvlink", "gpu", "transceiver", "device")
-# Object types of SAI that statistics are read of, and what each is here.
+# SAI object types with statistics, and their names here.
 SAI_OBJECTS = {1: "port", 21: "queue", 24: "buffer_pool", 26: "priority_group"}
 
 _FILE = Path(__file__).with_name("dictionary.toml")
 _MATCHES_MAX = 200
-# Keys of a counter that are no sources.
+# Keys of a counter that are not sources.
 _OWN = frozenset(("unit", "kind", "doc"))
 # Counters of 64 bits, whatever the registers behind them.
 WIDE = "wide"
@@ -54,11 +52,11 @@ class Counter:
 
 @dataclass(frozen=True, slots=True)
 class Alias:
-    """What one source calls a counter; ``{n}`` in the name stands for a priority, lane or bin of ``span``.
+    """The name of a counter at one source; ``{n}`` in it stands for a priority, lane or bin of ``span``.
 
-    The canonical value is the raw one times ``scale``. A raw value that is ``unknown`` means that the device does not
-    count this. A counter of ``width`` bits wraps at 2^width, or stays at its maximum where it ``saturates``. ``id`` is
-    the number that the source has for it (a SAI statistic, a DCGM field), of index n ``id + step * n``.
+    The canonical value is the raw one times ``scale``. The raw value ``unknown`` means that the device does not
+    count this. A counter of ``width`` bits wraps at 2^width, or stays at its maximum if it ``saturates``. ``id`` is the source's number
+    (a SAI statistic, a DCGM field), of index n ``id + step * n``.
     """
 
     source: str
@@ -83,12 +81,12 @@ class Alias:
         return self.id if self.id is None or n is None else self.id + (self.step or 0) * n
 
     def indices(self) -> tuple[int | None, ...]:
-        """Return every index that the name is defined for; ``(None,)`` where it has none."""
+        """Return every index of the name; ``(None,)`` if it has none."""
         return (None,) if self.span is None else tuple(range(self.span[0], self.span[1] + 1))
 
 
 class Found(NamedTuple):
-    """An alias and the index in the name that was looked for."""
+    """An alias, and the index in the name that was looked up."""
 
     alias: Alias
     n: int | None
@@ -100,7 +98,7 @@ class Found(NamedTuple):
 
 
 class Width(NamedTuple):
-    """How a column behaves when it is full: bits, kind, and whether it stays at its maximum instead of wrapping."""
+    """The width of a column: bits, kind, and whether it stays at its maximum instead of wrapping."""
 
     bits: int
     kind: Kind
@@ -109,9 +107,9 @@ class Width(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Who gives the names: what it is, and the usual object and width of its aliases.
+    """A source of names: its description, and the default object and width of its aliases.
 
-    All ones in a register mean unknown where ``all_ones_unknown``. ``also`` names sources whose names it uses too.
+    With ``all_ones_unknown`` a register of all ones means unknown. ``also`` lists sources whose names it uses too.
     """
 
     name: str
@@ -148,7 +146,7 @@ class Dictionary:
                     self._numbered.setdefault((alias.source, alias.object, number), found)
 
     def find(self, source: str, name: str) -> Found | None:
-        """Return what a source means by exactly this name; a blank in it is as good as ``_``."""
+        """Return the counter that a source calls exactly this; a blank equals ``_``."""
         name = name.replace(" ", "_")
         found = self._found.get((source, name))
         if found is None and source in self.sources:
@@ -160,11 +158,11 @@ class Dictionary:
         return self._numbered.get(("sai", SAI_OBJECTS.get(object_type, ""), stat))
 
     def number(self, source: str, kind: str, number: int) -> Found | None:
-        """Return what a source numbers so among the counters of one kind of object (a DCGM field: ``dcgm``, ``gpu``)."""
+        """Return the counter with this number at a source, of one kind of object (a DCGM field: ``dcgm``, ``gpu``)."""
         return self._numbered.get((source, kind, number))
 
     def of(self, counter: str) -> list[Alias]:
-        """Return all names of a canonical counter, given as ``family.name`` or as the name alone, which may be several's."""
+        """Return all names of a canonical counter, given as ``family.name`` or as a name, which several families may share."""
         exact = self.counters.get(counter)
         named = [exact] if exact is not None else [one for one in self.counters.values() if one.name == counter]
         return [alias for one in named for alias in self._of.get(one, ())]
@@ -187,7 +185,7 @@ class Dictionary:
         return Width(narrow.width, narrow.kind, narrow.saturates)
 
     def explain(self, text: str) -> list[Found]:
-        """Return what a text may mean in any source, best first: a name, a canonical name, or a part of a name.
+        """Return the possible meanings of a text in any source, best first: a name, a canonical name, or a part of a name.
 
         Case and separators do not matter: ``PFC_3_RX`` is ``SAI_PORT_STAT_PFC_3_RX_PKTS`` and longer names with these
         words in this order. Parts count only where nothing has the whole name.
@@ -206,7 +204,7 @@ class Dictionary:
         return [self._found[key] for _, _, key in parts[:_MATCHES_MAX]]
 
     def near(self, text: str, count: int = 5) -> list[str]:
-        """Return the names that look most like a text: for who has mistyped one."""
+        """Return the names most similar to a mistyped one."""
         names = {"_".join(_words(name)): name for _, name in self._found}
         names |= {"_".join(_words(one.name)): one.name for one in self.counters.values()}
         return [names[near] for near in get_close_matches("_".join(_words(text)), names, n=count, cutoff=0.6)]
@@ -218,18 +216,18 @@ class Dictionary:
 
 @cache
 def dictionary() -> Dictionary:
-    """Return the dictionary that Weft comes with; read once."""
+    """Return Weft's dictionary; read once."""
     with _FILE.open("rb") as file:
         return read(tomllib.load(file))
 
 
 def read(data: Mapping[str, Mapping[str, Any]]) -> Dictionary:
-    """Make a dictionary of the parsed file: ``sources`` and ``collectors`` first, then a table of counters for each family.
+    """Return the dictionary of a parsed file: ``sources`` and ``collectors`` first, then a table of counters for each family.
 
-    A counter has ``doc``, a ``kind`` where it is no counter, a ``unit`` where its name does not end in one, and under the
-    name of each source its name there, or a list of names. Words after a name say what differs from the source's usual:
-    an object; ``32``, its bits; ``x4``, the scale; ``saturates``; a kind; ``#0x67+2``, its number and the step of ``{n}``;
-    ``0..7``, what n runs through. Raises ``ValueError`` for any other word and ``KeyError`` for a source not declared.
+    A counter has ``doc``, a ``kind`` unless it is a counter, a ``unit`` unless its name ends in one, and under each source its name or
+    names there. Words after a name override the source's defaults: an object; ``32``, the bits; ``x4``, the scale; ``saturates``; a
+    kind; ``#0x67+2``, the number and the step of ``{n}``; ``0..7``, the range of n. Raises ``ValueError`` for any other word and
+    ``KeyError`` for an undeclared source.
     """
     sources = {name: Source(name, **table) for name, table in data["sources"].items()}
     counters: dict[str, Counter] = {}
@@ -252,14 +250,14 @@ def _alias(source: Source, counter: Counter, line: str) -> Alias:
     name, *words = line.split()
     seen = {"object": source.object, "width": source.width, "kind": counter.kind, "span": _PRIORITIES if "{n}" in name else None}
     for word in words:
-        seen |= _said(word)
+        seen |= _meaning(word)
     if source.all_ones_unknown:
         seen["unknown"] = (1 << seen["width"]) - 1
     return Alias(source.name, name, counter, **seen)
 
 
-def _said(word: str) -> dict:
-    """Return what one word behind a name says."""
+def _meaning(word: str) -> dict:
+    """Return the attributes that one word after a name sets."""
     if word in OBJECTS:
         return {"object": word}
     if word in KINDS:
@@ -287,11 +285,11 @@ _WORD = re.compile(r"[a-z]+|[0-9]+")
 
 
 def _words(name: str) -> tuple[str, ...]:
-    """Return the words of a name in lower case: runs of letters and runs of digits."""
+    """Return the words of a name in lower case: letters or digits."""
     return tuple(_WORD.findall(name.lower()))
 
 
 def _place(words: tuple[str, ...], name: tuple[str, ...]) -> int | None:
-    """Return where the words stand side by side in a name, the last place that they do; ``None`` where they do not."""
+    """Return the last place where the words are adjacent in a name, ``None`` if there is none."""
     spots = range(len(name) - len(words), -1, -1)
     return next((len(name) - spot for spot in spots if name[spot : spot + len(words)] == words), None)

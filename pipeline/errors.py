@@ -1,7 +1,7 @@
 """Every error that Weft raises on purpose.
 
-An error carries data; its text is made in ``__str__`` and is one sentence with the mend, because the
-command line prints it as it is. What is not a ``WeftError`` is a defect.
+An error carries data; ``__str__`` makes one sentence of it that ends with a hint, and the command line prints that sentence. Any
+other exception is a defect.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ class WeftError(Exception):
 
 @dataclass
 class ConfigError(WeftError):
-    """The configuration cannot be used; says where and what to write instead."""
+    """The configuration is invalid; the error names the place and what to write instead."""
 
     where: str
     problem: str
@@ -25,7 +25,7 @@ class ConfigError(WeftError):
 
 @dataclass
 class InputError(WeftError):
-    """An input cannot be decoded, from the named place on; what came before it is kept."""
+    """An input cannot be decoded from the named place on; rows before it are kept."""
 
     path: str
     problem: str
@@ -37,7 +37,7 @@ class InputError(WeftError):
 
 @dataclass
 class CodecError(WeftError):
-    """A message on the bus is not what its headers say."""
+    """A message on the bus does not match its headers."""
 
     problem: str
 
@@ -47,7 +47,7 @@ class CodecError(WeftError):
 
 @dataclass
 class BusError(WeftError):
-    """The bus cannot be reached or refuses; the caller may try again."""
+    """The bus is unreachable or refuses; the caller may retry."""
 
     problem: str
     hint: str
@@ -58,7 +58,7 @@ class BusError(WeftError):
 
 @dataclass
 class FencedError(WeftError):
-    """Another member owns these partitions now; the transaction did not happen."""
+    """Another member owns these partitions now; the transaction was aborted."""
 
     problem: str
 

@@ -1,8 +1,7 @@
-"""Weft's own counters and gauges: everything that moves gets one, and they travel like any other rows.
+"""Weft's own counters and gauges, which travel as rows like any other data.
 
-A service sets them in a ``Report`` and publishes it every few seconds as family ``self_metric``; the Pipeline page
-and the view ``pipeline`` show them. Names follow Prometheus: ``weft_<room>_<what>_<unit>``, counters end in
-``_total``.
+A service sets them in a ``Report`` and publishes it every few seconds as family ``self_metric``; the Pipeline page and the view
+``pipeline`` show them. Names follow Prometheus: ``weft_<room>_<what>_<unit>``, counters end in ``_total``.
 """
 
 import logging
@@ -21,7 +20,7 @@ from .tables.families import FAMILIES
 
 PUBLISH_EVERY_S = 5.0
 
-# The same complaint is logged at most this often; what is held back is counted.
+# Warnings of one kind are logged at most this often; suppressed ones are counted.
 COMPLAIN_EVERY_S = 10.0
 
 log = logging.getLogger("weft")
@@ -48,7 +47,7 @@ class Report:
         self._values[name, label] = self._values.get((name, label), 0.0) + amount
 
     def set(self, name: str, value: float, label: str = "") -> None:
-        """Set a gauge, or a counter that somebody else keeps."""
+        """Set a gauge, or a counter that another component accumulates."""
         self._values[name, label] = float(value)
 
     def update(self, values: Mapping[str, float], label: str = "") -> None:
@@ -57,18 +56,18 @@ class Report:
             self.set(name, value, label)
 
     def complain(self, problem: str, kind: str) -> None:
-        """Log a problem that does not stop the service, counted always and logged at a bounded rate per ``kind``."""
+        """Count a problem that does not stop the service, and log it at a bounded rate per ``kind``."""
         self.count("weft_errors_total", label=kind)
-        last, held = self._complained.get(kind, (-(10**18), 0))
+        last, suppressed = self._complained.get(kind, (-(10**18), 0))
         now = self._clock.monotonic_ns()
         if now - last < COMPLAIN_EVERY_S * NS_PER_S:
-            self._complained[kind] = (last, held + 1)
+            self._complained[kind] = (last, suppressed + 1)
             return
         self._complained[kind] = (now, 0)
-        log.warning("%s: %s%s", self.service, problem, f" ({held} more since the last)" if held else "")
+        log.warning("%s: %s%s", self.service, problem, f" ({suppressed} more since the last)" if suppressed else "")
 
     def frame(self) -> pl.DataFrame:
-        """Return all readings as rows of ``self_metric``."""
+        """Return all values as rows of ``self_metric``."""
         self.set("weft_process_resident_bytes", resident_bytes())
         self.set("weft_process_cpu_seconds_total", sum(resource.getrusage(resource.RUSAGE_SELF)[:2]))
         now = self._clock.now_ns()
@@ -76,7 +75,7 @@ class Report:
         return pl.DataFrame(rows, schema=FAMILIES["self_metric"].polars, orient="row")
 
     def publish(self, producer: Producer, *, force: bool = False) -> None:
-        """Publish the readings if they are due. A bus that is away is complained of, not raised."""
+        """Publish the values if they are due. An unreachable bus is logged, not raised."""
         now = self._clock.monotonic_ns()
         if now < self._due_ns and not force:
             return
@@ -90,13 +89,13 @@ class Report:
 
 
 def lag(bus: Bus, group: str, topics: list[str]) -> int:
-    """Return how many offsets of ``topics`` the group has not dealt with yet."""
+    """Return the number of offsets of ``topics`` that the group has not committed."""
     ends, done = bus.ends(topics), bus.committed(group, topics)
     return sum(max(0, end - done.get(partition, 0)) for partition, end in ends.items())
 
 
 def resident_bytes() -> int:
-    """Return the memory that this process holds at present (its peak, where the system tells no present value)."""
+    """Return the resident memory of this process (its peak where the system does not report the current value)."""
     try:
         with open("/proc/self/statm") as statm:
             return int(statm.read().split()[1]) * resource.getpagesize()

@@ -1,7 +1,7 @@
-"""A tree of service processes: started together, started again when one dies, stopped together.
+"""A tree of service processes: started together, restarted when one dies, stopped together.
 
-A service that is killed loses nothing (the bus and the store see to that), so the answer to a death is to start it
-again; only one that keeps dying at once is given up, with its last words.
+A killed service loses nothing, because the bus and the store hold its state; so the supervisor restarts it. It gives up a service
+that dies repeatedly within a short time, and reports the last line of its log.
 """
 
 import collections
@@ -18,18 +18,18 @@ from dataclasses import dataclass, field
 from .clock import NS_PER_S, Clock
 from .errors import ServiceError
 
-# A service that dies this often within the span is given up.
+# The supervisor gives up a service that dies this often within the span.
 DEATHS_MAX = 5
 DEATHS_SPAN_S = 10.0
 STOP_S = 15.0
 RELAY_S = 2.0
 TAIL_LINES = 20
 
-# Several services share a machine: what one has freed goes back to the system soon. Polars' allocator (jemalloc) would keep it for
-# tens of seconds in several arenas, glibc in one arena a thread. Whoever sets these is left his own.
+# Several services share a machine, so freed memory should return to the system soon. Polars' allocator (jemalloc) would keep it for
+# tens of seconds in several arenas, glibc in one arena per thread. Values in the environment win.
 FRUGAL = {"_RJEM_MALLOC_CONF": "narenas:1,dirty_decay_ms:500,muzzy_decay_ms:0", "MALLOC_ARENA_MAX": "2"}
 
-# Tells a child whose it is.
+# Holds the process id of the supervisor of a child.
 SUPERVISOR = "WEFT_SUPERVISOR"
 _PR_SET_PDEATHSIG = 1
 
@@ -68,10 +68,10 @@ class Supervisor:
             self._running[child.name] = self._spawn(child)
 
     def step(self, wait_s: float = 0.2) -> None:
-        """Start again what has died.
+        """Restart children that have died.
 
         Raises:
-            ServiceError: a child failed with an error of its own (exit code 1 or 2), or keeps dying.
+            ServiceError: a child failed with a user error (exit code 1 or 2), or keeps dying.
         """
         self._clock.wait(wait_s)
         for name, running in list(self._running.items()):
@@ -79,11 +79,11 @@ class Supervisor:
             if code is None or (running.child.once and code == 0):
                 continue
             if code in (1, 2):
-                raise ServiceError(_last_words(running), f"{name} has stopped")
+                raise ServiceError(_last_line(running), f"{name} has stopped")
             now = self._clock.monotonic_ns()
             deaths = [at for at in running.deaths if now - at < DEATHS_SPAN_S * NS_PER_S] + [now]
             if len(deaths) >= DEATHS_MAX:
-                raise ServiceError(f"{name} died {len(deaths)} times in {DEATHS_SPAN_S:.0f} s: {_last_words(running)}", "see its log above")
+                raise ServiceError(f"{name} died {len(deaths)} times in {DEATHS_SPAN_S:.0f} s: {_last_line(running)}", "see its log above")
             self.restarts[name] += 1
             self._running[name] = self._spawn(running.child)
             self._running[name].deaths = deaths
@@ -97,7 +97,7 @@ class Supervisor:
         return {name: running.process.pid for name, running in self._running.items()}
 
     def stop(self, *names: str) -> None:
-        """Ask children (all, if none is named) to stop, in the order in which they were started, and wait. Idempotent."""
+        """Stop the named children (all if none is named) in the order of their start, and wait. Idempotent."""
         chosen = [running for name, running in self._running.items() if not names or name in names]
         for running in chosen:
             if running.process.poll() is None:
@@ -110,7 +110,7 @@ class Supervisor:
             self._running.pop(running.child.name)
 
     def _spawn(self, child: Child) -> _Running:
-        # The child gets its own session, so that Ctrl-C reaches the supervisor alone, which stops the tree in order.
+        # The child gets its own session, so that Ctrl-C reaches only the supervisor, which stops the tree in order.
         process = subprocess.Popen(
             [sys.executable, "-m", "weft", *child.arguments],
             stdin=subprocess.DEVNULL,
@@ -128,12 +128,12 @@ class Supervisor:
 
 
 def is_supervised() -> bool:
-    """Return whether a supervisor started this process, which then speaks for it."""
+    """Return whether a supervisor started this process."""
     return SUPERVISOR in os.environ
 
 
 def follow_supervisor() -> None:
-    """Let this process, if a supervisor started it, be asked to stop when that one dies, however it dies (Linux only)."""
+    """Stop this process when the supervisor that started it dies, however it dies (Linux only)."""
     supervisor = os.environ.get(SUPERVISOR)
     if supervisor is None or sys.platform != "linux":
         return
@@ -143,7 +143,7 @@ def follow_supervisor() -> None:
 
 
 def _relay(process: "subprocess.Popen[str]", tail: "collections.deque[str]") -> None:
-    """Pass on what a child says, and keep its last lines for an error message."""
+    """Relay the standard error of a child, and keep its last lines for an error message."""
     assert process.stderr is not None
     for line in process.stderr:
         tail.append(line.rstrip("\n"))
@@ -151,8 +151,12 @@ def _relay(process: "subprocess.Popen[str]", tail: "collections.deque[str]") -> 
         sys.stderr.flush()
 
 
-def _last_words(running: _Running) -> str:
-    # What it said may still be in the pipe.
+def _last_line(running: _Running) -> str:
+    # Its last lines may still be in the pipe.
     running.relay.join(RELAY_S)
-    said = [line for line in running.tail if line.strip()]
-    return said[-1].removeprefix("weft: ") if said else f"{running.child.name} ended with code {running.process.returncode} and no word"
+    lines = [line for line in running.tail if line.strip()]
+    return (
+        lines[-1].removeprefix("weft: ")
+        if lines
+        else f"{running.child.name} ended with code {running.process.returncode} without a message"
+    )

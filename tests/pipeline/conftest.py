@@ -1,4 +1,4 @@
-"""What property tests of the ground share: no deadline, since the first call of a kernel compiles it."""
+"""Settings of the property tests: no deadline, because the first call of a kernel compiles it."""
 
 from hypothesis import HealthCheck, settings
 

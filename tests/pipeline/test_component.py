@@ -1,11 +1,11 @@
-"""Who asks for the end is heard, however often and however fast it is asked."""
+"""A service stops on signals, however many and however fast."""
 
 import signal
 import subprocess
 import sys
 
-# A service that is asked to stop by its own handlers, each of which is interrupted by the next signal.
-ASKED_AT_ONCE = """
+# A service whose signal handlers are each interrupted by the next signal.
+SIGNAL_STORM = """
 import os, signal, sys
 from weft.pipeline.clock import SystemClock
 from weft.pipeline.component import run
@@ -16,9 +16,9 @@ class Service:
     def stop(self): print("stopped", flush=True)
 
 def storm(frame, event, _):
-    # Called at each line of a handler and of an event that it sets: one more signal.
+    # Runs at each line of a handler and of an event that it sets: send one more signal.
     global left
-    if event == "line" and frame.f_code.co_name in ("ask", "set") and left:
+    if event == "line" and frame.f_code.co_name in ("request", "set") and left:
         left -= 1
         os.kill(os.getpid(), signal.SIGTERM)
     return storm
@@ -30,8 +30,8 @@ run(Service(), clock)
 
 
 def test_signals_that_interrupt_each_other_end_a_service() -> None:
-    """Fifty requests to stop, each in the midst of the one before, stop it once and cleanly."""
-    with subprocess.Popen([sys.executable, "-c", ASKED_AT_ONCE], stdout=subprocess.PIPE, text=True) as process:
+    """Fifty stop signals, each during the handler of the one before, stop the service once and cleanly."""
+    with subprocess.Popen([sys.executable, "-c", SIGNAL_STORM], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "started\n"
         process.send_signal(signal.SIGTERM)

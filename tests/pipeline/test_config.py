@@ -1,4 +1,4 @@
-"""The configuration: defaults, one file, the environment over both, and errors that say where and what instead."""
+"""The configuration: defaults, one file, the environment over both, and errors with place and hint."""
 
 import tomllib
 from collections.abc import Mapping
@@ -64,7 +64,7 @@ def test_nothing_is_needed(tmp_path: Path) -> None:
 
 
 def test_a_file_overrides_what_it_names(tmp_path: Path) -> None:
-    """Keys of the file win over the defaults, whole numbers do for fractions, lists become tuples."""
+    """Keys of the file override the defaults, integers are accepted as floats, lists become tuples."""
     text = """
         [process]
         poll_bytes_max = 7
@@ -116,7 +116,7 @@ def test_a_list_of_the_wrong_things_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    """A file that is missing, a folder, no TOML or no text gives one sentence with the mend."""
+    """A file that is missing, a folder, not TOML or not text gives one sentence with a hint."""
     for path in (tmp_path / "none.toml", tmp_path):
         with pytest.raises(ConfigError, match="cannot be read"):
             load(Settings, path, {})
@@ -159,7 +159,7 @@ def test_a_wrong_variable_is_named(tmp_path: Path, name: str, text: str, expecte
 
 
 def test_sections_of_others_are_not_judged(tmp_path: Path) -> None:
-    """A service leaves the sections of other services alone, in the file and in the environment."""
+    """A service ignores the sections of other services, in the file and in the environment."""
     got = read(tmp_path, "[collect]\nanything = 1", {"WEFT_COLLECT__ANYTHING": "2"}, ("collect",))
     assert got == Settings()
 
@@ -181,7 +181,7 @@ def test_sections_of_others_are_not_judged(tmp_path: Path) -> None:
     )
 )
 def test_what_is_dumped_loads_to_the_same(tmp_path_factory: pytest.TempPathFactory, config: Settings) -> None:
-    """The dump of any configuration is TOML that loads to that configuration, whatever its texts hold."""
+    """The dump of any configuration is TOML that loads to that configuration, for any texts."""
     file = tmp_path_factory.mktemp("dump") / "weft.toml"
     text = "\n".join(dump(config)) + "\n"
     tomllib.loads(text)

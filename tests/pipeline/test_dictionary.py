@@ -1,4 +1,4 @@
-"""The counter dictionary: against the facts of the sources themselves, and against what real devices say."""
+"""The counter dictionary against the facts of its sources, and against data of real devices."""
 
 import json
 import re
@@ -93,7 +93,7 @@ def test_sai_has_no_holes() -> None:
 
 
 def test_names_are_unique() -> None:
-    """No source calls two things by one name, and no number means two things but a new and an old name of DCGM."""
+    """No source has one name or number for two counters, but DCGM has old and new names for one number."""
     names = Multiset((alias.source, alias.spell(n)) for alias in KNOWN.aliases for n in alias.indices())
     assert [name for name, count in names.items() if count > 1] == []
     numbers: dict[tuple[str, str, int | None], set[tuple[str, int | None]]] = {}
@@ -106,13 +106,13 @@ def test_names_are_unique() -> None:
 
 @pytest.mark.parametrize("source", ["sai", "openconfig", "sflow", "mlx5_ethtool", "linux", "juniper", "nokia", "arista", "ionic", "efa"])
 def test_a_column_has_one_name_in_what_a_device_says_at_once(source: str) -> None:
-    """Two names of one device never write the same column of the same object, so that no reading replaces another."""
+    """Two names of one device never write the same column of the same object, so that no sample replaces another."""
     names = Multiset((alias.object, alias.counter.key) for alias in KNOWN.aliases if alias.source == source)
     assert [name for name, count in names.items() if count > 1] == []
 
 
 def test_counters_of_a_family_are_its_columns() -> None:
-    """A counter that is a column has the column's unit; of ports and queues each is one, and each of their columns has an entry."""
+    """A counter with a column has the column's unit; all counters of ports and queues have columns, and all columns entries."""
     for counter in KNOWN.counters.values():
         assert counter.kind in KINDS and counter.doc, counter.key
         table = FAMILIES.get(counter.family)
@@ -137,7 +137,7 @@ def test_aliases_can_be() -> None:
 
 
 def test_find_and_of_are_each_others_reverse() -> None:
-    """Every name leads to its counter, which leads back to the name, index included; a family's prefix picks among namesakes."""
+    """Every name maps to its counter and back, index included; a family prefix selects among counters of one name."""
     for alias in KNOWN.aliases:
         assert alias in KNOWN.of(alias.counter.key) and alias in KNOWN.of(alias.counter.name)
         for n in alias.indices():
@@ -199,7 +199,7 @@ def test_registers_are_as_wide_as_they_are(source: str, name: str, bits: int, sa
 
 
 def test_all_ones_of_sflow_mean_unknown_at_their_width() -> None:
-    """The value that says "not counted" is all ones of the field itself, and only where the source has such a value."""
+    """The value for "not counted" is all ones of the field, and exists only for sources that use it."""
     unknown = {name: found.alias.unknown for name in ("ifInErrors", "ifInOctets") if (found := KNOWN.find("sflow", name))}
     assert unknown == {"ifInErrors": 0xFFFFFFFF, "ifInOctets": 0xFFFFFFFFFFFFFFFF}
     found = KNOWN.find("sai", "SAI_PORT_STAT_IF_IN_OCTETS")
@@ -207,7 +207,7 @@ def test_all_ones_of_sflow_mean_unknown_at_their_width() -> None:
 
 
 def test_width_of_columns_as_collectors_publish_them() -> None:
-    """sFlow hands its registers on, 32 bits but for the octets; everybody else publishes 64; gauges stay gauges."""
+    """sFlow publishes its registers unchanged, 32 bits but for the octets; other sources publish 64; gauges stay gauges."""
     narrow, wide = Width(32, "counter", False), Width(64, "counter", False)
     for column in ("rx_unicast_packets", "rx_packets", "tx_discards", "fcs_errors", "symbol_errors"):
         assert KNOWN.width("sflow", "port", column) == narrow, column
@@ -230,12 +230,12 @@ def test_width_of_columns_as_collectors_publish_them() -> None:
     ],
 )
 def test_explain_takes_what_a_user_types(text: str, first: str) -> None:
-    """Parts of names, other case and other separators lead to the name first that they are the most of."""
+    """Parts of names, in any case and with any separators, rank names by the part that matches."""
     assert KNOWN.explain(text)[0].name == first
 
 
 def test_explain_finds_a_name_and_its_namesakes() -> None:
-    """A text that is one source's name and Weft's own finds both; one that is nothing finds nothing, and its neighbours are offered."""
+    """A name of both a source and Weft finds both; an unknown text finds nothing, and similar names are offered."""
     assert {found.alias.counter.key for found in KNOWN.explain("rx_packets")} == {"port.rx_packets", "nic.rx_packets", "nvlink.rx_packets"}
     assert KNOWN.explain("rx_pakets") == [] and "rx_packets" in KNOWN.near("rx_pakets")
     assert KNOWN.explain("") == KNOWN.explain("---") == []
@@ -249,14 +249,14 @@ def test_any_text_can_be_asked(text: str) -> None:
 
 
 def test_it_is_read_once() -> None:
-    """Each process that decodes reads the file once."""
+    """A process reads the file once."""
     dictionary.cache_clear()
     assert dictionary() is dictionary()
     assert dictionary.cache_info().misses == 1
 
 
 def test_the_file_may_say_nothing_else() -> None:
-    """A word that is none, or a source not declared, is an error and not a guess."""
+    """An unknown word or an undeclared source is an error."""
     sources = {"one": {"doc": "", "object": "port"}}
     table = read({"sources": sources, "port": {"rx_bytes": {"doc": "bytes", "one": "a_{n} queue 32 x4 saturates #0x10+2 1..3"}}})
     found = table.find("one", "a_2")
@@ -272,7 +272,7 @@ def test_the_file_may_say_nothing_else() -> None:
 
 @pytest.mark.skipif(not SYSFS.is_file(), reason=ABSENT)
 def test_every_counter_file_of_real_adapters_is_known() -> None:
-    """What mlx5, mlx4 and hfi1 adapters have in counters/ and hw_counters/ is in the dictionary."""
+    """The counters of mlx5, mlx4 and hfi1 adapters in counters/ and hw_counters/ are in the dictionary."""
     files = set(re.findall(r"^Path: .*/(?:hw_)?counters/(\w+)$", SYSFS.read_text(), re.MULTILINE))
     assert len(files) > 40
     assert [name for name in sorted(files) if KNOWN.find("mlx5_sysfs", name) is None] == []
@@ -300,7 +300,7 @@ def leaves(folder: str) -> set[str]:
 
 @pytest.mark.skipif(not GNMI.is_dir(), reason=ABSENT)
 def test_interface_counters_of_a_real_switch_are_known() -> None:
-    """Of what a Ciena switch streams, every leaf that OpenConfig defines is found, and its octets are port.rx_bytes."""
+    """Every leaf of a Ciena switch's stream that OpenConfig defines is found, and its octets are port.rx_bytes."""
     base = "/interfaces/interface/state/counters/"
     told = {path for path in leaves("issue_16476") if path.startswith(base)}
     defined = {path for path in told if path.removeprefix(base) in OPENCONFIG_LEAVES}
@@ -313,14 +313,14 @@ def test_interface_counters_of_a_real_switch_are_known() -> None:
 
 @pytest.mark.skipif(not GNMI.is_dir(), reason=ABSENT)
 def test_queue_counters_of_a_real_juniper_are_known() -> None:
-    """Every numeric leaf of the queue monitor of a Juniper is found, as a counter of the queue."""
+    """Every numeric leaf of a Juniper's queue monitor is found, as a counter of the queue."""
     told = {path for path in leaves("issue_16515") if "/egress/" in path}
     found = {path: KNOWN.find("juniper", path) for path in told}
     assert len(told) == 14 and [path for path, one in found.items() if one is None] == []
     assert {one.alias.object for one in found.values() if one} == {"queue"}
 
 
-# What tcpdump prints of a counter sample, and the field of the structure that it is.
+# The output of tcpdump for a counter sample, and the field of the structure.
 PRINTED = {
     "Generic": {
         "ifindex": "ifIndex",
@@ -363,7 +363,7 @@ PRINTED = {
 
 @pytest.mark.skipif(not TCPDUMP.is_file(), reason=ABSENT)
 def test_every_field_that_tcpdump_prints_is_known() -> None:
-    """All numbers that another decoder finds in generic and Ethernet counters have a name, and each has its own counter."""
+    """All fields of generic and Ethernet counters that another decoder prints have a name and a counter of their own."""
     printed: dict[str, set[str]] = {"Generic": set(), "Ethernet": set()}
     kind = ""
     for line in TCPDUMP.read_text().splitlines():

@@ -1,4 +1,4 @@
-"""The supervisor with real children: started again when they die, given up when they keep dying, gone when it goes."""
+"""The supervisor with real children: restarted when they die, given up when they keep dying, stopped when it dies."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ LIMIT_S = 60.0
 
 
 class Rig:
-    """A supervisor over children whose processes can be waited for, with a clock that the test moves."""
+    """A supervisor of children whose processes can be awaited, with a manual clock."""
 
     def __init__(self, folder: Path, *children: Child) -> None:
         self.clock = ManualClock()
@@ -33,7 +33,7 @@ class Rig:
 
 
 def state(pid: int) -> str:
-    """Return the state of a process as the kernel names it, Z for one that ended and X for none."""
+    """Return the kernel's state of a process, Z for one that has ended and X for none."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
     except (FileNotFoundError, ProcessLookupError):
@@ -41,7 +41,7 @@ def state(pid: int) -> str:
 
 
 def ended(pid: int) -> None:
-    """Wait until a child can be waited for, and leave that to its parent; its first thread may be gone before."""
+    """Wait until a child has ended, and leave the reaping to its parent; its first thread may end earlier."""
 
     def waitable() -> bool:
         try:
@@ -61,7 +61,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 @pytest.fixture
 def rig(tmp_path: Path) -> Iterator[Callable[..., Rig]]:
-    """Open rigs; their children end with the test."""
+    """Create rigs, and stop their children after the test."""
     opened: list[Rig] = []
 
     def open_one(*children: Child) -> Rig:
@@ -79,7 +79,7 @@ SERVICE = Child("process", ("process",))
 
 
 def test_a_child_that_dies_is_started_again(rig: Callable[..., Rig]) -> None:
-    """A killed service is replaced by a new process, and the restart is counted; the others are left alone."""
+    """A killed service is replaced by a new process, and the restart is counted; the others keep running."""
     one = rig(SERVICE, Child("other", ("process", "--member", "process-1")))
     before = one.supervisor.pids()
     one.kill("process")
@@ -91,7 +91,7 @@ def test_a_child_that_dies_is_started_again(rig: Callable[..., Rig]) -> None:
 
 
 def test_a_child_that_keeps_dying_is_given_up(rig: Callable[..., Rig]) -> None:
-    """Five deaths within ten seconds end it all, with a word on which and how often."""
+    """Five deaths within ten seconds raise an error with name and number."""
     one = rig(SERVICE)
     for _ in range(DEATHS_MAX - 1):
         one.kill("process")
@@ -102,7 +102,7 @@ def test_a_child_that_keeps_dying_is_given_up(rig: Callable[..., Rig]) -> None:
 
 
 def test_deaths_long_ago_are_forgiven(rig: Callable[..., Rig]) -> None:
-    """A service that dies now and then is started again for ever."""
+    """A service that dies rarely is always restarted."""
     one = rig(SERVICE)
     for _ in range(DEATHS_MAX + 1):
         one.kill("process")
@@ -112,7 +112,7 @@ def test_deaths_long_ago_are_forgiven(rig: Callable[..., Rig]) -> None:
 
 
 def test_an_error_of_its_own_ends_it_with_its_words(rig: Callable[..., Rig], tmp_path: Path) -> None:
-    """A service that says why it cannot work is not tried again: its one sentence becomes the supervisor's."""
+    """A service with a user error is not restarted: its error becomes the supervisor's."""
     file = tmp_path / "weft.toml"
     file.write_text("[bus]\nknid = 'embedded'\n")
     one = rig(Child("process", ("process", "--config", str(file))))
@@ -122,7 +122,7 @@ def test_an_error_of_its_own_ends_it_with_its_words(rig: Callable[..., Rig], tmp
 
 
 def test_a_child_that_ends_by_itself_has_finished(rig: Callable[..., Rig]) -> None:
-    """A child of one task is not started again when it ends well, and the supervisor says so."""
+    """A ``once`` child that ends well is not restarted, and counts as finished."""
     one = rig(Child("check", ("check",), once=True))
     assert not one.supervisor.finished("check")
     ended(one.supervisor.pids()["check"])
@@ -132,7 +132,7 @@ def test_a_child_that_ends_by_itself_has_finished(rig: Callable[..., Rig]) -> No
 
 
 def test_stopping_ends_the_named_ones_and_then_all(rig: Callable[..., Rig]) -> None:
-    """``stop`` asks children to end, in the order of their start, and may be called again."""
+    """``stop`` stops children in the order of their start, and is idempotent."""
     one = rig(SERVICE, Child("other", ("process", "--member", "process-1")))
     pids = one.supervisor.pids()
     one.supervisor.stop("process")
@@ -146,7 +146,7 @@ def test_stopping_ends_the_named_ones_and_then_all(rig: Callable[..., Rig]) -> N
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs the Linux way of following a parent")
 def test_children_end_with_a_supervisor_that_is_killed(children: Callable[..., "subprocess.Popen[str]"], tmp_path: Path) -> None:
-    """When the supervisor is killed without a chance to stop anything, its children stop by themselves."""
+    """When the supervisor is killed, its children stop by themselves."""
     program = """
 import sys, time
 from weft.pipeline.clock import SystemClock
@@ -160,7 +160,7 @@ while True:
     parent = children(program, str(tmp_path))
     assert parent.stdout is not None
     pid = int(parent.stdout.readline())
-    # Once it has made the log it runs; a child that is killed with its parent before that ends, too.
+    # The child runs once its log exists; a child killed with its parent before that ends, too.
     until(lambda: (tmp_path / "bus").exists() or state(pid) in "ZX")
     parent.kill()
     until(lambda: state(pid) in "ZX")
