@@ -50,7 +50,7 @@ lock: $(VENV)/.developed ## take the newest allowed dependencies into both locks
 	$(LOCK) --upgrade --group build --output-file requirements.lock
 	$(LOCK) --upgrade --group dev --constraint requirements.lock --output-file requirements-dev.lock
 
-docs: $(VENV)/.developed ## write the generated pages of the docs anew
+docs: $(VENV)/.developed ## write the generated pages of the docs again
 	$(BIN)/python tests/reference.py
 
 clean: ## remove the virtual environment and everything built; keeps weft-data and weft-demo

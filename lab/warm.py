@@ -1,4 +1,4 @@
-"""Compiles the model's kernels: ``python -m weft.lab.warm``, at installation, so that a first run does not wait for it."""
+"""Compiles the kernels of the virtual fabric: ``python -m weft.lab.warm``, before a first run."""
 
 import tempfile
 from pathlib import Path
@@ -13,7 +13,7 @@ from .telemetry.export import FabricExporter
 
 
 def warm() -> None:
-    """Run a few milliseconds of the smallest fabric through everything that is compiled."""
+    """Run a few milliseconds of the smallest fabric through every kernel."""
     job = Job("warm", (0, 1, 2, 3), (Phase(NS_PER_MS, "allreduce", "rail", 1_000_000),))
     config = FabricConfig(
         toy(), (job,), (InjectedFault("hash_polarization"), InjectedFault("dirty_fibre", "host-0000/mlx5_0")), packet_sampling=10
