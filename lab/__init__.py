@@ -1,4 +1,4 @@
-"""The device side of every protocol: what a switch would send, so that collectors meet something real without a network.
+"""The lab: scripted switches that speak every protocol, and a virtual fabric, so that collectors have input without a network.
 
-It is written from the protocols' specifications and shares no code with the decoders, which makes it a second opinion on them.
+The exporters are written from the protocols' specifications and share no code with the decoders, so they check the decoders independently.
 """

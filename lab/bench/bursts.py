@@ -27,10 +27,10 @@ LADDER = ((NS_PER_MS, 1.0), (NS_PER_MS // 10, 0.25), (NS_PER_MS // 100, 0.1))
 
 
 def bursts(seconds: int) -> Iterator[Line]:
-    """Burst samples from the bus through every metric to the store, beside two bare kernels.
+    """Measure burst samples from the bus through all metrics to the store, beside two bare kernels.
 
-    A window of a port costs something, and each of its samples: how many there are to a window decides how much of the
-    kernel's rate is left. So this is shown from 1 ms down to 10 us, with more samples in less time.
+    Each window and each sample has a cost, so the share of the kernel's rate depends on the number of samples per window: measure from 1 ms
+    down to 10 us.
     """
     for interval_ns, share in LADDER:
         at = f"{interval_ns // 1000:,} us"
@@ -54,7 +54,7 @@ def bursts(seconds: int) -> Iterator[Line]:
 
 
 def live(seconds: int) -> Iterator[Line]:
-    """2,000 ports at 1 ms in real time: memory and processor of the services."""
+    """Measure memory and processor time of the services with 2,000 ports at 1 ms in real time."""
     clock = SystemClock()
     with tempfile.TemporaryDirectory(prefix="weft-bench-") as folder:
         data = Path(folder)
@@ -78,7 +78,7 @@ def _kernel_rate(interval_ns: int) -> float:
     """Return samples/s of the bare burst kernel on one core, over the same made traffic."""
     from ...pipeline.process.bursts import kernel
 
-    # As many samples as one call of the kernel has in the service, in the width that they have there.
+    # As many samples per call of the kernel, of the same width, as in the service.
     seconds = max(1, 5 * interval_ns // NS_PER_MS)
     runs = [np.stack(batch.frame["values"].to_list()) for batch in batches(4, PORTS, seconds, interval_ns=interval_ns)]
     matrix = np.concatenate(runs).astype(np.int32)
@@ -92,7 +92,7 @@ def _kernel_rate(interval_ns: int) -> float:
 
 
 def _fill(bus: Bus, seconds: int, interval_ns: int, pace: SystemClock | None = None) -> tuple[int, int]:
-    """Publish made traffic, at real time if there is a ``pace``; return bytes and samples."""
+    """Publish made traffic, in real time if there is a ``pace``; return bytes and samples."""
     from ...collectors.publish import BatchPublisher
 
     clock = SystemClock()
@@ -113,10 +113,10 @@ def _fill(bus: Bus, seconds: int, interval_ns: int, pace: SystemClock | None = N
 def batches(
     devices: int, ports: int, seconds: int, *, interval_ns: int = NS_PER_MS, seed: int = 1, start_ns: int = START_NS
 ) -> Iterator[Batch]:
-    """Yield one batch of samples per device and second: ``ports`` runs of received byte counts, ``interval_ns`` (at most 1 ms) each.
+    """Yield one batch per device and second: ``ports`` segments of received bytes, a sample every ``interval_ns`` (at most 1 ms).
 
-    A device's ports alternate together between computing (mostly silent, some small control traffic) and
-    communicating (0.80 to 0.97 of the line), each phase 20 to 120 ms.
+    The ports of a device alternate together between computing (little traffic) and communicating (0.80 to 0.97 of the line rate), each
+    phase 20 to 120 ms.
     """
     random = np.random.default_rng(seed)
     capacity = SPEED_BPS * interval_ns // 8_000_000_000

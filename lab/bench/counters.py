@@ -1,8 +1,8 @@
 """Counters from the bus to the store, beside Polars' own grouping of the same rows.
 
-Ports of a switch are read every 10 ms, as high-frequency telemetry streams them: eight counters that move with the traffic and
-twelve that hardly do. The limit beside it is what a grouping by port and second can do with these frames in this process:
-largest less smallest of each counter, without a look at order, restarts, wraps or what a line can carry.
+Ports of a switch are polled every 10 ms, as with high-frequency telemetry: eight counters grow with the traffic, twelve hardly. The peer is
+a grouping of the same frames by port and second in this process: maximum minus minimum of each counter, without checks for order, restarts,
+wraps or line rate.
 """
 
 import tempfile
@@ -19,10 +19,10 @@ from .measure import Line, best_rate
 from .services import Services, memory
 
 DEVICES, PORTS = 40, 64
-READINGS_PER_S = 100
+POLLS_PER_S = 100
 COUNTERS = counters_of("port")[:20]
 
-# Of a byte on the line; what is not named here hardly moves.
+# Increments per byte on the line; other counters grow by at most one.
 _PACKETS, _CODEWORDS, _BITS = 1 / 1024, 8 / 5440 / 100, 8 / 5440 / 50
 _MOVES = {
     **{f"{side}_bytes": 1.0 for side in ("rx", "tx")},
@@ -32,16 +32,16 @@ _MOVES = {
 }
 
 _START_NS = 1_767_225_600 * 1_000_000_000
-_STEP_NS = 1_000_000_000 // READINGS_PER_S
+_STEP_NS = 1_000_000_000 // POLLS_PER_S
 _SPEED_BPS = 400_000_000_000
-# As many readings of a device travel in a message: what fills 512 KiB.
-_MESSAGE_READINGS = 40
+# Counter samples of a device per message: 512 KiB.
+_MESSAGE_POLLS = 40
 
 
 def counters(seconds: int) -> Iterator[Line]:
-    """Counter values from the bus through every pass to the store, beside Polars' grouping."""
+    """Measure counter values from the bus through all stages to the store, beside Polars' grouping."""
     seconds = max(2, seconds // 2)
-    values = DEVICES * PORTS * READINGS_PER_S * seconds * len(COUNTERS)
+    values = DEVICES * PORTS * POLLS_PER_S * seconds * len(COUNTERS)
     few = pl.concat(frame for _, frame in frames(4, 2))
     limit = best_rate(lambda: _grouped(few), few.height * len(COUNTERS), runs=3)
     yield Line("Polars: largest less smallest by second", f"{limit / 1e6:.0f} M values/s", "the same frames, in memory, two cores")
@@ -59,28 +59,28 @@ def counters(seconds: int) -> Iterator[Line]:
 
 
 def frames(devices: int, seconds: int) -> Iterator[tuple[str, pl.DataFrame]]:
-    """Yield made readings, message by message in order of time: the device, and its rows."""
+    """Yield made counter samples message by message in order of time: the device, and its rows."""
     random = np.random.default_rng(1)
     names = [f"Ethernet{port * 8}" for port in range(PORTS)]
-    moves = np.array([_MOVES.get(name, 0.0) * _SPEED_BPS / 8 / READINGS_PER_S or 1.0 for name in COUNTERS])
+    moves = np.array([_MOVES.get(name, 0.0) * _SPEED_BPS / 8 / POLLS_PER_S or 1.0 for name in COUNTERS])
     last = np.zeros((devices, PORTS, len(COUNTERS)), np.int64)
-    for first in range(0, seconds * READINGS_PER_S, _MESSAGE_READINGS):
+    for first in range(0, seconds * POLLS_PER_S, _MESSAGE_POLLS):
         for device in range(devices):
-            steps = (random.random((_MESSAGE_READINGS, PORTS, len(COUNTERS))) * moves).astype(np.int64)
-            readings = last[device] + np.cumsum(steps, axis=0)
-            last[device] = readings[-1]
-            yield f"leaf-{device:03d}", _frame(f"leaf-{device:03d}", first, names, readings)
+            steps = (random.random((_MESSAGE_POLLS, PORTS, len(COUNTERS))) * moves).astype(np.int64)
+            samples = last[device] + np.cumsum(steps, axis=0)
+            last[device] = samples[-1]
+            yield f"leaf-{device:03d}", _frame(f"leaf-{device:03d}", first, names, samples)
 
 
-def _frame(device: str, first: int, names: list[str], readings: np.ndarray) -> pl.DataFrame:
-    ts = np.repeat(_START_NS + (first + np.arange(len(readings))) * _STEP_NS, PORTS)
+def _frame(device: str, first: int, names: list[str], samples: np.ndarray) -> pl.DataFrame:
+    ts = np.repeat(_START_NS + (first + np.arange(len(samples))) * _STEP_NS, PORTS)
     return pl.DataFrame(
         {
             "ts": ts,
             "recv_ts": ts + _STEP_NS,
-            "port": names * len(readings),
+            "port": names * len(samples),
             "speed_bps": np.full(len(ts), _SPEED_BPS, np.uint64),
-            **{name: readings[:, :, k].ravel().astype(np.uint64) for k, name in enumerate(COUNTERS)},
+            **{name: samples[:, :, k].ravel().astype(np.uint64) for k, name in enumerate(COUNTERS)},
         }
     ).with_columns(pl.lit(device).alias("device"), pl.lit("bench").alias("source"), pl.lit(0, pl.Int64).alias("epoch"))
 
@@ -96,11 +96,11 @@ def _fill(bus: Bus, seconds: int) -> None:
 
     producer = bus.producer("bench")
     feed = BatchPublisher(producer, "bench", SystemClock(), live=False, epoch=0)
-    held = []
+    pending = []
     for _, frame in frames(DEVICES, seconds):
-        held.append(Batch("port", frame))
-        if len(held) == DEVICES:
-            feed.publish(held)
-            held = []
+        pending.append(Batch("port", frame))
+        if len(pending) == DEVICES:
+            feed.publish(pending)
+            pending = []
     feed.publish([Batch("port", FAMILIES["port"].empty(), tuple(f"leaf-{n:03d}" for n in range(DEVICES)))])
     producer.close()

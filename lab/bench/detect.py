@@ -1,7 +1,7 @@
-"""``weft bench detect``: faults of the virtual fabric through the whole pipeline, scored against what really happened.
+"""``weft bench detect``: faults of the virtual fabric through the whole pipeline, scored against the ground truth.
 
-Prints how far each metric is from the truth on quiet runs, what the rules find of each fault, and how often they cry without one. What is
-not found scores 0 and is printed so.
+Prints the error of each metric on quiet runs, the score of the rules for each kind of fault, and the rate of false positives. A fault that
+no rule detects scores 0.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from ..score.score import FalseAlarms, Score, false_alarms, score
 
 
 def detect(chosen: Namespace) -> int:
-    """Run the matrix and print its tables. Raises ``InputError`` where a fault or a scale is none."""
+    """Run the matrix and print its tables. Raises ``InputError`` for an invalid fault or scale."""
     from ...analytics.alerts.config import AlertsConfig
     from ...analytics.alerts.rules import load_folder, load_rules
     from ..fabric.faults import FAULTS
@@ -71,8 +71,8 @@ def table(errors: Sequence[Error], scores: Sequence[Score], alarms: FalseAlarms 
     if errors:
         yield f"{'metric':<30} {'mean error':>12} {'largest':>12} {'values':>8}"
         for error in errors:
-            told = (f"{error.mean:12.4%} {error.worst:12.4%} {error.count:8,}") if error.mean is not None else f"{'not measured':>12}"
-            yield f"{error.metric:<30} {told}"
+            figures = (f"{error.mean:12.4%} {error.worst:12.4%} {error.count:8,}") if error.mean is not None else f"{'not measured':>12}"
+            yield f"{error.metric:<30} {figures}"
         yield ""
     if scores:
         yield f"{'fault':<18} {'runs':>4} {'recall':>7} {'precision':>10} {'device':>7} {'place first':>12} {'detected in':>12}  by"
@@ -97,7 +97,7 @@ def table(errors: Sequence[Error], scores: Sequence[Score], alarms: FalseAlarms 
 
 
 def document(errors: Sequence[Error], scores: Sequence[Score], alarms: FalseAlarms | None, simulated: float, taken: float) -> dict:
-    """Return the same as one object for ``--format json``."""
+    """Return the tables as one object for ``--format json``."""
     derived = ("recall", "precision", "device_ratio", "localised")
     return {
         "errors": [dataclasses.asdict(error) for error in errors],
@@ -109,5 +109,5 @@ def document(errors: Sequence[Error], scores: Sequence[Score], alarms: FalseAlar
 
 
 def _ratio(value: float | None) -> str:
-    # No alert is no precision: it scores 0, as what is not detected does.
+    # Without alerts the precision is undefined; it scores 0, like a fault that is not detected.
     return f"{value or 0.0:.2f}"

@@ -1,4 +1,4 @@
-"""How fast the virtual fabric runs, beside real time and beside bare copies of the bytes that its slots hold."""
+"""The speed of the virtual fabric, beside real time and beside copies of its table of flows."""
 
 import resource
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ SIZES = (64, 512, 4096)
 
 
 def fabric(seconds: int) -> Iterator[Line]:
-    """The model at 1 ms on one core, with all GPUs in one training job, for 64, 512 and 4,096 GPUs."""
+    """Measure the model at steps of 1 ms on one core, with all GPUs in one training job, for 64, 512 and 4,096 GPUs."""
     from ..fabric.fabric import Fabric, FabricConfig
     from ..fabric.topology import sized
     from ..fabric.workload import dense
@@ -35,6 +35,6 @@ def fabric(seconds: int) -> Iterator[Line]:
             f"a step costs {copied * spent * NS_PER_MS / span_ns / NS_PER_S:.1f} copies of its {len(made.world.flows):,} flows",
             ">= 1 x up to 512",
         )
-        held = sum(column.nbytes for column in made.world.programs if isinstance(column, np.ndarray)) + made.world.flows.nbytes
+        size = sum(column.nbytes for column in made.world.programs if isinstance(column, np.ndarray)) + made.world.flows.nbytes
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        yield Line("the same, memory", f"{held / 1e6:.0f} MB of tables", f"{peak / 1e6:.0f} MB peak of the process so far")
+        yield Line("the same, memory", f"{size / 1e6:.0f} MB of tables", f"{peak / 1e6:.0f} MB peak of the process so far")

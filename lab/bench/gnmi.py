@@ -20,23 +20,17 @@ _LEAVES = (
 
 
 def gnmi(seconds: int) -> Iterator[Line]:
-    """Yield updates/s of each way to write them, and the memory of a process that decodes them."""
+    """Measure updates/s for each form of messages, and the memory of a process that decodes them."""
     from gnmi_pb.gnmi_pb2 import SubscribeResponse
 
     from ...collectors.gnmi.decoder import Decoder, Messages
     from ...pipeline.memory import keep_freed
 
     keep_freed()
-    rounds = max(1, min(seconds, 20))
+    rounds, bare = max(1, min(seconds, 20)), ("protobuf's bare parse", SubscribeResponse.FromString)
     for name, raw, updates, peer, parse in (
-        (
-            "gNMI updates, prefix and leaf",
-            _messages(rounds, prefix=True),
-            len(_LEAVES),
-            "protobuf's bare parse",
-            SubscribeResponse.FromString,
-        ),
-        ("gNMI updates, whole paths", _messages(rounds, prefix=False), len(_LEAVES), "protobuf's bare parse", SubscribeResponse.FromString),
+        ("gNMI updates, prefix and leaf", _messages(rounds, prefix=True), len(_LEAVES), *bare),
+        ("gNMI updates, whole paths", _messages(rounds, prefix=False), len(_LEAVES), *bare),
         ("gNMI leaves of SONiC's JSON", _documents(rounds), len(_SAI) * _PORTS, "protobuf and json.loads", _parsed),
     ):
         decoder = Decoder()
@@ -101,7 +95,7 @@ _SAI = tuple(f"SAI_PORT_STAT_IF_{way}_{what}" for way in ("IN", "OUT") for what 
 
 
 def _documents(rounds: int) -> list[bytes]:
-    """Return the same as SONiC writes it: one JSON object of all ports, numbers as texts."""
+    """Return counters as SONiC writes them: one JSON object with all ports, numbers as strings."""
     import json
 
     from gnmi_pb.gnmi_pb2 import Notification, Path, PathElem, SubscribeResponse, TypedValue

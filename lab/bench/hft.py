@@ -1,7 +1,7 @@
 """``weft bench --only hft``: high-frequency telemetry and OTLP, from the bytes of messages to columns and to rows.
 
-Beside the decoder stands ``numpy.frombuffer`` over the same number of values, which only swaps their bytes: no decoder is
-faster. Rows are whole batches as the collector publishes them.
+The peer of the decoder is ``numpy.frombuffer`` over the same number of values, which only swaps their bytes and so is a limit. Rows are
+whole batches as the collector publishes them.
 """
 
 import os
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 
 _VALUES = 4_000_000
 _PORTS, _INTERVAL_NS = 64, 100_000
-# Octets, packets, errors, discards, marks, FEC, pauses of two priorities, and FEC bins: 30 of a port.
+# Octets, packets, errors, discards, marks, FEC, pauses of two priorities, and FEC bins: 30 per port.
 _STATS = (0, 9, 1, 10, 3, 12, 4, 13, 0x46, 0xB2, 0xB3, 0xB4, 0x6D, 0x6E, 0x8D, 0x8E, *range(0xB7, 0xC5))
 _START_NS = 1_700_000_000 * NS_PER_S
 _POINTS, _SERIES = 100_000, 500
-# How long a whole switch is held live; how long a service may take to start; a pause that lets it catch up.
+# Duration of the live measurement; time limit for a service to start; pause that lets it catch up.
 _LIVE_S, _PATIENCE_S, _REST_S = 10, 60, 0.2
 
 
 def hft(seconds: int) -> Iterator[Line]:
-    """Decode at three sizes of a message, a second of a switch to rows, points of OTLP to rows; and a switch that sends, all of it live."""
+    """Measure decoding at three message sizes, a second of a switch to rows, OTLP points to rows, and a switch that sends in real time."""
     from ...pipeline.memory import keep_freed
 
     keep_freed()
@@ -50,14 +50,14 @@ def hft(seconds: int) -> Iterator[Line]:
 
 
 def _messages(counters: int, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return ``number`` messages of one record of as many counters, behind the template: bytes, offsets, lengths."""
+    """Return a template and ``number`` messages of one record of ``counters`` counters: bytes, offsets, lengths."""
     fields = b"".join(struct.pack(">HHI", 0x8000 | k % 32767 + 1, 8, 1 << 16 | k % 100) for k in range(counters))
     template = _message(2, struct.pack(">HHHH", 256, counters + 1, 325, 8) + fields)
     record = _message(256, bytes(8 + 8 * counters))
     data = np.tile(np.frombuffer(record, np.uint8), (number, 1))
     data[:, 8:12] = np.arange(number).astype(">u4").view(np.uint8).reshape(-1, 4)
     data[:, 20:28] = (_START_NS + np.arange(number) * _INTERVAL_NS).astype(">u8").view(np.uint8).reshape(-1, 8)
-    # Every counter moves by its own step.
+    # Every counter grows by its own step.
     values = (np.arange(number)[:, None] * (1 + np.arange(counters))[None, :]).astype(">u8")
     data[:, 28:] = values.view(np.uint8).reshape(number, -1)
     lengths = np.array([len(template), *[len(record)] * number])
@@ -69,7 +69,7 @@ def _message(kind: int, content: bytes) -> bytes:
 
 
 def _decode_rate(counters: int) -> tuple[float, float]:
-    """Return counters/s of the decoder, many messages to a call, and of a plain swap of the bytes of as many values."""
+    """Return counters/s of the decoder with many messages per call, and of a byte swap of as many values."""
     from ...collectors.hft.ipfix import Decoder
 
     number = _VALUES // counters
@@ -81,7 +81,7 @@ def _decode_rate(counters: int) -> tuple[float, float]:
 
 
 def _rows_rate() -> float:
-    """Return counters/s of a second of one switch, drained every 100 ms, through decoder and ledger to frames of rows."""
+    """Return counters/s for a second of one switch, drained every 100 ms, from messages to frames of rows."""
     from ...collectors.hft.ipfix import Decoder
     from ...collectors.hft.names import Names
     from ...collectors.hft.streams import Streams
@@ -113,7 +113,7 @@ def _rows_rate() -> float:
 
 
 def _otlp() -> Iterator[Line]:
-    """Points of gauges as a switch exports them: the walk of a request beside protobuf's own parse, and all of it to rows."""
+    """Measure gauge points as a switch exports them: to columns, beside protobuf's own parse, and to rows."""
     from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
     from ...collectors.otlp import kernel
@@ -122,10 +122,10 @@ def _otlp() -> Iterator[Line]:
 
     made = ExportMetricsServiceRequest()
     scope = made.resource_metrics.add().scope_metrics.add()
-    readings = _POINTS // _SERIES
+    polls = _POINTS // _SERIES
     for series in range(_SERIES):
         metric = scope.metrics.add(name=f"sai_counter_type_1_stat_{_STATS[series % 10]}", description="SAI counter", unit="1")
-        for k in range(readings):
+        for k in range(polls):
             point = metric.gauge.data_points.add(time_unix_nano=_START_NS + k * 1_000_000, as_double=float(k * series))
             for key, text in (("object_name", f"Ethernet{series // 10}"), ("sai_type_id", "1"), ("sai_stat_id", str(series % 10))):
                 point.attributes.add(key=key).value.string_value = text
@@ -140,7 +140,7 @@ def _otlp() -> Iterator[Line]:
         nonlocal at
         rows = kernel.walk(raw, kernel.SEED)[0]
         rows[:, kernel.TIME] += at
-        at += readings * 1_000_000
+        at += polls * 1_000_000
         points.take([Request("10.0.0.1", raw, rows)], _START_NS + at)
 
     rate = best_rate(work, _POINTS)
@@ -148,7 +148,7 @@ def _otlp() -> Iterator[Line]:
 
 
 def _live(seconds: int) -> Iterator[Line]:
-    """A switch sends in real time to the collect service, a process on a core of its own; what is on the bus then is counted."""
+    """Let a switch send in real time to the collect service on its own core, and count the samples on the bus."""
     from ..switch.serve import Lab
     from ..switch.wire import free_port
     from .services import Services
@@ -160,7 +160,7 @@ def _live(seconds: int) -> Iterator[Line]:
         lab.start()
         (data / "weft.toml").write_text(f"{lab.toml()}\n[collect.host]\nenabled = false\n")
         lab.stop()
-        # Threads of a process stay on the core that it began on.
+        # The threads of a process stay on the core on which it started.
         os.sched_setaffinity(0, cores[:1])
         with Services(data, ("collect", "--config", str(data / "weft.toml"))) as services:
             os.sched_setaffinity(0, cores[1:] or cores)
@@ -171,7 +171,7 @@ def _live(seconds: int) -> Iterator[Line]:
                 lab.step()
             took = (clock.monotonic_ns() - began) / NS_PER_S
             spent, mine = services.cpu_seconds() - before, sum(os.times()[:2]) - mine
-            # Whatever was lost up to here shows as a hole before what comes now.
+            # The next samples reveal losses up to here as gaps.
             clock.wait(_REST_S)
             lab.step()
             lab.stop()
@@ -179,22 +179,22 @@ def _live(seconds: int) -> Iterator[Line]:
         series, samples, missed = _arrived(bus)
         bus.close()
     sent, skipped = lab.polls
-    # A reading of a gauge is a sample, of a counter the difference of two is.
+    # A gauge gives a sample per poll, a counter one per pair of polls.
     wanted = sum(sent + skipped - (signal != "queue_bytes") for _, signal in series)
     real = sent * _INTERVAL_NS / NS_PER_S / (took + _REST_S)
-    told = f"{wanted:,} samples = {samples:,} on the bus + {missed:,} admitted"
+    sums = f"{wanted:,} samples = {samples:,} on the bus + {missed:,} in gaps"
     unaccounted = wanted - samples - missed
     yield Line(
         f"the lab's switch of {_PORTS} ports, live, {seconds} s",
         f"{real:.2f} x real time",
-        told if not unaccounted else f"{unaccounted:,} MISSING of {wanted:,}",
+        sums if not unaccounted else f"{unaccounted:,} MISSING of {wanted:,}",
         "1 x, none missing",
     )
     yield Line("the same, processor", f"{100 * spent / took:.0f} % of a core", f"the lab {100 * mine / took:.0f} % of another", "<= 100 %")
 
 
 def _switch(port: int) -> "LabConfig":
-    """Return the lab's switch that streams as many statistics of as many ports, four polls to a message."""
+    """Return the configuration of a switch that streams 30 statistics of 64 ports, four polls per message."""
     from ..switch.hft import Layout
     from ..switch.serve import LabConfig
 
@@ -209,7 +209,7 @@ def _switch(port: int) -> "LabConfig":
 
 
 def _await(bus: Bus, family: str) -> None:
-    """Wait until somebody has published rows of a family."""
+    """Wait until rows of a family are on the bus."""
     consumer, clock = bus.consumer([FAMILIES[family].topic]), SystemClock()
     deadline = clock.monotonic_ns() + _PATIENCE_S * NS_PER_S
     while not consumer.poll(0.1) and clock.monotonic_ns() < deadline:
@@ -218,7 +218,7 @@ def _await(bus: Bus, family: str) -> None:
 
 
 def _arrived(bus: Bus) -> tuple[set[tuple[str, str]], int, int]:
-    """Return the series (port, signal) on the bus, how many samples they have, and how many are admitted to be missing."""
+    """Return the series (port, signal) on the bus, the number of their samples, and the number of samples recorded as gaps."""
     from ...pipeline.codec import decode
 
     tables = {FAMILIES[name].topic: FAMILIES[name] for name in ("burst_sample", "gap")}

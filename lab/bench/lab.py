@@ -1,4 +1,4 @@
-"""The lab's exporters: whether one core makes as much as the collectors are measured with."""
+"""The lab's exporters: whether one core sends as much as the collectors are measured with."""
 
 import socket
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from .measure import Line, best_rate
 
 
 def lab(_seconds: int) -> Iterator[Line]:
-    """sFlow datagrams built and sent, and 30 statistics of 64 ports every 100 us, beside copies of the same bytes."""
+    """Measure building and sending sFlow datagrams, and 30 statistics of 64 ports every 100 us, beside copies of the same bytes."""
     from ...pipeline.clock import SystemClock
     from ...pipeline.memory import keep_freed
     from ..switch import hft, roce, sai

@@ -1,4 +1,4 @@
-"""What the benchmarks share: a line of the table, and the best rate of a few runs in this process."""
+"""Shared by the benchmarks: a line of the table, and the best rate of a few runs in this process."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from ...pipeline.clock import NS_PER_S, SystemClock
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One measurement: what, its value, what it is compared with, and the goal."""
+    """One measurement: name, value, comparison, goal."""
 
     what: str
     value: str
@@ -17,7 +17,7 @@ class Line:
 
 
 def best_rate(work: Callable[[], object], units: int, runs: int = 5) -> float:
-    """Return units per second of the fastest of ``runs`` calls: what else runs on the machine can only slow one down."""
+    """Return units per second of the fastest of ``runs`` calls, since other load can only slow a call down."""
     clock, best = SystemClock(), 0.0
     for _ in range(runs):
         began = clock.monotonic_ns()

@@ -1,5 +1,6 @@
 """RoCEv2 packets decoded in bulk, beside scapy over the same packets."""
 
+import struct
 from collections.abc import Iterator
 
 import numpy as np
@@ -8,7 +9,7 @@ from .measure import Line, best_rate
 
 
 def packets(_seconds: int) -> Iterator[Line]:
-    """RoCEv2 packets decoded in bulk, beside scapy over the same packets."""
+    """Measure bulk decoding of RoCEv2 packets, beside scapy over the same packets."""
     from ...collectors.packets.receiver import dissect
     from ...collectors.wire.roce import decode
 
@@ -28,20 +29,19 @@ def packets(_seconds: int) -> Iterator[Line]:
     )
 
 
+def roce_frame(opcode: int, queue_pair: int, psn: int, rest: bytes, src_port: int, addresses: bytes) -> bytes:
+    """Return an Ethernet frame with a RoCEv2 packet; ``rest`` follows the BTH, ``addresses`` are source and destination."""
+    bth = struct.pack(">2BH2I", opcode, 0, 0xFFFF, queue_pair, psn)
+    udp = struct.pack(">4H", src_port, 4791, 8 + len(bth) + len(rest), 0)
+    ip = struct.pack(">2B3H2BH", 0x45, 2, 20 + 8 + len(bth) + len(rest), 0, 0x4000, 64, 17, 0) + addresses
+    return bytes(12) + b"\x08\x00" + ip + udp + bth + rest
+
+
 def _made_packets() -> list[bytes]:
     """Return 50 Ethernet frames with SENDs of 1 KiB and their acknowledgements."""
     frames = []
     for n in range(50):
         ack = n % 2
-        body = bytes([0x11 if ack else 0x04, 0, 0xFF, 0xFF, 0, 0, 0, 72 - ack, 0]) + n.to_bytes(3, "big")
-        body += bytes([0, 0, 0, n]) if ack else bytes(1024)
-        udp = (
-            (49152 + n).to_bytes(2, "big") + (4791).to_bytes(2, "big") + (8 + len(body) + 4).to_bytes(2, "big") + bytes(2) + body + bytes(4)
-        )
-        ip = (
-            bytes([0x45, 2])
-            + (20 + len(udp)).to_bytes(2, "big")
-            + bytes([0, 0, 0x40, 0, 64, 17, 0, 0, 10, 0, 0, 1 + ack, 10, 0, 0, 2 - ack])
-        )
-        frames.append(bytes(12) + b"\x08\x00" + ip + udp)
+        rest, addresses = (bytes([0, 0, 0, n]) if ack else bytes(1024)) + bytes(4), bytes([10, 0, 0, 1 + ack, 10, 0, 0, 2 - ack])
+        frames.append(roce_frame(0x11 if ack else 0x04, 72 - ack, n, rest, 49152 + n, addresses))
     return frames

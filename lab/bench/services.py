@@ -1,4 +1,4 @@
-"""Services in processes of their own, as ``weft up`` runs them: what a benchmark drains a bus with."""
+"""Services in child processes, as ``weft up`` runs them, for benchmarks that drain a bus."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ from ...pipeline.clock import NS_PER_S, SystemClock
 
 
 class Services:
-    """The services with the given arguments, for as long as the block lasts."""
+    """Runs services with the given arguments while the block lasts."""
 
     def __init__(self, data: Path, *arguments: tuple[str, ...]) -> None:
         self._data = data
@@ -30,7 +30,7 @@ class Services:
             process.wait()
 
     def drain(self, bus: Bus, units: int) -> float:
-        """Return units/s from the first transaction seen to the last row stored, so that starting up does not count."""
+        """Return units/s from the first transaction to the last stored row, without the time to start."""
         from ...analytics.store.lag import stored_lag
         from ...pipeline.process.service import GROUP, ProcessService
         from ...pipeline.report import lag
@@ -45,7 +45,7 @@ class Services:
         return units * first / total / (clock.monotonic_ns() - began) * NS_PER_S
 
     def peak_bytes(self) -> dict[str, int]:
-        """Return the most memory that each service has held so far for itself, and what they share: the text of libraries."""
+        """Return the peak private memory of each service, and the memory that they share (code of libraries)."""
         peaks, shared = {}, 0
         for arguments, process in zip(self._arguments, self._running, strict=True):
             now = _kibibytes(process.pid, "smaps_rollup")
@@ -68,5 +68,5 @@ def _kibibytes(pid: int, what: str) -> dict[str, int]:
 
 
 def memory(peaks: dict[str, int]) -> str:
-    """Return the peaks of services as a text."""
+    """Return the peaks of services as text."""
     return " + ".join(f"{peak / 1e6:.0f}" for peak in peaks.values()) + " MB"

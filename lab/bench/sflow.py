@@ -1,6 +1,6 @@
 """``weft bench --only sflow``: sFlow datagrams to rows beside a copy of the same bytes, and datagrams off a real socket.
 
-Every number is of whole batches as the collector publishes them, names and nulls and all, not of the decoder alone.
+All rates are of whole batches as the collector publishes them, with names and nulls, not of the decoder alone.
 """
 
 import multiprocessing
@@ -14,13 +14,14 @@ import polars as pl
 
 from ...pipeline.clock import NS_PER_S, SystemClock
 from .measure import Line, best_rate
+from .packets import roce_frame
 
 _DATAGRAMS, _AGENTS, _PORTS, _RUNS = 3000, 20, 64, 20
 _RATE, _SECONDS, _BURST_S = 100_000, 2, 0.001
 
 
 def sflow(seconds: int) -> Iterator[Line]:
-    """Flow samples and counter samples to rows on one core, then 100,000 datagrams a second over the loopback interface."""
+    """Measure flow samples and counter samples to rows on one core, then 100,000 datagrams per second over loopback."""
     from ...pipeline.memory import keep_freed
 
     keep_freed()
@@ -43,7 +44,7 @@ def _decode_rate(datagrams: list[bytes], each: int) -> tuple[float, float]:
     numbers, numbers_at = np.arange(len(datagrams)) % (_DATAGRAMS // _AGENTS), offsets[:, None] + np.arange(16, 20)
 
     def work() -> None:
-        # Each run is the next of the same agents' datagrams: one that was here before would be left out.
+        # Each run has the next sequence numbers of its agents: the decoder drops duplicates.
         numbers[:] += _DATAGRAMS // _AGENTS
         buffer[numbers_at] = numbers.astype(">u4").view(np.uint8).reshape(-1, 4)
         rows.of(buffer, offsets, lengths, ts)
@@ -59,18 +60,15 @@ def _datagram(number: int, samples: list[bytes]) -> bytes:
 
 
 def _flow_datagrams() -> tuple[list[bytes], int]:
-    """Return datagrams of 7 flow samples, each with the first 128 bytes of a RoCEv2 packet and a record of the switch's."""
+    """Return datagrams of 7 flow samples, each with the first 128 bytes of a RoCEv2 packet and an extended switch record."""
     payload = bytes(1040)
     made = []
     for number in range(_DATAGRAMS):
         samples = []
         for k in range(7):
             psn = number * 7 + k
-            bth = bytes([0x04, 0, 0xFF, 0xFF, 0, 0, 0, psn % 250, 0]) + (psn % 2**24).to_bytes(3, "big")
-            udp = struct.pack(">4H", 49152 + psn % 1000, 4791, 8 + len(bth) + len(payload), 0)
             addresses = bytes([10, 1, psn % 32, 1, 10, 1, psn % 31, 2])
-            ip = struct.pack(">2B3H2BH", 0x45, 2, 20 + 8 + len(bth) + len(payload), 0, 0x4000, 64, 17, 0) + addresses
-            packet = bytes(12) + b"\x08\x00" + ip + udp + bth + payload
+            packet = roce_frame(0x04, psn % 250, psn % 2**24, payload, 49152 + psn % 1000, addresses)
             header = struct.pack(">6I", 1, 144, 1, len(packet) + 4, 4, 128) + packet[:128]
             switch = struct.pack(">6I", 1001, 16, 100, 0, 100, 0)
             body = struct.pack(">8I", psn, k + 1, 1000, psn * 1000, 0, k + 1, k + 2, 2) + header + switch
@@ -132,7 +130,7 @@ def _received(seconds: int) -> Iterator[Line]:
     live.stop()
     frames += [(batch.family, batch.frame) for batch in live.drain()]
     rows = sum(frame.height for family, frame in frames if family == "port")
-    # Numbers that are missing are the same datagrams once more, as their agent sees them.
+    # Gaps in sequence numbers count the same datagrams again.
     missed = sum(int(frame.filter(pl.col("reason") != "sequence")["missed"].sum()) for family, frame in frames if family == "gap")
     decoded = rows // 7
     yield Line(

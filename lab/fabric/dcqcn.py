@@ -8,6 +8,8 @@ the rate it achieved, since its queue would then be empty and marking would have
 
 Go-back-N: a receiver discards everything after a gap until the sender learns of it, one round trip later. If the lost packet was the last
 one, the sender waits for its acknowledgement timer.
+
+Arguments: ``flows`` and ``ports`` are rows of ``state.FLOW`` and ``state.PORT``, f a flow; bytes and ns are int64, rates bytes/s float64.
 """
 
 from typing import NamedTuple
@@ -59,7 +61,7 @@ def _deaf_bytes(flows, f, control, tick):
 
 @numba.njit(cache=True)
 def receive(flows, adapters, order, control, tick):
-    """Count delivered bytes as received in order, or as discarded after a gap."""
+    """Count delivered bytes as received in order, or as discarded after a gap; ``adapters`` are rows of ``state.ADAPTER``."""
     for k in range(order.count[0]):
         f = order.flows[k]
         came, lost = flows.delivered[f], flows.hurt[f]
@@ -83,6 +85,7 @@ def receive(flows, adapters, order, control, tick):
 
 @numba.njit(cache=True)
 def _cut(flows, f, control, floor):
+    """Reduce a flow's rate after a notification, to no less than ``floor`` bytes/s after the cut."""
     flows.goal[f] = flows.rate[f]
     cut = 1.0 - flows.alpha[f] / 2
     flows.rate[f] = max(flows.rate[f] * cut, control.least, floor * cut)
@@ -92,6 +95,7 @@ def _cut(flows, f, control, floor):
 
 @numba.njit(cache=True)
 def _raise(flows, f, control, line):
+    """Raise a flow's rate by one round of the timer or the byte counter; ``line`` is the line rate in bytes/s."""
     later, sooner = max(flows.timer_stage[f], flows.byte_stage[f]), min(flows.timer_stage[f], flows.byte_stage[f])
     if sooner > control.rounds:
         flows.goal[f] += control.hyper * line

@@ -12,7 +12,7 @@ import numpy as np
 from .dcqcn import Control, react, receive
 from .queues import Buffers, back, forward, rebuild, settle
 from .rng import draw
-from .routing import Net
+from .routing import Net, Router
 from .schedule import Log, Programs, begin, drop_way, find_way, finish
 from .state import PACKET_BYTES, Order, Tick
 
@@ -90,13 +90,14 @@ def run(world, first, last, pacing, series):
     Write the cumulative bytes and the depths into ``series`` (``PortBytes``), one row at the end of each sample interval.
     """
     flows, ports, order, log = world.flows, world.ports, world.order, world.log
+    members, programs, groups, router = world.members, world.programs, world.groups, Router(world.net, world.seeds, world.alias)
     row = 0
     room = log.flow.shape[0] - flows.shape[0]
     for step in range(first, last):
-        tick = Tick(step, step * pacing.step_ns, pacing.step_ns, pacing.seed)
+        tick = Tick(step, step * pacing.step_ns, pacing.step_ns, pacing.nvlink_rate, pacing.seed)
         if log.count[0] > room:
             return step
-        if begin(world, tick):
+        if begin(members, programs, groups, flows, ports, router, tick):
             rebuild(flows, ports, world.net, order)
         forward(flows, ports, order, tick, pacing.window_bytes)
         back(flows, ports, order, world.net, world.buffers, tick.ns)
@@ -105,7 +106,7 @@ def run(world, first, last, pacing, series):
         react(flows, ports, world.adapters, order, world.control, tick)
         if pacing.packet_rate > 0:
             _sample_packets(world, pacing.packet_rate, tick)
-        if finish(world, tick, pacing.nvlink_rate):
+        if finish(members, programs, groups, flows, ports, order, log, tick):
             rebuild(flows, ports, world.net, order)
         if (step + 1) % pacing.sample_steps == 0:
             for p in range(ports.shape[0]):
@@ -121,7 +122,7 @@ def reroute(world, everything):
 
     Bytes that a rerouted flow has in queues are lost.
     """
-    flows, ports = world.flows, world.ports
+    flows, ports, router = world.flows, world.ports, Router(world.net, world.seeds, world.alias)
     for f in range(flows.shape[0]):
         if flows.pinned[f]:
             continue
@@ -144,5 +145,5 @@ def reroute(world, everything):
             flows.queued[f, h] = 0
             flows.arrived[f, h] = 0
         job = world.members.job[flows.member[f]]
-        find_way(world, f, world.programs.jobs.adaptive[job])
+        find_way(flows, ports, router, f, world.programs.jobs.adaptive[job])
     rebuild(flows, ports, world.net, world.order)

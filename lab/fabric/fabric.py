@@ -1,11 +1,11 @@
 """The virtual fabric: a cluster's network under training traffic, as a function of its configuration, a seed and time.
 
-A fluid model in steps of 10 us to 1 ms: queue pairs are flows, queues are integers of bytes, and what switches and adapters do to them is
-in ``queues``, ``dcqcn`` and ``schedule``. Use steps of at most 50 us where the dynamics of congestion control matter; coarser ones give
-the same shares and pauses, averaged.
+A fluid model in steps of 10 us to 1 ms: queue pairs are flows, queues are integers of bytes; ``queues``, ``dcqcn`` and ``schedule`` hold
+the behaviour of switches, adapters and jobs. Use steps of at most 50 us where the dynamics of congestion control matter; coarser steps give
+the same shares and pauses on average.
 
-The state after a time does not depend on how many calls of ``advance`` led to it: every draw depends on the seed and on what it is of.
-What crosses the boundary is exact: bytes sent are bytes received, queued or lost, for every port and for every flow, after every step.
+The state after a time does not depend on the number of calls of ``advance``: every draw is a function of the seed and of its subject. Bytes
+are exact: after every step, for every port and every flow, bytes sent are bytes received, queued or lost.
 """
 
 from dataclasses import dataclass, field
@@ -26,11 +26,11 @@ from .topology import FabricTopology, rail_fabric
 from .workload import Job, Workload
 
 STEP_NS_MIN, STEP_NS_MAX = 10_000, NS_PER_MS
-# What a hop takes without a queue: switching and some metres of fibre.
+# Delay of a hop without a queue: switching and some metres of fibre.
 HOP_NS = 900
-# The series that one call of ``advance`` hands out.
+# Size of the series that one call of ``advance`` returns.
 SERIES_BYTES_MAX = 2 << 30
-# Columns of the ports that a reading holds.
+# Columns of the ports in a counter sample.
 _READ = (
     *("sent", "dropped", "vanished", "broken", "marked", "paused_ns", "pauses", "frames", "depth", "depth_max", "held"),
     *("held_max", "headroom_max"),
@@ -54,7 +54,7 @@ class FabricConfig:
     buffer_alpha: float = 0.125
     pause_delay_ns: int = 2_000
     hysteresis_bytes: int = 40_000
-    # Marking at 400G; a port of another speed has them in proportion.
+    # Marking at 400G, scaled for ports of another speed.
     ecn_kmin_bytes: int = 400_000
     ecn_kmax_bytes: int = 1_600_000
     ecn_pmax: float = 0.2
@@ -70,12 +70,12 @@ class FabricConfig:
     dcqcn_least: float = 1 / 1000
     round_trip_ns: int = 8_000
     ack_timeout_ns: int = 16 * NS_PER_MS
-    ring_window_bytes: int = 1 << 20  # what a rank of a ring may be ahead of what it has received; two steps of line rate at least
+    ring_window_bytes: int = 1 << 20  # how far a rank of a ring may send ahead of what it received; at least two steps of line rate
     nvlink_bps: int = 3_600_000_000_000
-    bit_error_ratio: float = 1e-8  # before correction, of a link in health; each link has its own around it
-    clock_skew_ns: int = 200  # of a device in health, either way
-    packet_sampling: int = 100_000  # one in so many, 0: none
-    probes: int = 64  # pairs of adapters whose latency is known
+    bit_error_ratio: float = 1e-8  # before correction, of a healthy link; each link draws its own around it
+    clock_skew_ns: int = 200  # of a healthy device, either way
+    packet_sampling: int = 100_000  # one packet in so many, 0: none
+    probes: int = 64  # pairs of adapters whose latency is measured
 
     def __post_init__(self) -> None:
         if not STEP_NS_MIN <= self.step_ns <= STEP_NS_MAX:
@@ -86,22 +86,22 @@ class FabricConfig:
 
 @dataclass(frozen=True, slots=True)
 class FabricCounters:
-    """All counters at one time (ns since the fabric's start): columns over directed ports, adapters and members' GPUs."""
+    """One counter sample of the whole fabric (time in ns since its start): columns over directed ports, adapters and GPUs."""
 
     at_ns: int
     ports: dict[str, np.ndarray]
     adapters: dict[str, np.ndarray]
     gpus: dict[str, np.ndarray]
-    fec_bins: np.ndarray  # (ports, BINS) codewords at the receiving end
+    fec_bins: np.ndarray  # (ports, BINS) int64, codewords at the receiving end
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What happened since the last call. Times are ns since the fabric's start, ports directed ports.
+    """The result of one call of ``advance``. Times are ns since the fabric's start, ports are directed, arrays are int64.
 
-    ``sent``, ``received`` and ``depth`` are (samples, ports): bytes sent in each sample interval, bytes of them that came to the far end,
-    bytes queued at its end, the first one beginning at ``first_ns``. ``flows`` has rows (flow, begin, end, bytes); ``iterations`` (job,
-    n, begin, end, mean time communicating, slowest member, its wait); ``packets`` (flow, time, number in the flow, chance of a mark in
+    ``sent``, ``received`` and ``depth`` are (samples, ports): bytes sent in each sample interval, bytes that reached the far end in it,
+    bytes queued at its end; the first interval begins at ``first_ns``. ``flows`` has rows (flow, begin, end, bytes); ``iterations`` (job,
+    number, begin, end, mean communicating time, slowest member, its wait); ``packets`` (flow, time, number in the flow, chance of a mark in
     2^-40); ``events`` (time, port, 1 = up or 0 = down); ``latency_ns`` is (samples, probes).
     """
 
@@ -110,7 +110,7 @@ class Step:
     sent: np.ndarray
     received: np.ndarray
     depth: np.ndarray
-    readings: tuple[FabricCounters, ...]
+    counters: tuple[FabricCounters, ...]
     flows: np.ndarray
     iterations: np.ndarray
     packets: np.ndarray
@@ -120,7 +120,7 @@ class Step:
 
 
 class Fabric:
-    """A fabric that runs. The constructor builds its tables and moves nothing."""
+    """A running fabric. The constructor builds the tables and moves no bytes."""
 
     def __init__(self, config: FabricConfig, seed: int = 0) -> None:
         self.config, self.seed = config, seed
@@ -152,13 +152,13 @@ class Fabric:
 
     @property
     def now_ns(self) -> int:
-        """Return how far the fabric has come, in ns since its start."""
+        """Return the fabric's time, in ns since its start."""
         return self._step * self.config.step_ns
 
     def advance(self, until_ns: int) -> Step:
-        """Run to ``until_ns`` since the fabric's start (down to a whole sample interval) and return what happened on the way.
+        """Run to ``until_ns`` since the fabric's start, rounded down to a whole sample interval, and return what happened.
 
-        Raises ``ValueError`` where the series of so long a time would take more than ``SERIES_BYTES_MAX``.
+        Raises ``ValueError`` if the series would take more than ``SERIES_BYTES_MAX``.
         """
         config = self.config
         first_ns, last = self.now_ns, until_ns // config.sample_ns * config.sample_ns // config.step_ns
@@ -173,14 +173,14 @@ class Fabric:
             done = (self.now_ns - first_ns) // config.sample_ns
             self._run(min(last, self._due_ns // config.step_ns), PortBytes(*(column[done:] for column in series)), parts)
             if self.now_ns % config.counter_ns == 0:
-                parts.readings.append(self._read())
+                parts.counters.append(self._read())
         moved = [np.diff(column, axis=0, prepend=last[None]) for column, last in zip(series, self._last, strict=False)]
         if samples:
             self._last = np.stack([series.sent[-1], series.received[-1]])
         return parts.step(first_ns, self.now_ns, PortBytes(moved[0], moved[1], series.depth), self._latency(series.depth))
 
     def _turn(self, parts: "_Parts") -> None:
-        """Let faults come, go and grow, note when to look again, and lead flows around what changed."""
+        """Apply the faults of this time, set the next time at which they change, and reroute flows."""
         world, now_ns, step_ns = self.world, self.now_ns, self.config.step_ns
         self._count_codewords()
         if self._plan.apply(now_ns):
@@ -189,11 +189,11 @@ class Fabric:
             parts.events.append((now_ns, port, int(world.ports.up[port])))
         self._was_up = world.ports.up.copy()
         counters = (now_ns // self.config.counter_ns + 1) * self.config.counter_ns
-        # A fault acts from the first step that begins at its time or after it.
+        # A fault acts from the first step that begins at or after its time.
         self._due_ns = min(counters, -(-self._plan.next_edge(now_ns) // step_ns) * step_ns)
 
     def _run(self, until: int, series: PortBytes, parts: "_Parts") -> None:
-        """Run to step ``until``, however often the log has to be emptied on the way."""
+        """Run to step ``until``; empty the kernel's log as often as necessary."""
         per_sample, began = self._pacing.sample_steps, self._step
         while self._step < until:
             row = self._step // per_sample - began // per_sample
@@ -201,7 +201,7 @@ class Fabric:
             parts.take(self.world)
 
     def _read(self) -> FabricCounters:
-        """Return all counters, and clear what is a maximum since the last reading."""
+        """Return all counters, and clear the maxima."""
         self._count_codewords()
         world = self.world
         gpus = {name: np.zeros(self.topology.adapters, np.int64) for name in ("busy_ns", "nvlink")}
@@ -216,7 +216,7 @@ class Fabric:
         return FabricCounters(self.now_ns, ports, adapters, gpus, bins)
 
     def _count_codewords(self) -> None:
-        """Let the codewords pass that have since the last look, at the error ratios that held until now."""
+        """Count the codewords since the last call, at the error ratios that applied until now."""
         span_ns = self.now_ns - self._codewords_ns
         if span_ns == 0:
             return
@@ -228,7 +228,7 @@ class Fabric:
         self._codewords_ns = self.now_ns
 
     def _latency(self, depth: np.ndarray) -> np.ndarray:
-        """Return the one-way delay of each probe at each sample: a constant a hop, and the queues on its way."""
+        """Return the one-way delay (samples, probes) in ns: a constant per hop and the queues on the path."""
         paths, rate = self._probe_paths, self.world.ports.rate
         delay = np.full((len(depth), len(paths)), 0, np.int64)
         for hop in range(HOPS_MAX):
@@ -247,40 +247,20 @@ class Fabric:
         ports.pmax[:] = config.ecn_pmax
         into = [np.flatnonzero(net.peer == device) for device in range(len(topology.tier))]
         start = np.concatenate([[0], np.cumsum([len(ports_in) for ports_in in into])]).astype(np.int64)
-        buffers = Buffers(
-            config.buffer_bytes,
-            config.headroom_bytes,
-            config.buffer_alpha,
-            config.pause_delay_ns,
-            config.hysteresis_bytes,
-            start,
-            np.concatenate(into).astype(np.int64),
-        )
+        sizes = config.buffer_bytes, config.headroom_bytes, config.buffer_alpha, config.pause_delay_ns, config.hysteresis_bytes
+        buffers = Buffers(*sizes, start, np.concatenate(into).astype(np.int64))
         flows = len(work.flows)
         room = max(65_536, 2 * flows)
         iterations = room + len(work.groups)
         log = Log(np.zeros((room, FLOW_LOG), np.int64), np.zeros((iterations, ITERATION_LOG), np.int64), np.zeros(2, np.int64))
         seeds = (units(self.seed, SEED_DRAW, len(topology.tier)) * 2**53).astype(np.int64)
-        return World(
-            net,
-            work.flows,
-            ports,
-            rows(ADAPTER, topology.adapters),
-            make_order(flows, topology.ports),
-            work.members,
-            work.programs,
-            work.groups,
-            log,
-            buffers,
-            self._control(),
-            seeds,
-            np.arange(topology.adapters),
-            np.zeros((PACKETS_MAX, 4), np.int64),
-            np.zeros(2, np.int64),
-        )
+        tables = net, work.flows, ports, rows(ADAPTER, topology.adapters), make_order(flows, topology.ports)
+        jobs = work.members, work.programs, work.groups, log
+        sampled = np.zeros((PACKETS_MAX, 4), np.int64), np.zeros(2, np.int64)
+        return World(*tables, *jobs, buffers, self._control(), seeds, np.arange(topology.adapters), *sampled)
 
     def _pin(self, paths: dict[int, tuple[int, ...]]) -> None:
-        """Hold all flows of some jobs to a path each."""
+        """Pin all flows of some jobs to one path each."""
         flows = self.world.flows
         for job, path in paths.items():
             mine = self.world.members.job[flows.member] == job
@@ -306,21 +286,14 @@ class Fabric:
         )
 
     def _tuning(self) -> Tuning:
-        world = self.world
-        ports = {name: world.ports[name] for name in ("limit", "sink", "up", "lossless", "loss", "seen", "kmin", "kmax")}
+        world, names = self.world, tuple(job.name for job in self.workload.jobs)
+        programs = world.programs
         return Tuning(
-            topology=self.topology,
-            **ports,
-            slow=world.programs.slow,
-            seeds=world.seeds,
-            queue_pairs=world.programs.jobs["queue_pairs"],
-            alias=world.alias,
-            error_ratio=self.error_ratio,
-            job_names=tuple(job.name for job in self.workload.jobs),
+            self.topology, world.ports, programs.slow, world.seeds, programs.jobs["queue_pairs"], world.alias, self.error_ratio, names
         )
 
     def _make_probes(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return pairs of adapters on different hosts, and their ways on the fabric in health."""
+        """Return pairs of adapters on different hosts, and their paths in the healthy fabric."""
         topology, world = self.topology, self.world
         lots = (units(self.seed, PROBE_DRAW, 2 * self.config.probes) * topology.adapters).astype(np.int64).reshape(-1, 2)
         pairs = lots[lots[:, 0] // topology.rails != lots[:, 1] // topology.rails]
@@ -331,7 +304,7 @@ class Fabric:
 
 
 def _visiting(topology: FabricTopology, faults: tuple[InjectedFault, ...]) -> tuple[list[Job], dict[int, tuple[int, ...]]]:
-    """Return the jobs that faults bring, and the paths of those among them that have to keep to one."""
+    """Return the jobs that faults add, and the pinned paths by job number."""
     jobs: list[Job] = []
     paths: dict[int, tuple[int, ...]] = {}
     for number, fault in enumerate(faults):
@@ -346,9 +319,9 @@ def _visiting(topology: FabricTopology, faults: tuple[InjectedFault, ...]) -> tu
 
 @dataclass(slots=True)
 class _Parts:
-    """What a call of ``advance`` gathers."""
+    """The results that a call of ``advance`` collects."""
 
-    readings: list[FabricCounters] = field(default_factory=list)
+    counters: list[FabricCounters] = field(default_factory=list)
     flows: list[np.ndarray] = field(default_factory=list)
     iterations: list[np.ndarray] = field(default_factory=list)
     packets: list[np.ndarray] = field(default_factory=list)
@@ -356,7 +329,7 @@ class _Parts:
     events: list[tuple[int, int, int]] = field(default_factory=list)
 
     def take(self, world: World) -> None:
-        """Empty the kernel's logs."""
+        """Move the rows of the kernel's logs here."""
         log = world.log
         self.flows.append(log.flow[: log.count[0]].copy())
         self.iterations.append(log.iteration[: log.count[1]].copy())
@@ -366,12 +339,12 @@ class _Parts:
         world.sampled[:] = 0
 
     def step(self, first_ns: int, until_ns: int, series: PortBytes, latency_ns: np.ndarray) -> Step:
-        """Return it as a ``Step``."""
+        """Return the collected results."""
         return Step(
             first_ns,
             until_ns,
             *series,
-            tuple(self.readings),
+            tuple(self.counters),
             np.concatenate([np.zeros((0, FLOW_LOG), np.int64), *self.flows]),
             np.concatenate([np.zeros((0, ITERATION_LOG), np.int64), *self.iterations]),
             np.concatenate([np.zeros((0, 4), np.int64), *self.packets]),

@@ -1,13 +1,13 @@
-"""What goes wrong, when, where and how much: one line each in ``FAULTS``.
+"""Faults: one line per kind in ``FAULTS``.
 
-A fault of the fabric changes what the model runs by, a fault of the telemetry what is exported of it. Faults are laid on anew from the
-fabric as configured whenever one comes or goes and at each reading of counters, so that they add up and leave nothing behind.
+A fault of the fabric changes parameters of the model, a fault of the telemetry changes what is exported. Whenever a fault begins or ends,
+and at each poll of the counters, all active faults are applied to the configured parameters, so that they combine and leave nothing behind.
 """
 
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from .workload import Job, Phase
 
 @dataclass(frozen=True, slots=True)
 class InjectedFault:
-    """One fault: its kind, its place (see ``FAULTS``), its time since the fabric's start, and how bad it is (0..1 unless said)."""
+    """One fault: kind, place (see ``FAULTS``), time since the fabric's start, and severity (0..1 unless ``FAULTS`` says otherwise)."""
 
     kind: str
     place: str = ""
@@ -34,17 +34,10 @@ class InjectedFault:
 
 
 class Tuning(NamedTuple):
-    """What faults turn: the arrays that the model runs by, and what they were."""
+    """The parameters that faults change: the model's own arrays, by port, adapter, device or job."""
 
     topology: FabricTopology
-    limit: np.ndarray
-    sink: np.ndarray
-    up: np.ndarray
-    lossless: np.ndarray
-    loss: np.ndarray
-    seen: np.ndarray
-    kmin: np.ndarray
-    kmax: np.ndarray
+    ports: np.recarray  # rows of ``state.PORT``
     slow: np.ndarray
     seeds: np.ndarray
     queue_pairs: np.ndarray
@@ -52,24 +45,29 @@ class Tuning(NamedTuple):
     error_ratio: np.ndarray  # bit errors before correction, by port
     job_names: tuple[str, ...]
 
+    def columns(self) -> dict[str, np.ndarray]:
+        """Return the columns that faults change, by name."""
+        ports = {name: self.ports[name] for name in ("limit", "sink", "up", "lossless", "loss", "seen", "kmin", "kmax")}
+        return ports | {name: getattr(self, name) for name in ("slow", "seeds", "queue_pairs", "alias", "error_ratio")}
+
 
 @dataclass(frozen=True, slots=True)
 class FaultKind:
-    """One line of ``FAULTS``: what it is, what its place names, and how it acts."""
+    """One line of ``FAULTS``: description, kind of place, and effect."""
 
     doc: str
-    place: str  # what the place names: an adapter or link as ``device/port``, a switch, a job, a device; or nothing
+    place: str  # what it names: an adapter or link as ``device/port``, a switch, a job, a device, two leaves, or nothing
     apply: Callable[[Tuning, InjectedFault, int], None] | None = None
     jobs: Callable[[FabricTopology, InjectedFault, int], tuple[Job, ...]] | None = None
-    # The ports that each of these jobs' flows is held to, instead of the way that they would find.
+    # The paths to which the flows of these jobs are pinned.
     paths: Callable[[FabricTopology, InjectedFault], tuple[tuple[int, ...], ...]] | None = None
     on_export: bool = False
-    # Times since its begin at which a fault changes by itself.
+    # The period with which a fault changes by itself.
     period_ns: Callable[[InjectedFault], int] | None = None
 
 
 def adapter_of(topology: FabricTopology, place: str) -> int:
-    """Return the adapter named ``host/port``. Raises ``ValueError`` where there is none."""
+    """Return the adapter named ``host/port``. Raises ``ValueError`` if there is none."""
     device, _, port = place.partition("/")
     return topology.port_of(device, port) // 2
 
@@ -82,7 +80,7 @@ def link_of(topology: FabricTopology, place: str) -> np.ndarray:
 
 
 def wrong(topology: FabricTopology, kind: str, place: str) -> tuple[str, str] | None:
-    """Return what is wrong with a kind of fault and a place that somebody asked for, and the mend; nothing where they can be."""
+    """Return the problem with a kind of fault and a place, and a hint; ``None`` if they are valid."""
     if kind not in FAULTS:
         return f"there is no fault {kind!r}", _nearest(kind, list(FAULTS))
     what, names = FAULTS[kind].place, list(topology.device_names)
@@ -111,20 +109,20 @@ def _nearest(word: str, words: list[str]) -> str:
 
 def _slow_adapter(on: Tuning, fault: InjectedFault, _now_ns: int) -> None:
     adapter = adapter_of(on.topology, fault.place)
-    on.limit[2 * adapter] *= 1 - fault.severity
-    on.sink[2 * adapter + 1] *= 1 - fault.severity
+    on.ports.limit[2 * adapter] *= 1 - fault.severity
+    on.ports.sink[2 * adapter + 1] *= 1 - fault.severity
 
 
 def _pause_storm(on: Tuning, fault: InjectedFault, _now_ns: int) -> None:
-    on.sink[2 * adapter_of(on.topology, fault.place) + 1] *= 1 - fault.severity
+    on.ports.sink[2 * adapter_of(on.topology, fault.place) + 1] *= 1 - fault.severity
 
 
 def _dirty_fibre(on: Tuning, fault: InjectedFault, now_ns: int) -> None:
-    """Let the bit error ratio double with each eighth of the fault, the last being ``severity``."""
+    """Double the bit error ratio with each eighth of the fault's duration, up to ``severity``."""
     age = min(1.0, (now_ns - fault.begin_ns) / max(1, fault.duration_ns))
     steps = 8 - int(8 * age)
     for port in link_of(on.topology, fault.place).tolist():
-        # Division rounds alike on every machine, which a power need not.
+        # Division rounds alike on all machines, a power need not.
         ratio = fault.severity
         for _ in range(steps - 1):
             ratio /= 2
@@ -133,18 +131,18 @@ def _dirty_fibre(on: Tuning, fault: InjectedFault, now_ns: int) -> None:
 
 def _flap(on: Tuning, fault: InjectedFault, now_ns: int) -> None:
     if (now_ns - fault.begin_ns) // _flap_period(fault) % 2 == 0:
-        on.up[link_of(on.topology, fault.place)] = False
+        on.ports.up[link_of(on.topology, fault.place)] = False
 
 
 def _flap_period(fault: InjectedFault) -> int:
-    """Return how long the link is down, and then up: severity 1 is 100 ms, 0.5 is 200 ms."""
+    """Return how long the link is down, and then up: 100 ms at severity 1, 200 ms at 0.5."""
     return int(100 * NS_PER_MS / max(fault.severity, 0.01))
 
 
 def _rail_down(on: Tuning, fault: InjectedFault, _now_ns: int) -> None:
-    """Take an adapter's link down; the next rail of its host sends and receives in its stead."""
+    """Take an adapter's link down; the next rail of its host sends and receives instead."""
     adapter = adapter_of(on.topology, fault.place)
-    on.up[2 * adapter : 2 * adapter + 2] = False
+    on.ports.up[2 * adapter : 2 * adapter + 2] = False
     host, rail = divmod(adapter, on.topology.rails)
     on.alias[adapter] = host * on.topology.rails + (rail + 1) % on.topology.rails
 
@@ -165,10 +163,10 @@ def _jobs(on: Tuning, place: str) -> np.ndarray:
 
 
 def _marking(on: Tuning, fault: InjectedFault, _now_ns: int) -> None:
-    """Raise Kmin and Kmax of a switch (all, if no place is given) by 1 + 1000 x severity: nothing is marked before ports are paused."""
+    """Multiply Kmin and Kmax of a switch (all, without a place) by 1 + 1000 x severity: ports are paused before anything is marked."""
     ports = _owned(on.topology, fault.place)
-    on.kmin[ports] = on.kmin[ports] * int(1 + 1000 * fault.severity)
-    on.kmax[ports] = on.kmax[ports] * int(1 + 1000 * fault.severity)
+    on.ports.kmin[ports] = on.ports.kmin[ports] * int(1 + 1000 * fault.severity)
+    on.ports.kmax[ports] = on.ports.kmax[ports] * int(1 + 1000 * fault.severity)
 
 
 def _owned(topology: FabricTopology, place: str) -> np.ndarray:
@@ -178,11 +176,11 @@ def _owned(topology: FabricTopology, place: str) -> np.ndarray:
 
 
 def _no_pause(on: Tuning, fault: InjectedFault, _now_ns: int) -> None:
-    """Let a switch pause none of its senders, or only not the one of the link that is named."""
+    """Disable pauses by a switch, or on one link only."""
     if "/" in fault.place:
-        on.lossless[link_of(on.topology, fault.place)[1]] = False
+        on.ports.lossless[link_of(on.topology, fault.place)[1]] = False
     else:
-        on.lossless[_owned(on.topology, fault.place) ^ 1] = False
+        on.ports.lossless[_owned(on.topology, fault.place) ^ 1] = False
 
 
 def _slow_gpu(on: Tuning, fault: InjectedFault, _now_ns: int) -> None:
@@ -191,12 +189,12 @@ def _slow_gpu(on: Tuning, fault: InjectedFault, _now_ns: int) -> None:
 
 def _silent_loss(on: Tuning, fault: InjectedFault, _now_ns: int) -> None:
     ports = link_of(on.topology, fault.place)
-    on.loss[ports] += fault.severity
-    on.seen[ports] = False
+    on.ports.loss[ports] += fault.severity
+    on.ports.seen[ports] = False
 
 
 def _incast(topology: FabricTopology, fault: InjectedFault, number: int) -> tuple[Job, ...]:
-    """Let all hosts but the target's own send to one adapter at once, 1 to 32 MB each, every 20 ms."""
+    """Return a job in which all other hosts send to one adapter at once, 1 to 32 MB each, every 20 ms."""
     target = adapter_of(topology, fault.place)
     rail = target % topology.rails
     hosts = tuple(host for host in range(topology.gpus // topology.rails) if host != target // topology.rails)
@@ -207,7 +205,7 @@ def _incast(topology: FabricTopology, fault: InjectedFault, number: int) -> tupl
 
 
 def _neighbour(topology: FabricTopology, fault: InjectedFault, number: int) -> tuple[Job, ...]:
-    """Let another job run on the hosts of two racks, all-reducing up to 2 GB every 50 ms."""
+    """Return a second job on up to four hosts, which all-reduces up to 2 GB every 50 ms."""
     first = topology.device_names.index(fault.place) if fault.place else 0
     count = topology.gpus // topology.rails
     hosts = tuple(sorted({(first + k * max(1, count // 4)) % count for k in range(4)}))
@@ -216,7 +214,7 @@ def _neighbour(topology: FabricTopology, fault: InjectedFault, number: int) -> t
 
 
 def _cycle_ends(topology: FabricTopology, fault: InjectedFault) -> tuple[list[int], list[int]]:
-    """Return two adapters on each of the two leaves that the place names, with a comma between."""
+    """Return two adapters on each of two leaves, named with a comma between."""
     leaves = [topology.device_names.index(name) for name in fault.place.split(",")]
     found = [np.flatnonzero(topology.leaf[: topology.gpus] == leaf).tolist() for leaf in leaves]
     if len(found) != 2 or min(map(len, found)) < 2:
@@ -235,10 +233,9 @@ def _cycle_jobs(topology: FabricTopology, fault: InjectedFault, number: int) -> 
 
 
 def _cycle_paths(topology: FabricTopology, fault: InjectedFault) -> tuple[tuple[int, ...], ...]:
-    """Return two ways that each go up a second time, as misconfigured routes do: leaf a, spine, leaf b, other spine, leaf a, and from b
-    likewise.
+    """Return two paths that go up a second time, as misconfigured routes do: leaf a, spine, leaf b, other spine, leaf a; likewise from b.
 
-    The ingress of each of the four switches then waits for the next one round the ring.
+    The ingress of each of the four switches then waits for the next one in the ring.
     """
     ends = _cycle_ends(topology, fault)
     a, b = (int(topology.leaf[pair[0]]) for pair in ends)
@@ -258,32 +255,32 @@ def _visitor(name: str, fault: InjectedFault, job: Job) -> Job:
 
 
 FAULTS: dict[str, FaultKind] = {
-    "slow_nic": FaultKind("an adapter, or the bus behind it, is slower by the severity, both ways", "adapter", _slow_adapter),
-    "pause_storm": FaultKind("a host takes less by the severity, at 1 nothing, and pauses its leaf", "adapter", _pause_storm),
+    "slow_nic": FaultKind("an adapter, or the bus behind it, is slower by the severity, in both directions", "adapter", _slow_adapter),
+    "pause_storm": FaultKind("a host accepts less by the severity (at 1 nothing) and pauses its leaf", "adapter", _pause_storm),
     "dirty_fibre": FaultKind("a link's bit error ratio doubles step by step up to the severity", "link", _dirty_fibre),
     "link_flap": FaultKind("a link goes down and comes back, faster with the severity", "link", _flap, period_ns=_flap_period),
     "rail_down": FaultKind("an adapter's link is dead, the next rail takes over", "adapter", _rail_down),
     "hash_polarization": FaultKind("all switches hash with one seed", "", _polarise),
     "few_qps": FaultKind("connections of a job use one queue pair", "job", _few_queue_pairs),
-    "incast": FaultKind("all hosts send to one adapter at once, again and again", "adapter", jobs=_incast),
+    "incast": FaultKind("all hosts send to one adapter at once, repeatedly", "adapter", jobs=_incast),
     "ecn_thresholds": FaultKind("marking begins too late: ports are paused first", "switch", _marking),
-    "pfc_off": FaultKind("a switch, or the far end of one link, does not pause its senders and drops", "switch", _no_pause),
+    "pfc_off": FaultKind("a switch, or the far end of one link, drops instead of pausing its senders", "switch", _no_pause),
     "cyclic_buffers": FaultKind(
         "misrouted flows make four switches wait for each other", "two leaves", jobs=_cycle_jobs, paths=_cycle_paths
     ),
     "slow_gpu": FaultKind("a GPU computes longer by the severity", "adapter", _slow_gpu),
     "noisy_neighbour": FaultKind("another job shares hosts and links", "device", jobs=_neighbour),
-    "silent_loss": FaultKind("a link loses packets, a share of the severity, and nobody counts them", "link", _silent_loss),
+    "silent_loss": FaultKind("a link loses a share of packets (the severity), and no counter shows it", "link", _silent_loss),
     "frozen_counter": FaultKind("a device's counters keep their value", "device", on_export=True),
     "counter_reset": FaultKind("a device's counters start again from zero", "device", on_export=True),
-    "lossy_collector": FaultKind("a share of a device's readings never comes", "device", on_export=True),
-    "late_collector": FaultKind("a device's readings come late, by the severity in seconds", "device", on_export=True),
+    "lossy_collector": FaultKind("a share of a device's samples is lost", "device", on_export=True),
+    "late_collector": FaultKind("a device's samples are received late, by the severity in seconds", "device", on_export=True),
     "skewed_clock": FaultKind("a device's clock is ahead, by the severity in milliseconds", "device", on_export=True),
 }
 
 
 class FaultPlan:
-    """The faults of a run, over the fabric as configured."""
+    """The faults of a run, applied to the configured fabric."""
 
     def __init__(self, faults: tuple[InjectedFault, ...], tuning: Tuning) -> None:
         for fault in faults:
@@ -291,10 +288,10 @@ class FaultPlan:
                 raise ValueError(f"there is no fault {fault.kind}; there are {', '.join(FAULTS)}")
         self.faults = tuple(fault for fault in faults if not FAULTS[fault.kind].on_export)
         self._tuning = tuning
-        self._base: dict[str, Any] = {name: column.copy() for name, column in tuning._asdict().items() if isinstance(column, np.ndarray)}
+        self._base = {name: column.copy() for name, column in tuning.columns().items()}
 
     def next_edge(self, now_ns: int) -> int:
-        """Return the first time after ``now_ns`` at which a fault comes, goes or changes by itself."""
+        """Return the first time after ``now_ns`` at which a fault begins, ends or changes by itself."""
         edges = [2**62]
         for fault in self.faults:
             edges += [edge for edge in (fault.begin_ns, fault.end_ns) if edge > now_ns]
@@ -304,21 +301,22 @@ class FaultPlan:
         return min(edges)
 
     def apply(self, now_ns: int) -> bool:
-        """Lay on what is wrong at this time; return whether flows have to look for their way again."""
-        before = {name: getattr(self._tuning, name).copy() for name in ("up", "seeds", "alias")}
+        """Apply the faults that are active at this time; return whether flows have to be rerouted."""
+        columns = self._tuning.columns()
+        before = {name: columns[name].copy() for name in ("up", "seeds", "alias")}
         for name, column in self._base.items():
-            getattr(self._tuning, name)[:] = column
+            columns[name][:] = column
         for fault in self.faults:
             act = FAULTS[fault.kind].apply
             if act is not None and fault.begin_ns <= now_ns < fault.end_ns:
                 act(self._tuning, fault, now_ns)
         _fibre_loss(self._tuning)
-        return any((getattr(self._tuning, name) != column).any() for name, column in before.items())
+        return any((columns[name] != column).any() for name, column in before.items())
 
 
 def _fibre_loss(on: Tuning) -> None:
-    """Let bit errors that are not corrected take packets, as errors that the receiver counts."""
+    """Turn uncorrectable bit errors into lost packets, which the receiver counts as errors."""
     for port in np.flatnonzero(on.error_ratio > 1e-5).tolist():
         chance = fec.packet_loss(float(on.error_ratio[port]), WIRE_BYTES)
-        if chance > on.loss[port]:
-            on.loss[port], on.seen[port] = chance, True
+        if chance > on.ports.loss[port]:
+            on.ports.loss[port], on.ports.seen[port] = chance, True

@@ -12,6 +12,9 @@ the average that a sequence of XOFF and XON lets through, including victim flows
 
 **Marks.** P(q) = 0 up to Kmin, Pmax (q - Kmin) / (Kmax - Kmin) up to Kmax, 1 above [Zhu et al., SIGCOMM 2015], q the mean of the queue
 before and after the step.
+
+Arguments: ``flows`` and ``ports`` are rows of ``state.FLOW`` and ``state.PORT``; f, h and p number a flow, a hop and a port; bytes and ns
+are int64, rates bytes/s float64.
 """
 
 from typing import NamedTuple

@@ -31,21 +31,18 @@ class Net(NamedTuple):
     leaves: int
 
 
+class Router(NamedTuple):
+    """What a path depends on beside the state of the ports."""
+
+    net: Net
+    seeds: np.ndarray  # (devices,) int64, of the hashes
+    alias: np.ndarray  # (adapters,) int64, the adapter that sends and receives instead
+
+
 def net_of(topology: FabricTopology) -> Net:
     """Return a topology's arrays for kernels."""
-    t = topology
-    return Net(
-        t.owner,
-        t.peer.astype(np.int32),
-        t.stage,
-        t.leaf,
-        t.leaf_number,
-        t.up_start,
-        t.up_port,
-        t.down_start,
-        t.down_port,
-        int(t.leaf_number.max()) + 1,
-    )
+    t, leaves = topology, int(topology.leaf_number.max()) + 1
+    return Net(t.owner, t.peer.astype(np.int32), t.stage, t.leaf, t.leaf_number, t.up_start, t.up_port, t.down_start, t.down_port, leaves)
 
 
 @numba.njit(cache=True)

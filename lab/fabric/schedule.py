@@ -3,6 +3,9 @@
 A phase is a time of computing, then a collective over the member's group. A member's flows start when it reaches the collective; the group
 continues when all members are there, all flows have arrived and all NVLink bytes have moved. So a slow GPU, adapter or link delays its
 group, and through the groups of the next phase the whole job, as in synchronous training.
+
+Arguments: ``members``, ``groups``, ``flows`` and ``ports`` are rows of ``MEMBER``, ``GROUP``, ``state.FLOW`` and ``state.PORT``; f, m and g
+number flows, members and groups; bytes and ns are int64.
 """
 
 from typing import NamedTuple
@@ -90,6 +93,7 @@ class Log(NamedTuple):
 
 @numba.njit(cache=True)
 def _compute_ns(members, programs, m, seed):
+    """Return the ns that a member computes in its current phase, with jitter and the factor of a slow GPU."""
     job, phase = members.job[m], members.phase[m]
     factor = 1.0
     if programs.jobs.jitter[job] > 0:
@@ -98,8 +102,8 @@ def _compute_ns(members, programs, m, seed):
 
 
 @numba.njit(cache=True)
-def _start_flow(world, f, size, begin_ns, group, adaptive):
-    flows, ports = world.flows, world.ports
+def _start_flow(flows, ports, router, f, size, begin_ns, group, adaptive):
+    """Start a flow of ``size`` bytes for a group; return whether there is anything to send."""
     flows.turn[f] += 1
     flows.total[f], flows.good[f] = size, 0
     if size == 0:
@@ -112,7 +116,7 @@ def _start_flow(world, f, size, begin_ns, group, adaptive):
     flows.alpha[f] = 1.0
     flows.timer_ns[f] = flows.counted[f] = flows.timer_stage[f] = flows.byte_stage[f] = flows.quiet_ns[f] = flows.decay_ns[f] = 0
     if (flows.stale[f] or adaptive) and not flows.pinned[f]:
-        find_way(world, f, adaptive)
+        find_way(flows, ports, router, f, adaptive)
     else:
         for h in range(flows.hops[f]):
             ports.load[flows.path[f, h]] += 1
@@ -120,11 +124,10 @@ def _start_flow(world, f, size, begin_ns, group, adaptive):
 
 
 @numba.njit(cache=True)
-def find_way(world, f, adaptive):
+def find_way(flows, ports, router, f, adaptive):
     """Route an active flow, which has nothing in any queue, and count it on the ports of its path."""
-    flows, ports = world.flows, world.ports
-    source, target = world.alias[flows.source[f]], world.alias[flows.target[f]]
-    flows.hops[f] = route(world.net, ports, world.seeds, source, target, flows.entropy[f], adaptive, flows.path[f])
+    source, target = router.alias[flows.source[f]], router.alias[flows.target[f]]
+    flows.hops[f] = route(router.net, ports, router.seeds, source, target, flows.entropy[f], adaptive, flows.path[f])
     flows.stale[f] = flows.hops[f] == 0
     for h in range(flows.hops[f]):
         ports.load[flows.path[f, h]] += 1
@@ -155,9 +158,8 @@ def _next_phase(members, programs, m, end_ns, seed):
 
 
 @numba.njit(cache=True)
-def _enter(world, m, seed):
+def _enter(members, programs, groups, flows, ports, router, m, seed):
     """Start a member's collective; return whether a flow started."""
-    members, programs, groups, flows = world.members, world.programs, world.groups, world.flows
     phase, job = members.phase[m], members.job[m]
     kind = programs.phases.kind[phase]
     group = programs.group_of[kind, m]
@@ -184,16 +186,15 @@ def _enter(world, m, seed):
     for k in range(first, last):
         f = programs.flow_index[k]
         part = (size + flows.ordinal[f]) // used if flows.ordinal[f] < used else 0
-        if _start_flow(world, f, part, members.ready_ns[m], group, programs.jobs.adaptive[job]):
+        if _start_flow(flows, ports, router, f, part, members.ready_ns[m], group, programs.jobs.adaptive[job]):
             groups.open[group] += 1
             started = True
     return started
 
 
 @numba.njit(cache=True)
-def begin(world, tick):
+def begin(members, programs, groups, flows, ports, router, tick):
     """Start the phases and collectives that are due before the end of this step; return whether a flow started."""
-    members, programs = world.members, world.programs
     started, until = False, tick.now_ns + tick.ns
     for m in range(members.shape[0]):
         while members.state[m] == COMPUTING:
@@ -202,16 +203,15 @@ def begin(world, tick):
                 break
             phase = members.phase[m]
             if programs.phases.kind[phase] >= 0 and (members.iteration[m] + 1) % programs.phases.every[phase] == 0:
-                started |= _enter(world, m, tick.seed)
+                started |= _enter(members, programs, groups, flows, ports, router, m, tick.seed)
             else:
                 _next_phase(members, programs, m, members.ready_ns[m], tick.seed)
     return started
 
 
 @numba.njit(cache=True)
-def _end_flow(world, f, tick):
+def _end_flow(members, groups, flows, ports, log, f, tick):
     """Close a flow that has arrived; interpolate its end within the step by the rate of the previous step."""
-    flows, members, groups, ports, log = world.flows, world.members, world.groups, world.ports, world.log
     came, before = flows.delivered[f], flows.before[f]
     begun = max(flows.begin_ns[f], tick.now_ns)
     pace = max(before, came) / tick.ns if flows.begin_ns[f] < tick.now_ns else max(1e-9, ports.rate[2 * flows.source[f]] / NS_PER_S)
@@ -230,9 +230,8 @@ def _end_flow(world, f, tick):
 
 
 @numba.njit(cache=True)
-def _end_iteration(world, g, end_ns):
+def _end_iteration(members, programs, groups, log, g, end_ns):
     """Log an iteration of a job; the slowest member is the one that waited least for the others."""
-    members, programs, groups, log = world.members, world.programs, world.groups, world.log
     first, last = groups.first[g], groups.last[g]
     job = members.job[programs.group_member[first]]
     slowest, total = programs.group_member[first], np.int64(0)
@@ -249,24 +248,23 @@ def _end_iteration(world, g, end_ns):
 
 
 @numba.njit(cache=True)
-def finish(world, tick, nvlink_rate):
+def finish(members, programs, groups, flows, ports, order, log, tick):
     """Close finished flows and NVLink transfers, and let complete groups continue; return whether a flow ended."""
-    members, programs, groups, flows, order = world.members, world.programs, world.groups, world.flows, world.order
     ended = False
     for k in range(order.count[0]):
         f = order.flows[k]
         if flows.active[f] and flows.good[f] >= flows.total[f]:
-            _end_flow(world, f, tick)
+            _end_flow(members, groups, flows, ports, log, f, tick)
             ended = True
     for m in range(members.shape[0]):
         if members.nvlink_left[m] > 0:
             began = max(tick.now_ns, members.ready_ns[m])
-            moved = min(members.nvlink_left[m], np.int64((tick.now_ns + tick.ns - began) * nvlink_rate / NS_PER_S))
+            moved = min(members.nvlink_left[m], np.int64((tick.now_ns + tick.ns - began) * tick.nvlink_rate / NS_PER_S))
             members.nvlink_left[m] -= moved
             members.nvlink[m] += moved
             if members.nvlink_left[m] == 0:
                 group = members.group[m]
-                end = began + np.int64(moved * NS_PER_S / nvlink_rate)
+                end = began + np.int64(moved * NS_PER_S / tick.nvlink_rate)
                 groups.open[group] -= 1
                 groups.end_ns[group] = max(groups.end_ns[group], end)
                 members.own_end_ns[m] = max(members.own_end_ns[m], end)
@@ -282,7 +280,7 @@ def finish(world, tick, nvlink_rate):
             members.comm_ns[m] += end_ns - members.ready_ns[m]
         job = members.job[programs.group_member[first]]
         if programs.jobs.synchronous[job] and members.phase[programs.group_member[first]] == programs.jobs.last[job] - 1:
-            _end_iteration(world, g, end_ns)
+            _end_iteration(members, programs, groups, log, g, end_ns)
         for k in range(first, last):
             _next_phase(members, programs, programs.group_member[k], end_ns, tick.seed)
     return ended

@@ -136,6 +136,7 @@ class Tick(NamedTuple):
     number: int
     now_ns: int  # where it begins
     ns: int  # how long it is
+    nvlink_rate: float  # bytes/s
     seed: int
 
 
@@ -174,10 +175,5 @@ def make_ports(topology: FabricTopology) -> np.recarray:
 
 def make_order(flows: int, ports: int) -> Order:
     """Return an order without active flows."""
-    return Order(
-        np.zeros(flows * HOPS_MAX, np.int32),
-        np.zeros(STAGES + 1, np.int64),
-        np.zeros(flows, np.int32),
-        np.zeros(ports, np.int32),
-        np.zeros(2, np.int64),
-    )
+    slots = np.zeros(flows * HOPS_MAX, np.int32), np.zeros(STAGES + 1, np.int64)
+    return Order(*slots, np.zeros(flows, np.int32), np.zeros(ports, np.int32), np.zeros(2, np.int64))

@@ -1,10 +1,10 @@
-"""What is connected to what, as arrays: GPUs behind adapters, adapters on leaves, leaves under spines or two tiers of them.
+"""The topology as arrays: GPUs behind adapters, adapters on leaves, leaves under one or two tiers of switches.
 
-A link is two directed ports, ``p`` and ``p ^ 1``: a directed port belongs to the device that sends by it. Adapter ``n`` sends by port
-``2 n`` and receives by ``2 n + 1``, which is its leaf's. Adapter ``host * rails + rail`` belongs to the GPU of the same number; storage
-hosts follow the GPU hosts and have adapters without GPUs.
+A link is two directed ports, ``p`` and ``p ^ 1``; a directed port belongs to the device that sends by it. Adapter ``n`` sends by port
+``2 n`` and receives by its leaf's port ``2 n + 1``. Adapter ``host * rails + rail`` belongs to the GPU of the same number; storage hosts
+follow the GPU hosts and have adapters without GPUs.
 
-Each port has a stage, its place on the way up and down again, so that one sweep over the stages moves a byte from end to end:
+Each port has a stage, its position on a path, so that one sweep over the stages moves a byte from end to end:
 0 adapter, 1 leaf up, 2 aggregation up, 3 core down, 4 aggregation or spine down, 5 leaf down.
 """
 
@@ -24,24 +24,24 @@ GPUS_MAX = 65_536
 
 @dataclass(frozen=True, slots=True)
 class FabricTopology:
-    """A cluster as columns. Device numbers: hosts first, then switches; ``first_switch`` is the first of those."""
+    """A cluster as columns. Devices are numbered hosts first, then switches from ``first_switch`` on."""
 
     rails: int
     gpus: int
     device_names: tuple[str, ...]
     tier: np.ndarray  # (devices,) HOST .. CORE
-    rack: np.ndarray  # (devices,) rack of a host, -1 of a switch
-    owner: np.ndarray  # (ports,) device that sends by it
-    stage: np.ndarray  # (ports,)
+    rack: np.ndarray  # (devices,) rack of a host, -1 for a switch
+    owner: np.ndarray  # (ports,) int32, the sending device
+    stage: np.ndarray  # (ports,) int32, 0 .. STAGES - 1
     speed_bps: np.ndarray  # (ports,) int64
-    port_names: tuple[str, ...]  # (ports,) as its owner calls it
-    leaf: np.ndarray  # (adapters,) device number of its leaf
-    # Compressed rows: ports up from a device, and ports down from a device towards a leaf (row device * leaves + leaf's number).
+    port_names: tuple[str, ...]  # (ports,) the name on the owner
+    leaf: np.ndarray  # (adapters,) int32, device number of the leaf
+    # Compressed rows, int32: ports up from a device, and ports down from a device to a leaf (row device * leaves + number of the leaf).
     up_start: np.ndarray
     up_port: np.ndarray
     down_start: np.ndarray
     down_port: np.ndarray
-    leaf_number: np.ndarray  # (devices,) -1 of what is no leaf
+    leaf_number: np.ndarray  # (devices,) int32, -1 for other devices
 
     @property
     def ports(self) -> int:
@@ -73,7 +73,7 @@ class FabricTopology:
 
 
 class _TopologyBuilder:
-    """Collects devices and links; adapters' links have to be added first."""
+    """Collects devices and links; add the adapters' links first."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
@@ -96,7 +96,7 @@ class _TopologyBuilder:
         owner = np.array([end for lower, upper, _ in self.ends for end in (lower, upper)])
         peer = owner[np.arange(len(owner)) ^ 1]
         top = tier.max()
-        # A two-tier fabric's spines stand on the stage of aggregation switches.
+        # The spines of a two-tier fabric use the stages of aggregation switches.
         up_stage = np.array([0, 1, 2])[np.minimum(tier[owner], 2)]
         down_stage = np.array([5, 5, 4, 3])[tier[owner]]
         stage = np.where(tier[owner] < tier[peer], up_stage, down_stage)
@@ -124,7 +124,7 @@ class _TopologyBuilder:
 
 
 def _downs(tier: np.ndarray, owner: np.ndarray, peer: np.ndarray, leaves: np.ndarray, top: int) -> list[np.ndarray]:
-    """Return the ports from each device towards each leaf, device by device."""
+    """Return the ports from each device to each leaf, device by device."""
     downward = np.flatnonzero((tier[owner] > tier[peer]) & (tier[peer] > HOST))
     reached: dict[tuple[int, int], list[int]] = {}
     covers: dict[int, set[int]] = {int(leaf): {int(leaf)} for leaf in leaves}
@@ -166,7 +166,7 @@ def rail_fabric(
 ) -> FabricTopology:
     """Return a rail-optimised leaf-spine fabric: in each pod, one leaf per rail; ``parallel`` links from each leaf to each spine.
 
-    ``storage`` hosts stand in each pod beside the racks. The defaults are 256 GPUs on 400G with no oversubscription between pods.
+    Each pod has ``storage`` hosts beside the racks. The defaults are 256 GPUs on 400G with no oversubscription between pods.
     """
     pods = -(-racks // racks_per_pod)
     if racks * hosts_per_rack * rails > GPUS_MAX:
@@ -183,7 +183,7 @@ def rail_fabric(
         for rail in range(rails):
             build.link(store, leaves[n // storage][rail], speed_bps)
     for leaf in (leaf for pod in leaves for leaf in pod):
-        # Spine by spine, then once more: so equal hash seeds make a spine's choice a function of the leaf's, as they do in real fabrics.
+        # All spines once, then again: so equal hash seeds make a spine's choice a function of the leaf's, as in real fabrics.
         for _ in range(parallel):
             for spine in tops:
                 build.link(leaf, spine, speed_bps)
@@ -198,7 +198,7 @@ def sized(gpus: int) -> FabricTopology:
 
 
 def toy(rails: int = 2, hosts_per_rack: int = 2, *, speed_bps: int = 100_000_000_000, spines: int = 2, parallel: int = 1) -> FabricTopology:
-    """Return two racks, each a pod of its own, small enough to follow by hand."""
+    """Return two racks, each its own pod, small enough to check by hand."""
     return rail_fabric(2, hosts_per_rack, rails, speed_bps=speed_bps, racks_per_pod=1, spines=spines, parallel=parallel, storage=0)
 
 
@@ -214,7 +214,7 @@ def clos(
     """Return a three-tier Clos of hosts at the given (core group, pod, leaf) names.
 
     All adapters of a host go to its leaf; each pod has ``aggregations`` switches over all its leaves, each core group ``cores`` switches
-    over all aggregation switches of its pods. A leaf's name counts within its pod.
+    over all aggregation switches of its pods. The name of a leaf is unique within its pod.
     """
     build = _TopologyBuilder()
     if len(places) * adapters_per_host > GPUS_MAX:
@@ -243,7 +243,7 @@ def clos(
 def clos_from(path: Path, *, hosts_max: int | None = None, adapters_per_host: int = 2) -> FabricTopology:
     """Return the Clos of a CSV with a row per host and columns DSW, PSW, ASW (core, aggregation and access switch).
 
-    Raises ``InputError`` where the file cannot be read so.
+    Raises ``InputError`` if the file has no such columns.
     """
     try:
         frame = pl.read_csv(path, columns=["DSW", "PSW", "ASW"], schema_overrides=dict.fromkeys(("DSW", "PSW", "ASW"), pl.String))

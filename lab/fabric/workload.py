@@ -1,14 +1,13 @@
-"""What the GPUs do: jobs as phases of computing and collectives, and the flows that those make on the network.
+"""Jobs as phases of computing and collectives, and the flows that these make on the network.
 
-A collective of S bytes a rank over n ranks sends, per rank: ring all-reduce 2 (n-1)/n S, all-gather and reduce-scatter (n-1)/n S,
-all-to-all S/n to each [NCCL tests, PERFORMANCE]. A ring over whole hosts is one ring per rail, each with its share of S; between hosts it
-goes by the rail's adapter, inside a host by NVLink. An all-to-all goes over NVLink to the GPU on the receiver's rail and from there
-straight, so a rail's flow between two hosts carries what all GPUs of the one send to one GPU of the other. A tree all-reduce is two
-binary trees, each with half of S up and down every edge.
+A collective of S bytes per rank over n ranks sends, per rank: ring all-reduce 2 (n-1)/n S, all-gather and reduce-scatter (n-1)/n S,
+all-to-all S/n to each [NCCL tests, PERFORMANCE]. A ring over whole hosts is one ring per rail, each with its share of S; it uses the rail's
+adapter between hosts and NVLink inside a host. An all-to-all goes over NVLink to the GPU on the receiver's rail and then over the network,
+so a rail's flow between two hosts carries what all GPUs of one host send to one GPU of the other. A tree all-reduce is two binary trees,
+each with half of S up and down every edge.
 
-``training`` makes an iteration in the proportions of published mixture-of-experts runs: per layer 3.5 ms of attention and 8 ms of expert
-computing forward and as much backward, two all-to-alls of 100 MB each way, and a reduce-scatter of 5.6 GB and an all-gather of 2.8 GB per
-192 layers.
+``training`` has the proportions of published mixture-of-experts runs: per layer 3.5 ms of attention and 8 ms of expert computing forward
+and as much backward, two all-to-alls of 100 MB each way, and a reduce-scatter of 5.6 GB and an all-gather of 2.8 GB per 192 layers.
 """
 
 from collections import defaultdict
@@ -30,7 +29,7 @@ FLOWS_MAX = 4_000_000
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """Computing, then a collective of ``payload_bytes`` a rank ``over`` a group, in each ``every``-th iteration only."""
+    """Computing, then a collective of ``payload_bytes`` per rank ``over`` a group, in every ``every``-th iteration."""
 
     compute_ns: int
     collective: str = ""  # empty: none
@@ -41,26 +40,26 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A job on whole hosts (or on some rails of them); times are since the fabric's start."""
+    """A job on whole hosts or on some of their rails; times are ns since the fabric's start."""
 
     name: str
     hosts: tuple[int, ...]
     phases: tuple[Phase, ...]
     rails: tuple[int, ...] | None = None  # None: all
-    stages: int = 1  # of the pipeline: equal runs of hosts
+    stages: int = 1  # of the pipeline: equal parts of the hosts, in order
     block: int = 1  # hosts that share their experts
     queue_pairs: int = 4  # per connection
-    jitter: float = 0.01  # of the times of computing, either way
+    jitter: float = 0.01  # relative, of the computing times, either way
     adaptive: bool = False
     synchronous: bool = True
     start_ns: int = 0
     stop_ns: int = NEVER_NS
-    target: int | None = None  # adapter that an incast goes to
+    target: int | None = None  # destination adapter of an incast
 
 
 @dataclass(slots=True)
 class _MemberGroup:
-    """Members of a group as (host's place, rail's place, member)."""
+    """Members of a group as (index of the host in the job, rail, member)."""
 
     members: list[tuple[int, int, int]] = field(default_factory=list)
 
@@ -73,7 +72,7 @@ class _MemberGroup:
         return sorted({rail for _, rail, _ in self.members})
 
 
-Edge = tuple[int, int, int]  # member that sends, member or adapter that receives, edge that it passes on or -1
+Edge = tuple[int, int, int]  # sending member, receiving member, edge whose bytes it forwards or -1
 
 
 def _ring(group: _MemberGroup) -> Iterator[Edge]:
@@ -118,7 +117,7 @@ def _ring_share(times: int) -> Callable[[int, int, int], Fraction]:
 
 @dataclass(frozen=True, slots=True)
 class Collective:
-    """How a collective uses the network: its edges, and the share of S on each edge and on each rank's NVLink, by (n, rails, hosts)."""
+    """A collective: its edges, and the share of S on each edge and on each rank's NVLink as functions of (n, rails, hosts)."""
 
     edges: Callable[[_MemberGroup], Iterator[Edge]]
     edge_share: Callable[[int, int, int], Fraction]
@@ -154,7 +153,7 @@ COLLECTIVES = {
     "barrier": Collective(_no_edges, _nothing, _nothing),
 }
 
-# Which members are one group: by (host's place, rail, hosts of a stage, hosts of a block).
+# The key of a member's group, by (index of the host, rail, hosts per stage, hosts per block).
 OVER: dict[str, Callable[[int, int, int, int], tuple[int, ...]]] = {
     "host": lambda host, _rail, _stage, _block: (host,),
     "rail": lambda host, rail, stage, _block: (host // stage, rail),
@@ -164,12 +163,12 @@ OVER: dict[str, Callable[[int, int, int, int], tuple[int, ...]]] = {
     "all": lambda _host, _rail, _stage, _block: (),
     "self": lambda host, rail, _stage, _block: (host, rail),
 }
-# Peers that a member of a job of requests knows.
+# Possible receivers of a member's requests.
 PEERS = 8
 
 
 class Workload:
-    """All jobs as tables; ``flows`` are at rest, ``members`` ready to compute."""
+    """All jobs as tables; at first ``flows`` are at rest and ``members`` compute."""
 
     def __init__(self, topology: FabricTopology, jobs: Sequence[Job], seed: int) -> None:
         self._topology, self._seed = topology, seed
@@ -193,7 +192,7 @@ class Workload:
         self.members.ready_ns[:] = self.members.since_ns + self.programs.phases.compute_ns[self.members.phase]
 
     def _job(self, number: int, job: Job) -> list[tuple[int, int, int, int, int]]:
-        """Enter a job's members and groups; return its phases as rows (compute, kind, flow bytes, NVLink bytes, every)."""
+        """Add a job's members and groups; return its phases as rows (compute ns, kind, flow bytes, NVLink bytes, every)."""
         rails = job.rails or tuple(range(self._topology.rails))
         stage = len(job.hosts) // job.stages
         if not job.hosts or not job.phases or stage * job.stages != len(job.hosts) or stage % job.block or len(job.phases) >= PHASES_MAX:
@@ -216,7 +215,7 @@ class Workload:
         return rows
 
     def _kind(self, number: int, job: Job, phase: Phase, places: list[tuple[int, int, int]], stage: int) -> tuple[int, int, int, int]:
-        """Return the class of a phase's groups, and a group's members, rails and hosts."""
+        """Return the kind of a phase's groups, and the numbers of members, rails and hosts in a group."""
         groups: dict[tuple[int, ...], _MemberGroup] = defaultdict(_MemberGroup)
         for place, rail, member in places:
             groups[OVER[phase.over](place, rail, stage, job.block)].members.append((place, rail, member))
@@ -251,7 +250,7 @@ class Workload:
         self._edges_of.append(edges_of)
 
     def _outward(self, job: Job, collective: str, member: int, places: list[tuple[int, int, int]]) -> list[tuple[int, int]]:
-        """Return (adapter, member or -1) that a member of a store, an incast or a job of requests sends to."""
+        """Return the (adapter, member or -1) pairs to which a member of a store, incast or request collective sends."""
         topology, gpu = self._topology, self._members[member][1]
         if collective == "store":
             stores = topology.adapters // topology.rails - topology.gpus // topology.rails
@@ -320,17 +319,8 @@ class Workload:
                     total += len(index[-1])
             flow_start[kind, members] = total
         of_member = np.array([member for group in self._group_members for member in group], np.int64)
-        slow = np.ones(self._topology.adapters)
-        return Programs(
-            self._phase_rows(phases),
-            self._job_rows(starts),
-            self._kind_rows(),
-            group_of,
-            of_member,
-            flow_start,
-            np.concatenate(index),
-            slow,
-        )
+        tables = self._phase_rows(phases), self._job_rows(starts), self._kind_rows()
+        return Programs(*tables, group_of, of_member, flow_start, np.concatenate(index), np.ones(self._topology.adapters))
 
     def _phase_rows(self, phases: np.ndarray) -> np.recarray:
         made = rows(PHASE, len(phases))
@@ -382,11 +372,11 @@ def training(name: str, hosts: Sequence[int], *, microbatches: int = 4, layers: 
 def dense(
     name: str, hosts: Sequence[int], *, compute_ns: int = 200 * _MS, payload_bytes: int = 1_000_000_000, buckets: int = 4, **more
 ) -> Job:
-    """Return a data-parallel job: computing, then gradients of ``payload_bytes`` a host all-reduced over all its GPUs, bucket by bucket."""
+    """Return a data-parallel job: computing, then an all-reduce of ``payload_bytes`` of gradients over all GPUs, bucket by bucket."""
     bucket = Phase(compute_ns // (2 * buckets), "allreduce", "all", payload_bytes // buckets)
     return Job(name, tuple(hosts), (Phase(compute_ns // 2), *(bucket,) * buckets), **more)
 
 
 def inference(name: str, hosts: Sequence[int], *, think_ns: int = 2 * _MS, payload_bytes: int = 65_536, **more) -> Job:
-    """Return a job of requests: each GPU sends to one of its peers by lot, of heavy-tailed sizes, at irregular times."""
+    """Return an inference job: each GPU sends requests of heavy-tailed sizes to random peers at irregular times."""
     return Job(name, tuple(hosts), (Phase(think_ns, "request", "self", payload_bytes),), jitter=0.9, synchronous=False, **more)

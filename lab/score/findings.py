@@ -1,7 +1,7 @@
-"""What the store says about a fault of the demo, asked without knowing where it is: who shows most of what such a fault shows.
+"""Finds the place of a demo's fault in the store without knowing it: the device or port with the strongest symptom of that kind of fault.
 
 Each query ranks all devices or ports by one symptom over a span of time, the worst first: columns ``device``, ``port`` (or NULL) and
-``value``. The ends of a link show the same trouble from two sides, so a port and the one at its other end are one place.
+``value``. Both ends of a link show the same problem, so a port and its peer count as one place.
 """
 
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ UNEVEN = f"""SELECT t.device, NULL AS port, avg(uneven) AS value FROM (
 GROWN = """SELECT device, NULL AS port, avg(sent) FILTER (ts >= $from) / avg(sent) FILTER (ts < $from) AS value FROM (
   SELECT ts, device, sum(bytes) AS sent FROM ports_1s JOIN devices USING (device)
   WHERE ts < $to AND tier = 'host' AND direction = 'tx' GROUP BY ALL) GROUP BY ALL"""
-# Against the seconds that any device of its tier was sampled in.
+# Relative to the seconds in which any device of the tier was sampled.
 _SAMPLED = f"""SELECT * FROM ports_1s JOIN devices USING (device)
 WHERE {_SPAN} AND direction = 'tx' AND coverage_ratio IS NOT NULL AND tier <> 'host'"""
 MISSING = f"""SELECT device, NULL AS port, 1 - sum(coverage_ratio) / count(DISTINCT port) / any_value(seconds) AS value FROM ({_SAMPLED})
@@ -45,7 +45,7 @@ JOIN (SELECT tier, count(DISTINCT ts) AS seconds FROM ({_SAMPLED}) GROUP BY ALL)
 
 
 def _shift(later: str, earlier: str) -> str:
-    """Return the query for how much further apart two times of a device's samples are than they were before."""
+    """Return the query for the change of the distance between two timestamps of a device's samples, in seconds."""
     apart = f"avg(epoch_ns({later}) - epoch_ns({earlier}))"
     value = f"({apart} FILTER (ts >= $from) - {apart} FILTER (ts < $from)) / 1e9"
     return f"SELECT device, NULL AS port, {value} AS value FROM state.samples WHERE ts < $to GROUP BY ALL"
@@ -57,10 +57,10 @@ def _quality(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Symptom:
-    """What a kind of fault shows: a query that ranks, how its value is said, and the rules that watch for it."""
+    """The symptom of a kind of fault: a query that ranks places, a text for its value, and the rules that detect it."""
 
     query: str
-    says: str
+    text: str
     rules: tuple[str, ...] = ()
 
 
@@ -78,8 +78,8 @@ SYMPTOMS: dict[str, Symptom] = {
     "cyclic_buffers": Symptom(MARKED_MORE, "marks {:,.0f} packets a second more than before"),
     "noisy_neighbour": Symptom(GROWN, "sends {:.2f} times what it sent before"),
     "silent_loss": Symptom(VANISHED, "{:.2%} of what it sent did not arrive", ("bytes-vanish",)),
-    "frozen_counter": Symptom(FROZEN, "says nothing of {:,.0f} bytes that its neighbours received", ("counters-frozen",)),
-    "counter_reset": Symptom(_quality("resets"), "{:.0f} counters began anew", ("counters-reset",)),
+    "frozen_counter": Symptom(FROZEN, "does not report {:,.0f} bytes that its neighbours received", ("counters-frozen",)),
+    "counter_reset": Symptom(_quality("resets"), "{:.0f} counters restarted", ("counters-reset",)),
     "lossy_collector": Symptom(MISSING, "{:.0%} of its samples are missing", ("readings-missing", "samples-missing")),
     "late_collector": Symptom(_shift("recv_ts", "ts"), "samples come {:.2f} s later than they did"),
     "skewed_clock": Symptom(_shift("ts", "recv_ts"), "its clock is {:.2f} s further ahead than it was"),
@@ -88,7 +88,7 @@ SYMPTOMS: dict[str, Symptom] = {
 
 @dataclass(frozen=True, slots=True)
 class RecordedFault:
-    """A fault as the truth has it, UTC nanoseconds."""
+    """A fault of the ground truth; time in UTC nanoseconds."""
 
     kind: str
     place: str
@@ -97,11 +97,11 @@ class RecordedFault:
 
 @dataclass(frozen=True, slots=True)
 class FaultFinding:
-    """The worst place by a fault's symptom; ``is_it``: whether that is where the fault is, None where it has no place."""
+    """The place with the strongest symptom; ``is_it``: whether the fault is there, ``None`` if it has no single place."""
 
     device: str
     port: str
-    says: str
+    text: str
     is_it: bool | None
 
     @property
@@ -110,7 +110,7 @@ class FaultFinding:
 
 
 class Fired(NamedTuple):
-    """An alert that fires, or has fired."""
+    """An alert that fires or has fired."""
 
     rule: str
     summary: str
@@ -118,7 +118,7 @@ class Fired(NamedTuple):
 
 
 def injected(data: Path) -> list[RecordedFault]:
-    """Return the faults as the truth in a demo's folder has them, nothing while there is none."""
+    """Return the faults of the ground truth in a demo's folder, none before it is written."""
     files = [str(path) for path in sorted((data / "lab" / "truth" / "faults").glob("*.parquet"))]
     if not files:
         return []
@@ -127,7 +127,7 @@ def injected(data: Path) -> list[RecordedFault]:
 
 
 def find(query: RowQuery, fault: RecordedFault) -> FaultFinding | None:
-    """Return who shows most of what this fault shows, from its begin on; None where nobody shows any."""
+    """Return the place with the strongest symptom since the fault's begin; ``None`` if no place has it."""
     symptom = SYMPTOMS.get(fault.kind)
     if symptom is None:
         return None
@@ -142,7 +142,7 @@ def find(query: RowQuery, fault: RecordedFault) -> FaultFinding | None:
     if not ranked:
         return None
     ((device, port, value),) = ranked
-    return FaultFinding(device, port or "", symptom.says.format(float(value)), _same(query, fault, device, port or ""))
+    return FaultFinding(device, port or "", symptom.text.format(float(value)), _same(query, fault, device, port or ""))
 
 
 def _instant(second: float) -> str:
@@ -150,7 +150,7 @@ def _instant(second: float) -> str:
 
 
 def _same(query: RowQuery, fault: RecordedFault, device: str, port: str) -> bool | None:
-    """Return whether a place that was found is the one of a fault: itself, the other end of its link, a host of the job that it brought."""
+    """Return whether a found place is the fault's: the same, the other end of its link, or a host of the job that it added."""
     place = fault.place
     if fault.kind == "noisy_neighbour":
         sql = "SELECT 1 FROM inventory WHERE kind = 'job' AND device = ? AND starts_with(job, 'neighbour-')"
@@ -169,13 +169,13 @@ def _is_device(query: RowQuery, place: str) -> bool:
     return bool(query("SELECT 1 FROM devices WHERE device IN (SELECT unnest(string_split(?, ',')))", [place]))
 
 
-def watching(kind: str) -> tuple[str, ...]:
-    """Return the rules that watch for a kind of fault."""
+def rules_for(kind: str) -> tuple[str, ...]:
+    """Return the rules that detect a kind of fault."""
     return SYMPTOMS[kind].rules if kind in SYMPTOMS else ()
 
 
 def alerts_of(query: RowQuery) -> list[Fired]:
-    """Return the alerts that have fired, the first one first."""
+    """Return the alerts that have fired, in order of time."""
     rows = query("""SELECT rule, summary, epoch_ns(fired_at) FROM alerts
         WHERE fired_at IS NOT NULL ORDER BY fired_at, rule, device, port""")
     return [Fired(*row) for row in rows]

@@ -1,7 +1,7 @@
-"""One run of the virtual fabric through the whole pipeline in this process: what the store makes of it, beside what really happened.
+"""One run of the virtual fabric through the whole pipeline in this process, compared with the ground truth.
 
-Rows go where they would go live, to a bus, in the order in which they are received; windows, store and rules are the ordinary ones.
-Rules are judged when all is stored, window by window in event time, so that a run has the same alerts however fast the machine is.
+Rows go to a bus in the order of receiving, as in live operation; windows, store and rules are the ordinary ones. Rules are evaluated after
+everything is stored, window by window in event time, so that the alerts do not depend on the speed of the machine.
 """
 
 import json
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One run of the matrix; without a fault it is a quiet one."""
+    """One run of the matrix; without a fault it is a quiet run."""
 
     scale: str
     seed: int
@@ -42,7 +42,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Error:
-    """How far a metric is from the truth: relative, over ``count`` values; ``None``: the store does not have it."""
+    """Relative error of a metric over ``count`` values; ``None``: the store does not have the metric."""
 
     metric: str
     mean: float | None = None
@@ -52,7 +52,7 @@ class Error:
 
 @dataclass(frozen=True, slots=True)
 class CaseResult:
-    """What came of a case."""
+    """The outcome of a case."""
 
     case: Case
     run: ScoredRun
@@ -60,7 +60,7 @@ class CaseResult:
 
 
 def execute(case: Case, rules: "Sequence[Rule]", folder: Path) -> CaseResult:
-    """Run a case in an empty folder and evaluate ``rules``. Raises ``InputError`` where its scale or fault is none."""
+    """Run a case in an empty folder and evaluate ``rules``. Raises ``InputError`` for an invalid scale or fault."""
     from ...analytics.store.writer import Store, StoreConfig
     from ...pipeline.bus import BusConfig, open_bus
     from ..fabric.fabric import Fabric
@@ -74,8 +74,8 @@ def execute(case: Case, rules: "Sequence[Rule]", folder: Path) -> CaseResult:
         latency = _feed(fabric, bus, folder / "truth", round(case.seconds * NS_PER_S))
         _process(bus)
         store.start()
-        alerts = _judge(store, bus, rules, config.start_ns + round(case.seconds * NS_PER_S))
-        errors = measured(store, folder / "truth", latency) if not case.fault else ()
+        alerts = _evaluate(store, bus, rules, config.start_ns + round(case.seconds * NS_PER_S))
+        errors = metric_errors(store, folder / "truth", latency) if not case.fault else ()
     finally:
         store.stop()
         bus.close()
@@ -83,7 +83,7 @@ def execute(case: Case, rules: "Sequence[Rule]", folder: Path) -> CaseResult:
 
 
 def _feed(fabric: "Fabric", bus: "Bus", truth: Path, until_ns: int) -> pl.DataFrame:
-    """Run the fabric and publish what is said of it, second by second of receiving; return the true delays of the probes."""
+    """Run the fabric and publish its rows, second by second of receiving; return the true delays of the probes."""
     from ...collectors.base import Batch
     from ...collectors.publish import BatchPublisher
     from ..fabric.answers import Answers
@@ -93,20 +93,20 @@ def _feed(fabric: "Fabric", bus: "Bus", truth: Path, until_ns: int) -> pl.DataFr
     producer = bus.producer("lab")
     feed = BatchPublisher(producer, "lab", SystemClock(), live=False, epoch=0)
     feed.publish([Batch("inventory", exporter.inventory())])
-    under_way: dict[str, pl.DataFrame] = {}
+    in_transit: dict[str, pl.DataFrame] = {}
     delays = []
     while fabric.now_ns < until_ns:
         step = fabric.advance(min(until_ns, fabric.now_ns + NS_PER_S))
         answers.write(step)
         delays.append(_delays(fabric, step))
         for family, frame in exporter.frames(step).items():
-            under_way[family] = pl.concat([under_way[family], frame]) if family in under_way else frame
-        # The last rows are received a little after the fabric stops; those of a late collector never.
+            in_transit[family] = pl.concat([in_transit[family], frame]) if family in in_transit else frame
+        # The last rows are received shortly after the fabric stops; those of a late collector never.
         now = fabric.config.start_ns + step.until_ns + NS_PER_S // 10
         feed.publish(
-            [Batch(family, rows) for family, frame in under_way.items() if (rows := frame.filter(pl.col("recv_ts") <= now)).height]
+            [Batch(family, rows) for family, frame in in_transit.items() if (rows := frame.filter(pl.col("recv_ts") <= now)).height]
         )
-        under_way = {family: frame.filter(pl.col("recv_ts") > now) for family, frame in under_way.items()}
+        in_transit = {family: frame.filter(pl.col("recv_ts") > now) for family, frame in in_transit.items()}
     answers.close()
     feed.publish([Batch("port", exporter.inventory().clear(), fabric.topology.device_names)])
     producer.close()
@@ -141,8 +141,8 @@ def _process(bus: "Bus") -> None:
     service.stop()
 
 
-def _judge(store: "Store", bus: "Bus", rules: "Sequence[Rule]", until_ns: int) -> tuple[ScoredAlert, ...]:
-    """Store everything, and return the alerts that the rules make of it."""
+def _evaluate(store: "Store", bus: "Bus", rules: "Sequence[Rule]", until_ns: int) -> tuple[ScoredAlert, ...]:
+    """Store everything, evaluate the rules, and return the alerts."""
     from ...analytics import alerts
     from ...analytics.alerts.evaluate import Evaluator
     from ...analytics.store.archive import Archive, ArchiveConfig
@@ -169,7 +169,7 @@ def _judge(store: "Store", bus: "Bus", rules: "Sequence[Rule]", until_ns: int) -
     Evaluator(rules, store).evaluate(until_ns // NS_PER_S * NS_PER_S)
     wrong = store.query("SELECT rule, last_error FROM state.alert_rules WHERE state = 'error'")
     if wrong:
-        raise StoreError(f"the rule {wrong[0]['rule']} cannot be judged: {wrong[0]['last_error']}", "correct its query")
+        raise StoreError(f"the rule {wrong[0]['rule']} cannot be evaluated: {wrong[0]['last_error']}", "correct its query")
     rows = store.query("SELECT rule, labels, fired_at FROM state.alerts WHERE fired_at IS NOT NULL")
     return tuple(ScoredAlert(str(row["rule"]), json.loads(str(row["labels"])), int(str(row["fired_at"]))) for row in rows)
 
@@ -199,8 +199,8 @@ def place_of(fabric: "Fabric", fault: "InjectedFault") -> FaultPlace:
     return FaultPlace(devices=frozenset(fault.place.split(",")))
 
 
-def measured(store: "Store", truth: Path, latency: pl.DataFrame) -> tuple[Error, ...]:
-    """Return how far the store's metrics are from the truth of a run without faults."""
+def metric_errors(store: "Store", truth: Path, latency: pl.DataFrame) -> tuple[Error, ...]:
+    """Return the errors of the store's metrics in a run without faults."""
     return (*_utilisation(store, truth), *_bursts(store, truth), *_latency(store, latency), _iterations(store, truth))
 
 
@@ -246,7 +246,7 @@ def _bursts(store: "Store", truth: Path) -> list[Error]:
 def _latency(store: "Store", latency: pl.DataFrame) -> list[Error]:
     found = _frame(store, "SELECT epoch_ns(ts) AS ts, src, dst, p50_ns, p99_ns FROM latency_1s WHERE kind = 'probe'")
     second = pl.col("ts") // NS_PER_S * NS_PER_S
-    # A pair may have been drawn twice; its samples are then those of both.
+    # A pair may be drawn twice; then the samples of both are merged.
     true = (
         latency.explode("values")
         .group_by(second, "src", "dst")
@@ -257,7 +257,7 @@ def _latency(store: "Store", latency: pl.DataFrame) -> list[Error]:
 
 
 def _iterations(store: "Store", truth: Path) -> Error:
-    """Compare the median period of each job; a store without a view of iterations has not measured it."""
+    """Compare the median iteration period of each job, if the store has a view of iterations."""
     name = "iteration period of a job"
     if not store.query("SELECT 1 FROM duckdb_views() WHERE view_name = 'iterations' AND schema_name = 'main'"):
         return Error(name)
@@ -268,7 +268,7 @@ def _iterations(store: "Store", truth: Path) -> Error:
 
 
 def _error(metric: str, found: pl.Series, true: pl.Series) -> Error:
-    """Return the mean and the largest error relative to the truth, of values whose truth is not zero."""
+    """Return the mean and the largest relative error over values whose truth is not zero."""
     pairs = pl.DataFrame({"found": found.cast(pl.Float64), "true": true.cast(pl.Float64)}).drop_nulls().filter(pl.col("true") > 0)
     if not pairs.height:
         return Error(metric)

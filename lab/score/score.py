@@ -1,21 +1,21 @@
-"""How alerts are scored against what really happened: precision, recall, place, time to detect, false alarms.
+"""Scores alerts against the ground truth: precision, recall, place, time to detect, false alarms.
 
-An alert belongs to a fault's time if it fires from the fault's begin to ``GRACE_NS`` after its end. It is right if its labels name the
-fault's place; both ends of a link are the same place, since a host that pauses shows at the switch port that it pauses. A fault
-without a place (all switches) or of a telemetry's device has no port to be named.
+An alert counts for a fault if it fires between the fault's begin and ``GRACE_NS`` after its end. It is right if its labels name the fault's
+place; both ends of a link are the same place, since a host that pauses shows at the switch port that it pauses. A fault without a place
+(all switches), or of a device's telemetry, has no port.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-# Windows close after the fault has ended.
+# Windows close some time after the fault has ended.
 GRACE_NS = 2_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredAlert:
-    """An alert as far as scoring goes: its labels, and when it fired (ns)."""
+    """An alert: its labels, and when it fired (ns UTC)."""
 
     rule: str
     labels: Mapping[str, str]
@@ -24,7 +24,7 @@ class ScoredAlert:
 
 @dataclass(frozen=True, slots=True)
 class FaultPlace:
-    """Where a fault is: (device, port) that are right, or devices alone, or a job. Nothing of all: everywhere."""
+    """The place of a fault: (device, port) pairs, devices, or a job. Empty: everywhere."""
 
     ports: frozenset[tuple[str, str]] = frozenset()
     devices: frozenset[str] = frozenset()
@@ -48,7 +48,7 @@ class FaultPlace:
 
 @dataclass(frozen=True, slots=True)
 class ScoredRun:
-    """One run: its fault's time and place (``None``: a quiet run), how long it was, and the alerts."""
+    """One run: time and place of its fault (``None``: a quiet run), length, and alerts."""
 
     kind: str
     span_ns: int
@@ -68,7 +68,7 @@ class ScoredRun:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What is printed of the runs of one kind; ``None`` where nothing was there to be judged."""
+    """The score of the runs of one kind; ``None`` where there is nothing to score."""
 
     kind: str
     runs: int
@@ -86,17 +86,17 @@ class Score:
 
     @property
     def precision(self) -> float | None:
-        """Right alerts of all alerts of these runs, also those before the fault."""
+        """The share of right alerts among all alerts of these runs, including those before the fault."""
         return self.right / self.alerts if self.alerts else None
 
     @property
     def device_ratio(self) -> float | None:
-        """Alerts that name a device of the place, of all."""
+        """The share of alerts that name a device of the place."""
         return self.device_right / self.alerts if self.alerts else None
 
     @property
     def localised(self) -> float:
-        """Runs whose first alert in the fault's time names the place."""
+        """The share of runs whose first alert in the fault's time names the place."""
         return self.first_right / self.runs
 
 
@@ -119,7 +119,7 @@ def score(kind: str, runs: Sequence[ScoredRun]) -> Score:
 
 @dataclass(frozen=True, slots=True)
 class FalseAlarms:
-    """Alerts of quiet runs. ``at_most`` is the rate a day that so long a time excludes at 95 % (Poisson, three where none was seen)."""
+    """Alerts of quiet runs. ``at_most`` is the upper 95 % confidence limit of the rate per day (Poisson; three events if none was seen)."""
 
     alarms: int
     seconds: float
@@ -134,13 +134,13 @@ class FalseAlarms:
 
 
 def false_alarms(runs: Iterable[ScoredRun]) -> FalseAlarms | None:
-    """Return what the quiet runs say, ``None`` where there are none."""
+    """Return the false alarms of the quiet runs, ``None`` without such runs."""
     quiet = [run for run in runs if run.place is None]
     return FalseAlarms(sum(len(run.alerts) for run in quiet), sum(run.span_ns for run in quiet) / 1e9) if quiet else None
 
 
 def _poisson_upper(count: int) -> float:
-    """Return the mean at which so few events or fewer have a chance of 5 %, by bisection."""
+    """Return the Poisson mean at which ``count`` or fewer events have a chance of 5 %, by bisection."""
     from math import exp
 
     low, high = 0.0, 10.0 + 3.0 * count

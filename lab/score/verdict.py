@@ -9,14 +9,14 @@ from pathlib import Path
 from ...analytics.store.light_reader import RowQuery, light_reader
 from ...pipeline.clock import NS_PER_S, Clock
 from ...pipeline.errors import StoreError
-from .findings import Fired, RecordedFault, alerts_of, find, injected, watching
+from .findings import Fired, RecordedFault, alerts_of, find, injected, rules_for
 
 LOOK_NS = 2 * NS_PER_S
 
 
 @dataclass(slots=True)
 class Watch:
-    """Looks at what is published every two seconds: says how it goes on a terminal, and when the first alert fires."""
+    """Reads the published store every two seconds: shows progress on a terminal and reports the first alert."""
 
     data: Path
     _due_ns: int = 0
@@ -24,12 +24,12 @@ class Watch:
     _faults: list[RecordedFault] = field(default_factory=list)
 
     def step(self, clock: Clock, seconds: float) -> None:
-        """Look, if it is time to."""
+        """Read the store if it is time."""
         if clock.monotonic_ns() < self._due_ns:
             return
         self._due_ns = clock.monotonic_ns() + LOOK_NS
         self._faults = self._faults or injected(self.data)
-        alerts, windows = self._look()
+        alerts, windows = self._read()
         for fault in self._faults[:1]:
             after = _after(alerts, fault)
             if after and not self._fired:
@@ -39,15 +39,15 @@ class Watch:
                 print(f"alert: {after[0].rule}: {after[0].summary} ({since:.0f} s after the fault began)", flush=True)
         if sys.stderr.isatty():
             begun = sum(clock.now_ns() >= fault.begin_ns for fault in self._faults)
-            said = f"{seconds:4.0f} s  {windows:,} rows of windows  {begun} of {len(self._faults)} faults under way  {len(alerts)} alerts"
-            print(f"\r{said}\x1b[K", end="", file=sys.stderr, flush=True)
+            line = f"{seconds:4.0f} s  {windows:,} rows of windows  {begun} of {len(self._faults)} faults under way  {len(alerts)} alerts"
+            print(f"\r{line}\x1b[K", end="", file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """End the line of progress."""
+        """Clear the progress line."""
         if sys.stderr.isatty():
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
-    def _look(self) -> tuple[list[Fired], int]:
+    def _read(self) -> tuple[list[Fired], int]:
         try:
             with light_reader(self.data / "store") as query:
                 ((windows,),) = query("SELECT count(*) FROM state.port_samples_1s")
@@ -57,12 +57,12 @@ class Watch:
 
 
 def _after(alerts: list[Fired], fault: RecordedFault) -> list[Fired]:
-    """Return the alerts of the rules that watch for such a fault, from its begin on."""
-    return [alert for alert in alerts if alert.fired_ns >= fault.begin_ns and alert.rule in watching(fault.kind)]
+    """Return the alerts since the fault's begin, of the rules that detect it."""
+    return [alert for alert in alerts if alert.fired_ns >= fault.begin_ns and alert.rule in rules_for(fault.kind)]
 
 
 def summary(data: Path) -> Iterator[str]:
-    """Yield what went wrong, what the store shows of it, and which alerts fired, line by line."""
+    """Yield the lines of the summary: each fault, what the store shows of it, and the alerts."""
     try:
         with light_reader(data / "store") as query:
             alerts = alerts_of(query)
@@ -84,11 +84,11 @@ def _about(query: RowQuery, fault: RecordedFault, alerts: list[Fired]) -> list[s
         lines.append("  store says nothing of it")
     else:
         verdict = {True: "it is the place", False: "that is another place", None: "the fault has no one place"}[found.is_it]
-        lines.append(f"  store says {found.place}: {found.says} ({verdict})")
+        lines.append(f"  store says {found.place}: {found.text} ({verdict})")
     after = _after(alerts, fault)
     if after:
         lines.append(f"  first      {after[0].rule} after {(after[0].fired_ns - fault.begin_ns) / NS_PER_S:.1f} s: {after[0].summary}")
-    elif watching(fault.kind):
+    elif rules_for(fault.kind):
         lines.append("  first      no alert")
     else:
         lines.append("  first      no rule watches for it")

@@ -1,1 +1,1 @@
-"""Scripted devices that speak each protocol, with every counter a closed form of time."""
+"""Scripted switches that speak each protocol; every counter is a closed form of time."""

@@ -1,7 +1,7 @@
-"""A gNMI server (gNMI specification 0.10): Capabilities, Get, Subscribe once, by poll, and as a stream.
+"""A gNMI server (gNMI specification 0.10): Capabilities, Get, Subscribe ONCE, POLL and STREAM.
 
-Streams sample, send on change, repeat at heartbeats, leave out what has not changed. What belongs to one object goes out in
-one notification, whose prefix names the object; values that vanish are deleted.
+Streams support SAMPLE, ON_CHANGE, heartbeats and suppression of unchanged values. The values of one object go into one notification whose
+prefix names the object; values that disappear are deleted.
 """
 
 import threading
@@ -20,19 +20,18 @@ from . import tree
 from .paths import ENCODINGS, PROTO, RequestPath, document, relative, typed
 from .script import SwitchSource
 
-# A stream holds a thread.
+# Each stream occupies a thread.
 STREAMS_MAX = 64
 MESSAGE_BYTES_MAX = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class ServerConfig:
-    """Where to listen and how. With ``certificate`` and ``key`` by TLS; with ``client_ca`` clients must show a certificate too.
+    """Where to listen and how: ``certificate`` and ``key`` enable TLS, ``client_ca`` requires client certificates.
 
-    ``users`` are names and passwords, query for in the metadata of each call if there are any. ``sample_ns`` is used where a
-    subscription leaves the interval to the server, ``change_ns`` is how often values are looked at for ON_CHANGE. Without
-    ``prefixes`` each update has its whole path. With ``trees`` a subscription in JSON gets one tree an object, as some devices
-    send, not one value a leaf.
+    ``users`` are names and passwords, required in the metadata of each call if there are any. ``sample_ns`` applies where a subscription
+    leaves the interval to the server; ``change_ns`` is the interval at which values are compared for ON_CHANGE. Without ``prefixes`` each
+    update has its whole path. With ``trees`` a subscription in JSON gets one tree per object, as from some devices, not one value per leaf.
     """
 
     address: str = "127.0.0.1"
@@ -48,7 +47,7 @@ class ServerConfig:
 
 
 def server_credentials(certificate: Path, key: Path, client_ca: Path | None) -> grpc.ServerCredentials:
-    """Return the credentials of a server from files. Raises ``ServiceError`` when one cannot be read."""
+    """Return the credentials of a server from files. Raises ``ServiceError`` if one cannot be read."""
     try:
         pair = (key.read_bytes(), certificate.read_bytes())
         ca = client_ca.read_bytes() if client_ca else None
@@ -58,7 +57,7 @@ def server_credentials(certificate: Path, key: Path, client_ca: Path | None) -> 
 
 
 class Server:
-    """A switch's gNMI service. ``stop`` and ``start`` again keep the port."""
+    """The gNMI service of a switch. It keeps its port across ``stop`` and ``start``."""
 
     def __init__(self, source: SwitchSource, config: ServerConfig, clock: Clock) -> None:
         self._config, self._clock = config, clock
@@ -67,7 +66,7 @@ class Server:
         self.port = config.port
 
     def start(self) -> None:
-        """Listen. Raises ``ServiceError`` when the port is taken or a certificate cannot be read."""
+        """Listen. Raises ``ServiceError`` if the port is in use or a certificate cannot be read."""
         config = self._config
         options = [("grpc.so_reuseport", 0), ("grpc.max_send_message_length", MESSAGE_BYTES_MAX)]
         server = grpc.server(futures.ThreadPoolExecutor(STREAMS_MAX, "lab-gnmi"), options=options)
@@ -94,7 +93,7 @@ class Server:
 
 @dataclass(slots=True)
 class _Watch:
-    """One subscription under way: its leaves by number, when they are due, and what was sent of them last."""
+    """An active subscription: its leaves by number, when they are due, and their last sent values."""
 
     query: RequestPath
     leaves: list[int]
@@ -160,7 +159,7 @@ class _Servicer(gnmi_pb2_grpc.gNMIServicer):
     def _admit(self, context: grpc.ServicerContext) -> None:
         given = {key: str(value) for key, value in context.invocation_metadata()}
         users = self._config.users
-        # A name that is unknown has no password, which must not be the one that nobody sent.
+        # An unknown user has no password (``None``), which must not equal a missing one.
         if users and users.get(given.get("username", "")) != given.get("password", ""):
             _refuse(context, grpc.StatusCode.UNAUTHENTICATED, "wrong user name or password")
 
@@ -210,7 +209,7 @@ class _Servicer(gnmi_pb2_grpc.gNMIServicer):
         yield gnmi_pb2.SubscribeResponse(sync_response=True)
         while watches and not gone.is_set() and not self.ended.is_set():
             due = min(watch.due_ns for watch in watches)
-            # In short steps, so that the end of the server is seen too.
+            # In short steps, to notice the end of the server.
             self._clock.wait(min(0.1, max(0.0, (due - self._clock.now_ns()) / NS_PER_S)), gone)
             now = self._clock.now_ns()
             for watch in watches:
@@ -228,7 +227,7 @@ class _Servicer(gnmi_pb2_grpc.gNMIServicer):
         watch.sent = {number: values[number] for number in watch.leaves if values[number] is not None}
 
     def _send(self, watch: _Watch, now: int, encoding: int, *, everything: bool) -> Iterator[gnmi_pb2.SubscribeResponse]:
-        """Yield what is due of a subscription, object by object, and what has gone since."""
+        """Yield the due values of a subscription, object by object, and deletes for those that disappeared."""
         query, values = watch.query, self._values(watch.query.origin, now)
         leaves = self._trees[query.origin].leaves if watch.leaves else ()
         objects: dict[tuple[tree.Element, ...], list[tuple[int, Any]]] = {}
@@ -259,7 +258,7 @@ class _Servicer(gnmi_pb2_grpc.gNMIServicer):
     def _object(
         self, watch: _Watch, key: tuple[tree.Element, ...], some: list[tuple[int, Any]], now: int, encoding: int, everything: bool
     ) -> gnmi_pb2.SubscribeResponse:
-        """Return one object's leaves in a notification; of an atomic one all of them, whatever has changed."""
+        """Return a notification with the changed leaves of an object; an atomic object sends all of its leaves."""
         query, leaves = watch.query, self._trees[watch.query.origin].leaves
         atomic = leaves[some[0][0]].atomic
         short = atomic or self._config.prefixes
@@ -278,13 +277,13 @@ class _Servicer(gnmi_pb2_grpc.gNMIServicer):
     def _database(
         self, watch: _Watch, due: dict[tuple[tree.Element, ...], list[tuple[int, Any]]], now: int, encoding: int
     ) -> gnmi_pb2.SubscribeResponse:
-        """Return the answer of SONiC's database: one value for the path as the request names it."""
+        """Return the answer of SONiC's database: one value for the requested path."""
         note = gnmi_pb2.Notification(timestamp=now, prefix=watch.query.prefix())
         self._documents(note, watch.query, [pair for some in due.values() for pair in some], encoding)
         return gnmi_pb2.SubscribeResponse(update=note)
 
     def _documents(self, note: gnmi_pb2.Notification, query: RequestPath, found: list[tuple[int, Any]], encoding: int) -> None:
-        """Add leaves, or for JSON one tree for each node that the path means."""
+        """Add leaves, or for JSON one tree per node that the path matches."""
         leaves = self._trees[query.origin].leaves
         depth = len(query.elements)
         if query.origin == tree.SONIC and encoding != PROTO:
@@ -304,27 +303,27 @@ class _Servicer(gnmi_pb2_grpc.gNMIServicer):
 
 
 class Stream:
-    """What subscriptions get of a switch, at instants of the caller's choice and without a connection.
+    """Subscriptions of a switch without a connection, at instants that the caller chooses.
 
-    Each of ``query`` is a path, which of the leaves below it are wanted, and whether they are sent again only when they have
-    changed. Every notification names the switch as its target.
+    A subscription is a path, a filter for the leaves below it, and whether unchanged values are suppressed. Every notification names the
+    switch as its target.
     """
 
     def __init__(
-        self, source: SwitchSource, clock: Clock, query: Sequence[tuple[Sequence[tree.Element], Callable[[tree.Leaf], bool], bool]]
+        self, source: SwitchSource, clock: Clock, subscriptions: Sequence[tuple[Sequence[tree.Element], Callable[[tree.Leaf], bool], bool]]
     ) -> None:
-        self._servicer = _Remembering(source, ServerConfig(), clock)
+        self._servicer = _CachingServicer(source, ServerConfig(), clock)
         wanted = gnmi_pb2.SubscriptionList(prefix=gnmi_pb2.Path(target=source.switch.device), encoding=PROTO)
         self._watches = []
-        for elements, keep, changes in query:
+        for elements, wanted_leaf, changes in subscriptions:
             one = wanted.subscription.add(path=relative(elements), mode=gnmi_pb2.ON_CHANGE if changes else gnmi_pb2.SAMPLE)
             watch = self._servicer._watch(wanted, one)
             leaves = self._servicer._trees[watch.query.origin].leaves
-            watch.leaves = [number for number in watch.leaves if keep(leaves[number])]
+            watch.leaves = [number for number in watch.leaves if wanted_leaf(leaves[number])]
             self._watches.append(watch)
 
     def at(self, ts: int) -> bytes:
-        """Return the messages that are due at ``ts`` (ns UTC), each behind its length as a varint."""
+        """Return the messages that are due at ``ts`` (ns UTC), each after its length as a varint."""
         made = bytearray()
         for watch in self._watches:
             for response in self._servicer._send(watch, ts, PROTO, everything=not watch.suppress):
@@ -333,18 +332,18 @@ class Stream:
         return bytes(made)
 
 
-class _Remembering(_Servicer):
-    """Keeps the values of the last instant: a subscription of many paths asks for them once a path."""
+class _CachingServicer(_Servicer):
+    """Caches the values of the last instant, which a subscription of many paths reads once per path."""
 
     def __init__(self, source: SwitchSource, config: ServerConfig, clock: Clock) -> None:
         super().__init__(source, config, clock)
-        self._kept: dict[str, tuple[int, list[Any]]] = {}
+        self._cache: dict[str, tuple[int, list[Any]]] = {}
 
     def _values(self, origin: str, ts: int) -> list[Any]:
-        kept = self._kept.get(origin)
-        if kept is None or kept[0] != ts:
-            kept = self._kept[origin] = ts, super()._values(origin, ts)
-        return kept[1]
+        cached = self._cache.get(origin)
+        if cached is None or cached[0] != ts:
+            cached = self._cache[origin] = ts, super()._values(origin, ts)
+        return cached[1]
 
 
 def _varint(number: int) -> bytes:
@@ -357,7 +356,7 @@ def _varint(number: int) -> bytes:
 
 
 def _database_value(query: RequestPath, found: list[tuple[tree.Leaf, Any]], encoding: int) -> gnmi_pb2.TypedValue:
-    """Return a field as a text, fields as an object, and several keys' fields as objects by key."""
+    """Return a single field as a string, the fields of one key as an object, those of several keys as objects by key."""
     names = [element.name for element in query.elements]
     below = next((at + 1 for at, name in enumerate(names) if name in ("Queues", "PriorityGroups")), 0)
     wild = next((at for at, name in enumerate(names) if "*" in name), len(names))

@@ -1,9 +1,9 @@
 """SONiC high-frequency telemetry: IPFIX messages (RFC 7011) whose fields are SAI statistics of objects.
 
-The framing is the RFC's; two things are not. A field's element number is the label of an object, its enterprise number names the
-statistic (type in the upper half, statistic in the lower, the top bit of each for a vendor's own). And element 325 is plain
-nanoseconds since 1970. ``Layout`` has all the ways in which real switches write them. Names of objects are not in the
-stream: ``side_channel`` gives what a switch keeps of them in its STATE_DB.
+The framing follows the RFC, with two exceptions. A field's element number is the label of an object and its enterprise number is the
+statistic (object type in the upper half, statistic in the lower, the top bit of each for vendor extensions). And element 325 is plain
+nanoseconds since 1970. ``Layout`` has all known variants of real switches. Object names are not in the stream: ``side_channel`` returns the
+records of a switch's STATE_DB.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ from .script import SwitchSource
 from .wire import MessageBuffer, join, rows
 
 MESSAGE_BYTES_MAX = 65_535
-# (65535 - headers of message, set and template - time) / 8: one template must fit into a message.
+# (65535 - headers of message, set and template - time) / 8, since a template must fit into a message.
 COUNTERS_MAX = 8_000
 
 _HEAD = np.dtype([("version", ">u2"), ("length", ">u2"), ("export_s", ">u4"), ("sequence", ">u4"), ("domain", ">u4")])
@@ -30,12 +30,12 @@ _GROUPS = {sai.PORT: "PORT", sai.QUEUE: "QUEUE", sai.POOL: "BUFFER_POOL", sai.GR
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How a switch writes its records.
+    """The format of the records.
 
     ``time``: element 325 as eight bytes of ns, or element 322 (seconds) and 325 (ns of the second) of four bytes each.
-    ``widths``: bytes of the counters, taken in turn; a counter is cut to its low bytes. ``pad_every``: after so many counters
-    comes a slot of ``pad_bytes`` that is none (element and enterprise 0). ``records``: records in a message, as many as fit if 0.
-    ``tail``: bytes of padding after the last record of a set.
+    ``widths``: bytes of the counters, in turn; a counter is truncated to its low bytes. ``pad_every``: after so many counters there is a
+    padding field of ``pad_bytes`` (element and enterprise 0). ``records``: records per message, 0: as many as fit. ``tail``: bytes of
+    padding after the last record of a set.
     """
 
     time: Literal["nanoseconds", "pair"] = "nanoseconds"
@@ -50,9 +50,9 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """What is streamed of one type of object; ``objects`` are numbers in the order of ``sai.objects``.
+    """The streamed statistics of one type of object; ``objects`` are indices into ``sai.objects``.
 
-    A session that is too large for one template is sent in parts; ``first`` is the place of a part's first object in the whole.
+    A session that is too large for one template is sent in parts; ``first`` is the index of a part's first object in the whole session.
     """
 
     object_type: int
@@ -70,15 +70,15 @@ def session(source: SwitchSource, object_type: int, stats: Sequence[str] = (), q
 
 @dataclass(frozen=True, slots=True)
 class _TemplatePlan:
-    """A template and where its counters lie: runs of (first byte, width, first counter, last counter) of equal width."""
+    """A template and its counters: (first byte, width, first counter, last counter) of each block of equal width."""
 
     template: bytes
     stride: int
-    runs: tuple[tuple[int, int, int, int], ...]
+    blocks: tuple[tuple[int, int, int, int], ...]
 
 
 class Generation:
-    """The templates of one configuration of the stream; a switch that is configured anew makes another, with other numbers."""
+    """The templates of one configuration of the stream; a reconfigured switch starts a new generation with new numbers."""
 
     def __init__(self, sessions: Sequence[Session], layout: Layout, first_id: int) -> None:
         self.layout, self.first_id, self.whole = layout, first_id, tuple(sessions)
@@ -88,7 +88,7 @@ class Generation:
 
 
 class HftExporter:
-    """The stream of one observation domain. What it is asked for comes out in order; when to send templates is the caller's to say."""
+    """The stream of one observation domain, in order of time. The caller decides when to send templates."""
 
     def __init__(self, source: SwitchSource, sessions: Sequence[Session], layout: Layout | None = None, *, domain: int = 0) -> None:
         self._source, self._domain, self._sequence = source, domain, 0
@@ -100,13 +100,13 @@ class HftExporter:
         return self._sequence
 
     def renew(self, sessions: Sequence[Session] | None = None, layout: Layout | None = None) -> int:
-        """Configure the stream anew, with new template numbers; return the generation's number. Earlier ones may still send."""
+        """Reconfigure the stream with new template numbers; return the generation. Earlier generations may still send."""
         last = self.generations[-1]
         self.generations.append(Generation(sessions or last.sessions, layout or last.layout, last.next_id))
         return len(self.generations) - 1
 
     def templates(self, generation: int = -1, export_ns: int = 0) -> MessageBuffer:
-        """Return messages with the templates of a generation, as many in one set as fit."""
+        """Return messages with the templates of a generation, as many per set as fit."""
         sets, size = [[]], 0
         for plan in self.generations[generation].plans:
             if size + len(plan.template) > MESSAGE_BYTES_MAX - 20:
@@ -117,7 +117,7 @@ class HftExporter:
         return join([self._template_message(b"".join(some), 2, export_ns) for some in sets])
 
     def withdrawal(self, generation: int = 0, export_ns: int = 0) -> MessageBuffer:
-        """Return the message that withdraws a generation's templates: their numbers with no fields."""
+        """Return the message that withdraws a generation's templates: their numbers without fields."""
         ids = range(self.generations[generation].first_id, self.generations[generation].next_id)
         return self._template_message(b"".join(number.to_bytes(2, "big") + bytes(2) for number in ids), 2, export_ns)
 
@@ -147,7 +147,7 @@ class HftExporter:
         return ordered
 
     def side_channel(self, profile: str = "lab", generation: int = -1, *, ids_on_wire: bool = False) -> dict[str, dict[str, str]]:
-        """Return the records of STATE_DB that name the objects, one a session, with its templates as hexadecimal text.
+        """Return the STATE_DB records that name the objects, one per session, with its templates in hexadecimal.
 
         ``ids_on_wire`` writes object numbers with the enterprise bit, as some switches do.
         """
@@ -180,20 +180,20 @@ class HftExporter:
     def _messages(
         self, ts: np.ndarray, values: np.ndarray, plan: _TemplatePlan, template_id: int, layout: Layout
     ) -> Iterator[tuple[MessageBuffer, np.ndarray, np.ndarray]]:
-        """Yield messages with the times of their first records and the numbers of their records; the last one has the rest."""
+        """Yield messages, the times of their first records, and the numbers of their records; the last message has the rest."""
         fit = max(1, (layout.message_bytes_max - 20 - layout.tail) // plan.stride)
         each = min(layout.records, fit) if layout.records else fit
         whole = len(ts) // each * each
-        for first, last, held in ((0, whole, each), (whole, len(ts), len(ts) - whole)):
+        for first, last, count in ((0, whole, each), (whole, len(ts), len(ts) - whole)):
             if first == last:
                 continue
-            parts = [("head", _HEAD), ("set", _SET), ("body", "u1", (held, plan.stride)), ("tail", "u1", layout.tail)]
-            message = np.zeros((last - first) // held, parts)
-            times = ts[first:last:held]
+            parts = [("head", _HEAD), ("set", _SET), ("body", "u1", (count, plan.stride)), ("tail", "u1", layout.tail)]
+            message = np.zeros((last - first) // count, parts)
+            times = ts[first:last:count]
             self._head(message["head"], message.itemsize, times)
-            message["set"]["id"], message["set"]["length"] = template_id, 4 + held * plan.stride + layout.tail
+            message["set"]["id"], message["set"]["length"] = template_id, 4 + count * plan.stride + layout.tail
             _write(message["body"], ts[first:last], values[first:last], plan, layout)
-            yield rows(message), times, np.full(len(message), held)
+            yield rows(message), times, np.full(len(message), count)
 
 
 def enterprise(stat: sai.Stat) -> int:
@@ -203,7 +203,7 @@ def enterprise(stat: sai.Stat) -> int:
 
 
 def stream(datagrams: MessageBuffer, messages: int = 0) -> MessageBuffer:
-    """Return the same messages, ``messages`` of them (or all) in one write each."""
+    """Return the same bytes with ``messages`` messages (0: all) per write."""
     whole = list(datagrams)
     each = messages or len(whole) or 1
     parts = [b"".join(whole[first : first + each]) for first in range(0, len(whole), each)]
@@ -220,7 +220,7 @@ def _split(whole: Session) -> Iterator[Session]:
 def _plan(one: Session, layout: Layout, template_id: int) -> _TemplatePlan:
     fields = [(_NANOSECONDS, 8)] if layout.time == "nanoseconds" else [(_SECONDS, 4), (_NANOSECONDS, 4)]
     template = [element.to_bytes(2, "big") + size.to_bytes(2, "big") for element, size in fields]
-    at, runs = sum(size for _, size in fields), []
+    at, blocks = sum(size for _, size in fields), []
     numbers = [(layout.first_label + one.first + n, enterprise(stat)) for n in range(len(one.objects)) for stat in one.stats]
     for column, (label, number) in enumerate(numbers):
         width = layout.widths[column % len(layout.widths)]
@@ -228,13 +228,13 @@ def _plan(one: Session, layout: Layout, template_id: int) -> _TemplatePlan:
             template.append(_field(0, layout.pad_bytes, 0))
             at += layout.pad_bytes
         template.append(_field(label, width, number))
-        if runs and runs[-1][1] == width and runs[-1][0] + width * (column - runs[-1][2]) == at:
-            runs[-1] = (*runs[-1][:3], column + 1)
+        if blocks and blocks[-1][1] == width and blocks[-1][0] + width * (column - blocks[-1][2]) == at:
+            blocks[-1] = (*blocks[-1][:3], column + 1)
         else:
-            runs.append((at, width, column, column + 1))
+            blocks.append((at, width, column, column + 1))
         at += width
     head = template_id.to_bytes(2, "big") + len(template).to_bytes(2, "big")
-    return _TemplatePlan(head + b"".join(template), at, tuple(runs))
+    return _TemplatePlan(head + b"".join(template), at, tuple(blocks))
 
 
 def _field(element: int, size: int, number: int) -> bytes:
@@ -242,7 +242,7 @@ def _field(element: int, size: int, number: int) -> bytes:
 
 
 def _write(records: np.ndarray, ts: np.ndarray, values: np.ndarray, plan: _TemplatePlan, layout: Layout) -> None:
-    """Write instants and values into the bytes of records, of shape (messages, records of each, stride)."""
+    """Write instants and values into records, uint8 of shape (messages, records per message, stride)."""
 
     def put(at: int, numbers: np.ndarray, width: int) -> None:
         octets = _bytes(numbers, width)
@@ -253,7 +253,7 @@ def _write(records: np.ndarray, ts: np.ndarray, values: np.ndarray, plan: _Templ
     else:
         put(0, ts[:, None] // 1_000_000_000, 4)
         put(4, ts[:, None] % 1_000_000_000, 4)
-    for at, width, first, last in plan.runs:
+    for at, width, first, last in plan.blocks:
         put(at, values[:, first:last], width)
 
 

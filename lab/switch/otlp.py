@@ -1,7 +1,7 @@
-"""A sender of OTLP metrics over gRPC as SONiC's countersyncd is one: a gauge for each SAI statistic, named by numbers.
+"""A sender of OTLP metrics over gRPC like SONiC's countersyncd: a gauge per SAI statistic, named by numbers.
 
-GaugePoints are flushed when there are 10,000 of them or after a second. What the receiver refuses for now is sent again after 1 s, 2 s,
-4 s ... 10 s; after 30 refusals the points are given up and counted.
+Points are flushed when there are 10,000 of them or after a second. A refused request is sent again after 1 s, 2 s, 4 s ... 10 s; after 30
+refusals its points are dropped and counted.
 """
 
 import threading
@@ -20,7 +20,7 @@ from . import sai
 from .hft import Session
 from .script import SwitchSource
 
-# What OTLP calls retryable; an answer that came too late may mean that points arrive twice.
+# Retryable codes of OTLP; after a late answer points may arrive twice.
 _AGAIN = (
     *(grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED),
     *(grpc.StatusCode.CANCELLED, grpc.StatusCode.ABORTED, grpc.StatusCode.OUT_OF_RANGE, grpc.StatusCode.DATA_LOSS),
@@ -29,10 +29,10 @@ _AGAIN = (
 
 @dataclass(frozen=True, slots=True)
 class OtlpSenderConfig:
-    """Where to send and how. ``ca`` verifies the receiver by TLS; with ``certificate`` and ``key`` the sender shows who it is.
+    """Where to send and how. ``ca`` verifies the receiver by TLS; ``certificate`` and ``key`` identify the sender.
 
-    ``values`` are floating-point numbers as newer versions write them, or integers as older ones do. ``number_attributes``
-    adds the statistic's numbers to each point.
+    ``values`` are floating-point numbers as in newer versions, or integers as in older ones. ``number_attributes`` adds the numbers of the
+    statistic to each point.
     """
 
     address: str = "127.0.0.1:4317"
@@ -51,7 +51,7 @@ class OtlpSenderConfig:
 
 @dataclass(frozen=True, slots=True)
 class GaugePoints:
-    """Values of one statistic: parallel columns of time (ns UTC), object number in the order of ``sai.objects``, and value."""
+    """Values of one statistic as columns (n,): time (ns UTC), index into ``sai.objects``, value."""
 
     stat: sai.Stat
     ts: np.ndarray
@@ -60,7 +60,7 @@ class GaugePoints:
 
 
 def points(source: SwitchSource, sessions: Sequence[Session], ts: Sequence[int] | np.ndarray) -> list[GaugePoints]:
-    """Return what the sessions read at the instants ``ts``, in time order within each statistic."""
+    """Return the values of the sessions at the instants ``ts``, in order of time within each statistic."""
     ts = np.asarray(ts, np.int64)
     state = source.at(ts)
     made = []
@@ -73,19 +73,19 @@ def points(source: SwitchSource, sessions: Sequence[Session], ts: Sequence[int] 
 
 
 class OtlpSender:
-    """Sends points of one switch. Once ``ended`` is set nothing waits any more; ``stop`` sets it."""
+    """Sends the points of one switch. ``stop`` sets ``ended``, which ends all waiting."""
 
     def __init__(self, source: SwitchSource, config: OtlpSenderConfig, clock: Clock, ended: threading.Event | None = None) -> None:
         self._switch, self._config, self._clock = source.switch, config, clock
         self._names = {kind: sai.objects(source.switch, kind) for kind in (sai.PORT, sai.QUEUE, sai.POOL, sai.GROUP)}
-        self._held: list[GaugePoints] = []
-        self._held_points, self._since_ns = 0, 0
+        self._pending: list[GaugePoints] = []
+        self._pending_points, self._since_ns = 0, 0
         self._ended = ended or threading.Event()
         self._channel: grpc.Channel | None = None
-        self.sent = self.requests = self.refusals = self.given_up = 0
+        self.sent = self.requests = self.refusals = self.dropped = 0
 
     def start(self) -> None:
-        """Open the channel; the receiver need not be there yet. Raises ``ServiceError`` when a certificate cannot be read."""
+        """Open the channel; the receiver may start later. Raises ``ServiceError`` if a certificate cannot be read."""
         config = self._config
         if config.ca is None:
             self._channel = grpc.insecure_channel(config.address)
@@ -97,21 +97,21 @@ class OtlpSender:
         self._channel = grpc.secure_channel(config.address, grpc.ssl_channel_credentials(ca, key, certificate))
 
     def send(self, some: Sequence[GaugePoints]) -> None:
-        """Take points, and flush what is enough or has waited long enough; blocks while the receiver refuses."""
-        if not self._held:
+        """Add points, and flush when there are enough or the oldest has waited long enough. Blocks while the receiver refuses."""
+        if not self._pending:
             self._since_ns = self._clock.monotonic_ns()
-        self._held.extend(some)
-        self._held_points += sum(len(one.ts) for one in some)
-        while self._held_points >= self._config.flush_points:
+        self._pending.extend(some)
+        self._pending_points += sum(len(one.ts) for one in some)
+        while self._pending_points >= self._config.flush_points:
             self._flush(self._config.flush_points)
-        if self._held and self._clock.monotonic_ns() - self._since_ns >= self._config.flush_s * NS_PER_S:
-            self._flush(self._held_points)
+        if self._pending and self._clock.monotonic_ns() - self._since_ns >= self._config.flush_s * NS_PER_S:
+            self._flush(self._pending_points)
 
     def stop(self) -> None:
-        """Send what is held, trying once, and close. Idempotent."""
+        """Send the pending points, trying once, and close. Idempotent."""
         if self._channel is not None:
             self._ended.set()
-            while self._held:
+            while self._pending:
                 self._flush(self._config.flush_points)
             self._channel.close()
         self._channel = None
@@ -130,7 +130,7 @@ class OtlpSender:
                 pause = min(2 * pause, self._config.pause_s_max)
             else:
                 return
-        self.given_up += _count(request)
+        self.dropped += _count(request)
 
     def _export(self, request: metrics_service_pb2.ExportMetricsServiceRequest) -> None:
         assert self._channel is not None
@@ -139,19 +139,19 @@ class OtlpSender:
         rejected = answer.partial_success.rejected_data_points
         self.requests += 1
         self.sent += _count(request) - rejected
-        self.given_up += rejected
+        self.dropped += rejected
 
     def _take(self, most: int) -> Iterator[GaugePoints]:
-        while most and self._held:
-            first = self._held[0]
+        while most and self._pending:
+            first = self._pending[0]
             count = min(most, len(first.ts))
             yield GaugePoints(first.stat, first.ts[:count], first.object[:count], first.value[:count])
             if count == len(first.ts):
-                del self._held[0]
+                del self._pending[0]
             else:
-                self._held[0] = GaugePoints(first.stat, first.ts[count:], first.object[count:], first.value[count:])
+                self._pending[0] = GaugePoints(first.stat, first.ts[count:], first.object[count:], first.value[count:])
             most -= count
-            self._held_points -= count
+            self._pending_points -= count
         self._since_ns = self._clock.monotonic_ns()
 
     def _request(self, some: list[GaugePoints]) -> metrics_service_pb2.ExportMetricsServiceRequest:

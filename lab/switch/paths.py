@@ -1,4 +1,4 @@
-"""Paths and values of gNMI messages, to and from what the lab's trees are made of."""
+"""Conversion of gNMI paths and values to and from the elements of the lab's trees."""
 
 import json
 from collections.abc import Sequence
@@ -14,10 +14,10 @@ _LOCALHOST = Element("localhost")
 
 
 class RequestPath:
-    """A path of a request: what it means, and the form in which answers have to be written.
+    """A path of a request: its meaning, and the form that answers must have.
 
-    SONiC's database is named by the target, by the origin, or by the first element, with or without the name of the
-    namespace after it; an answer has the form of its question.
+    SONiC's database is named by the target, by the origin, or by the first element, with or without a namespace after it; an answer has the
+    form of its request.
     """
 
     def __init__(self, prefix: gnmi_pb2.Path, path: gnmi_pb2.Path) -> None:
@@ -32,7 +32,7 @@ class RequestPath:
         else:
             self.module = ""
         named = bool(elements) and elements[0].name == DATABASE
-        # Clients put the module of the first element there too.
+        # Some clients write the module of the first element as the origin.
         is_open = not origin or origin.startswith(OPENCONFIG)
         self.origin = SONIC if origin == SONIC or prefix.target == DATABASE or named else OPENCONFIG if is_open else origin
         self.by_target = self.origin == SONIC and not named and prefix.target == DATABASE
@@ -44,7 +44,7 @@ class RequestPath:
         self.elements = tuple(elements)
 
     def prefix(self, elements: Sequence[Element] = ()) -> gnmi_pb2.Path:
-        """Return the prefix of an answer: the request's target and origin, and the elements if they are given."""
+        """Return the prefix of an answer: target and origin of the request, and the elements if given."""
         path = self.path(elements) if elements else gnmi_pb2.Path()
         path.target, path.origin = self.target, self.prefix_origin or (self.path_origin if elements else "")
         return path
@@ -70,12 +70,12 @@ def _elements(path: gnmi_pb2.Path) -> list[Element]:
 
 
 def relative(elements: Sequence[Element]) -> gnmi_pb2.Path:
-    """Return a path of just these elements."""
+    """Return a path of these elements alone."""
     return gnmi_pb2.Path(elem=[gnmi_pb2.PathElem(name=element.name, key=dict(element.keys)) for element in elements])
 
 
 def typed(leaf: Leaf, value: Any, encoding: int) -> gnmi_pb2.TypedValue:
-    """Return a leaf's value in an encoding; a text of a database is one in each."""
+    """Return the value of a leaf in an encoding; values of a database are strings in every encoding."""
     if leaf.kind == "text":
         return gnmi_pb2.TypedValue(string_val=str(value))
     if encoding == JSON:
@@ -123,7 +123,7 @@ def _plain(node: dict[Any, Any]) -> dict[str, Any]:
 
 
 def _ietf(leaf: Leaf, value: Any) -> Any:
-    """RFC 7951: 64-bit numbers are texts, an identity carries its module."""
+    """Return a value as in RFC 7951: 64-bit numbers are strings, an identity has its module."""
     if leaf.kind == "uint":
         return value if leaf.elements[-1].name == "ifindex" else str(value)
     return f"openconfig-if-ethernet:{value}" if leaf.kind == "identity" else value

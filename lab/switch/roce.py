@@ -1,5 +1,6 @@
-"""RoCEv2 packets as a switch samples them: Ethernet, IPv4, UDP, BTH and what follows, built as columns (InfiniBand
-Architecture, volume 1, chapter 9 and annex A17)."""
+"""RoCEv2 packets as sampled by a switch: Ethernet, IPv4, UDP, BTH and extended headers, built as columns (InfiniBand Architecture, volume
+1,
+chapter 9 and annex A17)."""
 
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ from .script import LOSSLESS, Script, _draws
 
 ROCE_PORT = 4791
 MTU = 4096
-# What a sampled packet's header is cut to.
+# The length to which sampled packets are cut.
 HEADER_BYTES = 128
 
 _ETHERNET = [("dst_mac", "u1", 6), ("src_mac", "u1", 6), ("ether_type", ">u2")]
@@ -21,7 +22,7 @@ _RETH = [("address", ">u8"), ("key", ">u4"), ("dma_length", ">u4")]
 _AETH = [("aeth", ">u4")]
 
 SEND_ONLY, WRITE_FIRST, WRITE_MIDDLE, WRITE_LAST, ACKNOWLEDGE, CONGESTION = 0x04, 0x06, 0x07, 0x08, 0x11, 0x81
-# Operation: header after the BTH, application bytes.
+# Operation: header after the BTH, bytes of payload.
 _KINDS = {
     SEND_ONLY: ([], MTU),
     WRITE_FIRST: (_RETH, MTU),
@@ -34,7 +35,7 @@ _KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class Flows:
-    """Sampled packets of one operation, n of them: ports are numbers from 0, ``header`` is (n, bytes), lengths include the FCS."""
+    """Sampled packets of one operation as columns (n,): ports are numbered from 0, ``header`` is (n, bytes), lengths include the FCS."""
 
     in_port: np.ndarray
     out_port: np.ndarray
@@ -46,9 +47,9 @@ class Flows:
 
 
 def sampled(script: Script, ts: int, count: int, opcode: int = WRITE_MIDDLE, *, seed: int = 1) -> Flows:
-    """Return ``count`` packets that a switch samples at ``ts``: the same for the same arguments.
+    """Return ``count`` packets that a switch samples at ``ts``, a function of the arguments.
 
-    Depth is the queue's at that instant, delay what it takes to send as much at line rate.
+    The depth is the queue's at that instant, the delay is the time to send as much at line rate.
     """
     plan, inputs = script.plan, script.inputs
     lossless = np.flatnonzero(plan.priority[inputs.queue] == LOSSLESS)
@@ -64,7 +65,7 @@ def sampled(script: Script, ts: int, count: int, opcode: int = WRITE_MIDDLE, *, 
 
 @dataclass(frozen=True, slots=True)
 class Ends:
-    """Between whom packets go: the last bytes of their MAC addresses, IPv4 addresses and the UDP source port, one each a packet."""
+    """Addresses of packets as columns (n,): last bytes of the MAC addresses, IPv4 addresses, UDP source port."""
 
     source: np.ndarray
     target: np.ndarray
@@ -74,7 +75,7 @@ class Ends:
 
 
 def wire_bytes(opcode: int, payload_bytes: int | None = None) -> int:
-    """Return how long a packet of this operation is, from the Ethernet header to the ICRC; full-sized if nothing is said."""
+    """Return the length of a packet from the Ethernet header to the ICRC; full-sized by default."""
     extra, payload = _KINDS[opcode]
     return np.dtype(_ETHERNET + _IP + _UDP + _BTH + extra).itemsize + (payload if payload_bytes is None else payload_bytes) + 4
 
@@ -82,7 +83,7 @@ def wire_bytes(opcode: int, payload_bytes: int | None = None) -> int:
 def headers(
     ends: Ends, opcode: int, queue_pair: np.ndarray, psn: np.ndarray, marked: np.ndarray, payload_bytes: int | None = None
 ) -> np.ndarray:
-    """Return the first ``HEADER_BYTES`` of packets of one operation, or all of them where they are shorter: shape (n, bytes)."""
+    """Return the first ``HEADER_BYTES`` of packets of one operation, or whole packets if shorter: (n, bytes) uint8."""
     extra, _ = _KINDS[opcode]
     whole = wire_bytes(opcode, payload_bytes)
     packet = np.zeros(len(psn), np.dtype(_ETHERNET + _IP + _UDP + _BTH + extra))
@@ -94,7 +95,7 @@ def headers(
     elif opcode == ACKNOWLEDGE:
         packet["aeth"] = (12 << 24) | (packet["psn"] & 0xFFFFFF)
     elif opcode == SEND_ONLY:
-        packet["psn"] |= 1 << 31  # asks for an acknowledgement
+        packet["psn"] |= 1 << 31  # requests an acknowledgement
     header = packet.view(np.uint8).reshape(len(packet), -1)
     cut = min(HEADER_BYTES, whole)
     padded = np.zeros((len(packet), cut), np.uint8)

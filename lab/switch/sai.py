@@ -1,4 +1,4 @@
-"""The statistics of SAI that the scripted switch has: object type, number and name (Open Compute SAI headers), and their values.
+"""The SAI statistics of the scripted switch: object type, number and name (Open Compute SAI headers), and values.
 
 High-frequency telemetry and OTLP carry the numbers, SONiC's COUNTERS_DB the names.
 """
@@ -11,20 +11,15 @@ import numpy as np
 from .script import FEC_BINS, PRIORITIES, Switch, SwitchState
 
 PORT, QUEUE, POOL, GROUP = 1, 21, 24, 26
-# A vendor's own statistics are numbered from here.
+# Vendor extensions are numbered from here.
 EXTENSION = 0x2000_0000
 
-_PREFIX = {
-    PORT: "SAI_PORT_STAT_",
-    QUEUE: "SAI_QUEUE_STAT_",
-    POOL: "SAI_BUFFER_POOL_STAT_",
-    GROUP: "SAI_INGRESS_PRIORITY_GROUP_STAT_",
-}
+_PREFIX = {PORT: "SAI_PORT_STAT_", QUEUE: "SAI_QUEUE_STAT_", POOL: "SAI_BUFFER_POOL_STAT_", GROUP: "SAI_INGRESS_PRIORITY_GROUP_STAT_"}
 
 
 @dataclass(frozen=True, slots=True)
 class Stat:
-    """One statistic: the column of the family that it is, and for a port's the priority or the bin that it stands for."""
+    """One statistic: its column in the family, and for ports the priority or the FEC bin, if any."""
 
     object_type: int
     number: int
@@ -33,7 +28,7 @@ class Stat:
     index: int = -1
 
     def values(self, state: SwitchState) -> np.ndarray:
-        """Return the value of every object of its type at every instant: shape (instants, objects), in the order of ``objects``."""
+        """Return the values (instants, objects) int64, objects in the order of ``objects``."""
         if self.object_type == POOL:
             return state.pool(self.column)[:, None]
         if self.object_type != PORT:
@@ -54,7 +49,7 @@ def objects(switch: Switch, object_type: int) -> tuple[str, ...]:
 
 
 def of(object_type: int, names: Sequence[str] = ()) -> tuple[Stat, ...]:
-    """Return the statistics of a type, all of them or those named without their prefix."""
+    """Return all statistics of a type, or those with the given names (without prefix)."""
     if not names:
         return tuple(stat for stat in STATS if stat.object_type == object_type)
     known = {stat.name: stat for stat in STATS}

@@ -1,12 +1,11 @@
-"""A switch whose every counter is a closed form of time: what a collector should have seen at any instant can be computed.
+"""A switch whose counters are closed forms of time, so that the expected value at any instant can be computed.
 
-Ports stand in groups of four. In each period the training traffic (priority 3) runs for a while: two ports of a group send to
-the third, the third to the fourth, the fourth to a first port whose host receives slowly and pauses it. A queue gets ``arrive``
-packets during the first ``on`` ns of a period and sends at most ``serve`` packets in as much time; what is more than that stands
-in the queue, up to ``buffer`` packets, the rest is dropped. Above ``mark`` packets what leaves is marked, above ``xoff`` the
-senders are paused. Everything is piecewise linear in time and counted in whole packets with integers, so a counter never
-goes back, queues' bytes sum to the port's, and what came in is what went out, what was dropped and what stands in queues.
-The last group carries nothing, and its last port goes up and down.
+Ports form groups of four. In each period the training traffic (priority 3) runs for a while: two ports of a group send to the third, the
+third to the fourth, the fourth to the first, whose host receives slowly and pauses it. A queue gets ``arrive`` packets during the first
+``on`` ns of a period and sends at most ``serve`` packets in the same time; the excess waits in the queue, up to ``buffer`` packets, and the
+rest is dropped. Above ``mark`` packets departing packets are marked, above ``xoff`` the senders are paused. Everything is piecewise linear
+in time and counted in whole packets, so counters never decrease, the bytes of the queues sum to those of the port, and packets in are
+packets out, dropped or queued. The last group is idle, and its last port goes up and down.
 """
 
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ FEC_BINS = 16
 CODEWORD_BITS = 5440
 START_NS = 1_767_225_600 * 1_000_000_000
 WATERMARK_NS = 1_000_000_000
-# A paused sender is told again before its 65535 quanta are over.
+# A pause is refreshed before its 65535 quanta are over.
 REFRESH_US = 64
 SPARE = 4
 
@@ -32,7 +31,7 @@ Array = np.ndarray
 
 @dataclass(frozen=True, slots=True)
 class Switch:
-    """What a switch is, apart from what it counts. ``peers`` are (device, port) at the other end of each port."""
+    """The identity of a switch. ``peers`` are (device, port) at the other end of each port."""
 
     device: str
     ports: tuple[str, ...]
@@ -46,7 +45,7 @@ class Switch:
 
 
 class SwitchState(Protocol):
-    """What a switch counts at t instants. Names and units are those of the columns of the families; arrays are integers."""
+    """The counters of a switch at t instants. Names and units are those of the columns of the families; arrays are int64."""
 
     @property
     def ts(self) -> Array:
@@ -81,7 +80,7 @@ class SwitchState(Protocol):
 
 
 class SwitchSource(Protocol):
-    """Who drives an exporter: a switch and its state at any instants."""
+    """The input of an exporter: a switch and its state at any instants."""
 
     @property
     def switch(self) -> Switch: ...
@@ -91,7 +90,7 @@ class SwitchSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Size and rhythm of a scripted switch. Counters start anew at each of ``boots_ns``; nothing is counted before the first."""
+    """Size and timing of a scripted switch. Counters restart at each of ``boots_ns``; nothing is counted before the first."""
 
     device: str = "lab-leaf-1"
     ports: int = 32
@@ -105,7 +104,7 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class _QueuePlan:
-    """The queues that carry something, one element each."""
+    """The queues with traffic as columns (queues,) int64; sizes are in packets, times in ns."""
 
     port: Array
     priority: Array
@@ -117,13 +116,13 @@ class _QueuePlan:
     buffer: Array
     mark: Array
     xoff: Array
-    held: Array  # thousandths of the time that the receiver pauses this queue
+    pause: Array  # thousandths of the time for which the receiver pauses this queue
     sources: Array
 
 
 @dataclass(frozen=True, slots=True)
 class _Inputs:
-    """The ingress priority groups that carry something: which queue each feeds, as the ``index``-th of its sources."""
+    """The ingress priority groups with traffic: the queue that each feeds, and its ``index`` among the sources of that queue."""
 
     port: Array
     queue: Array
@@ -131,7 +130,7 @@ class _Inputs:
 
 
 class Script:
-    """A ``SwitchSource`` that is a pure function of its shape and of time."""
+    """A ``SwitchSource`` that is a function of its shape and of time."""
 
     def __init__(self, shape: Shape | None = None) -> None:
         self.shape = shape = shape or Shape()
@@ -142,16 +141,16 @@ class Script:
         self.switch = Switch(shape.device, ports, shape.speed_bps, peers)
         self.plan, self.inputs = _plan(shape)
         draws = _draws(shape.seed, 2, shape.ports)
-        # One port in eight has a bad cable: each bin of symbol errors holds a quarter of the one before.
+        # One port in eight has a bad cable: each bin of symbol errors has a quarter of the previous one.
         self.fec_shift = np.where(np.arange(shape.ports) % 8 == 1, 2, 5 + draws % 6)
 
     def at(self, ts: Sequence[int] | Array) -> "ScriptState":
-        """Return what the switch counts at the instants ``ts`` (ns UTC); columns are computed when they are asked for."""
+        """Return the state at the instants ``ts`` (ns UTC); columns are computed on use."""
         return ScriptState(self, np.asarray(ts, np.int64))
 
 
 class ScriptState:
-    """A ``SwitchState``, every column a closed form."""
+    """A ``SwitchState`` whose columns are closed forms of time."""
 
     def __init__(self, script: Script, ts: Array) -> None:
         self._script, self._shape, self._plan = script, script.shape, script.plan
@@ -172,14 +171,14 @@ class ScriptState:
         if name == "fec_corrected":
             return self._over_bins(np.ones(FEC_BINS, np.int64))
         if name in ("corrected_bits", "symbol_errors"):
-            # One wrong bit in a symbol, as is usual: as many bits as symbols.
+            # One wrong bit per symbol, as is usual.
             return self._over_bins(np.arange(FEC_BINS))
         if name in ("fec_uncorrectable", "rx_errors", "fcs_errors"):
             return np.where(self._script.fec_shift == 2, self._codewords >> 32, 0)
         raise KeyError(name)
 
     def queue(self, name: str) -> Array:
-        # An exporter asks for the priorities of one column after another.
+        # Cached, since an exporter reads the priorities of a column one after another.
         if name not in self._queues:
             self._queues[name] = self._spread(*self._queue(name))
         return self._queues[name]
@@ -188,10 +187,10 @@ class ScriptState:
         return self._spread(*self._group(name))
 
     def _queue(self, name: str) -> tuple[Array, Array, Array]:
-        """Return the values of the queues that carry something, their ports and their priorities."""
+        """Return the values of the queues with traffic, their ports and their priorities."""
         plan = self._plan
         if name in ("pfc_tx_frames", "pfc_tx_pause_us"):
-            # The port that receives too much is the one that sends pause frames.
+            # The port that receives too much sends the pause frames.
             inputs = self._script.inputs
             return self._of_queue(name)[:, inputs.queue], inputs.port, plan.priority[inputs.queue]
         return self._of_queue(name), plan.port, plan.priority
@@ -200,7 +199,7 @@ class ScriptState:
         inputs, plan = self._script.inputs, self._plan
         queue, index = inputs.queue, inputs.index
         sources = plan.sources[queue]
-        packets = {"packets": lambda: self._arrived, "bytes": lambda: self._arrived, "occupancy_bytes": lambda: self._standing}
+        packets = {"packets": lambda: self._arrived, "bytes": lambda: self._arrived, "occupancy_bytes": lambda: self._queued}
         if name == "dropped_packets":
             value = np.zeros((len(self.ts), len(queue)), np.int64)
         elif name in packets:
@@ -215,10 +214,10 @@ class ScriptState:
 
     def pool(self, name: str) -> Array:
         if name == "watermark_bytes":
-            # The queues' highest fills need not coincide: a switch reports at most their sum.
+            # The peaks of the queues need not coincide; the sum is an upper bound.
             return (self._high * self._plan.size).sum(axis=1)
         return {
-            "occupancy_bytes": lambda: (self._standing * self._plan.size).sum(axis=1),
+            "occupancy_bytes": lambda: (self._queued * self._plan.size).sum(axis=1),
             "dropped_packets": lambda: self._dropped.sum(axis=1),
         }[name]()
 
@@ -231,7 +230,7 @@ class ScriptState:
         return self._codewords[:, :, None] >> np.minimum(np.arange(FEC_BINS) * self._script.fec_shift[:, None], 62)
 
     def _over_bins(self, weights: Array) -> Array:
-        """Return the weighted sum of all bins but that without errors; bin by bin, since they are the short axis."""
+        """Return the weighted sum of all bins except that without errors."""
         total = np.zeros_like(self._codewords)
         for number in range(1, FEC_BINS):
             total += weights[number] * (self._codewords >> np.minimum(number * self._script.fec_shift, 62))
@@ -259,7 +258,7 @@ class ScriptState:
     def _total(self, value: Array, port: Array, priority: Array) -> Array:
         total = np.zeros((len(self.ts), self._shape.ports), np.int64)
         for one in np.unique(priority):
-            # A port has one queue of a priority, so none is named twice.
+            # A port has one queue per priority, so indices are unique.
             total[:, port[priority == one]] += value[:, priority == one]
         return total
 
@@ -274,14 +273,14 @@ class ScriptState:
         return {
             "packets": lambda: self._sent,
             "bytes": lambda: self._sent * plan.size,
-            "occupancy_bytes": lambda: self._standing * plan.size,
+            "occupancy_bytes": lambda: self._queued * plan.size,
             "watermark_bytes": lambda: self._high * plan.size,
             "delay_watermark_ns": lambda: self._high * plan.on // plan.serve,
         }[name]()
 
     @cached_property
     def _when(self) -> tuple[Array, Array]:
-        """Whole periods, and time since the start of this one: (t, queues) each."""
+        """Whole periods, and ns since the start of the current one: (t, queues) each."""
         whole, phase = np.divmod(np.maximum(self.elapsed[:, None] - self._plan.offset, 0), self._shape.period_ns)
         return whole, phase
 
@@ -301,16 +300,16 @@ class ScriptState:
         return whole * _sent(self._plan, np.asarray(self._shape.period_ns)) + _sent(self._plan, phase)
 
     @cached_property
-    def _standing(self) -> Array:
+    def _queued(self) -> Array:
         return self._arrived - self._sent - self._dropped
 
     @cached_property
     def _high(self) -> Array:
-        """Most packets in each queue since the device last cleared its watermarks, once a second after its boot."""
+        """Maximum packets in each queue since the watermarks were last cleared, once a second after boot."""
         plan = self._plan
         cleared = ScriptState(self._script, self.boot_ts + self.elapsed // WATERMARK_NS * WATERMARK_NS)
         before, here = (whole + (phase >= plan.on) for whole, phase in (cleared._when, self._when))
-        high = np.maximum(cleared._standing, self._standing)
+        high = np.maximum(cleared._queued, self._queued)
         return np.where(here > before, np.maximum(high, _peak(plan)), high)
 
     @cached_property
@@ -328,7 +327,7 @@ class ScriptState:
     def _rx_pause(self) -> tuple[Array, Array, Array]:
         plan = self._plan
         busy = plan.on + _peak(plan) * plan.on // plan.serve
-        return self._paused(np.zeros_like(busy), np.where(plan.held > 0, busy, 0), plan.held)
+        return self._paused(np.zeros_like(busy), np.where(plan.pause > 0, busy, 0), plan.pause)
 
     def _paused(self, start: Array, end: Array, thousandths: Array) -> tuple[Array, Array, Array]:
         """Return microseconds, frames and ends of a pause that covers ``thousandths`` of each period's ``start`` to ``end``."""
@@ -349,7 +348,7 @@ def _dropped(plan: _QueuePlan, phase: Array) -> Array:
 
 
 def _sent(plan: _QueuePlan, phase: Array) -> Array:
-    """Return whole packets sent since the start of the period: all that was accepted, as far as the line has had time."""
+    """Return packets sent since the start of the period: the accepted ones, limited by the line rate."""
     during = np.minimum(phase, plan.on)
     excess = np.maximum(plan.arrive - plan.serve, 0)
     accepted = plan.arrive * during - np.maximum(excess * during - plan.buffer * plan.on, 0)
@@ -361,7 +360,7 @@ def _peak(plan: _QueuePlan) -> Array:
 
 
 def _above(plan: _QueuePlan, threshold: Array) -> tuple[Array, Array]:
-    """Return when in a period a queue rises above ``threshold`` packets and when it falls below; zeros where it never does."""
+    """Return when in a period a queue rises above ``threshold`` packets and when it falls below; zeros if it never does."""
     excess, peak = np.maximum(plan.arrive - plan.serve, 1), _peak(plan)
     ever = peak > threshold
     start = -(-threshold * plan.on // excess)
@@ -386,7 +385,7 @@ _PORT_CONSTANT = {
 
 
 def _draws(seed: int, stream: int, count: int) -> Array:
-    """Return ``count`` evenly spread 62-bit numbers: the finaliser of SplitMix64, the same with every version of NumPy."""
+    """Return ``count`` evenly spread 62-bit numbers: the finaliser of SplitMix64, independent of the version of NumPy."""
     word = np.uint64((seed * 1_000_003 + stream) & (2**63 - 1))
     with np.errstate(over="ignore"):
         mixed = (np.arange(1, count + 1, dtype=np.uint64) + word) * np.uint64(0x9E3779B97F4A7C15)
@@ -402,18 +401,18 @@ def _plan(shape: Shape) -> tuple[_QueuePlan, _Inputs]:
     def line(on: int, size: int) -> int:
         return shape.speed_bps // 8 * on // 1_000_000_000 // size
 
-    def add(base: int, offset: int, to: int, sources: tuple[int, ...], priority: int, excess: int, held: int = 0) -> None:
+    def add(base: int, offset: int, to: int, sources: tuple[int, ...], priority: int, excess: int, pause: int = 0) -> None:
         on, size = (shape.on_ns, 4158) if priority == LOSSLESS else (shape.period_ns, 1058 if priority == BACKGROUND else 82)
-        serve = line(on, size) * 97 // 100 * (1000 - held) // 1000
+        serve = line(on, size) * 97 // 100 * (1000 - pause) // 1000
         arrive = serve + excess if priority == LOSSLESS else serve * (5 + excess % 10) // (1000 if priority == BACKGROUND else 10_000)
         inputs.extend((base + port, len(rows), index) for index, port in enumerate(sources))
-        rows.append((base + to, priority, offset, on, arrive, serve, size, 500, 60, 250, held, len(sources)))
+        rows.append((base + to, priority, offset, on, arrive, serve, size, 500, 60, 250, pause, len(sources)))
 
     for base in range(0, shape.ports - SPARE, 4):
         offset = next(draw) % (shape.period_ns // 4)
         add(base, offset, 2, (0, 1), LOSSLESS, 300 + next(draw) % 300)
         add(base, offset, 3, (2,), LOSSLESS, next(draw) % 60)
-        add(base, offset, 0, (3,), LOSSLESS, next(draw) % 400, held=100 + next(draw) % 300)
+        add(base, offset, 0, (3,), LOSSLESS, next(draw) % 400, pause=100 + next(draw) % 300)
         for port in range(4):
             add(base, offset, (port + 1) % 4, (port,), BACKGROUND, next(draw))
         add(base, offset, 0, (2,), CNP, next(draw))

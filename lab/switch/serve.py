@@ -1,4 +1,4 @@
-"""The whole device side at once, in real time: a scripted switch that answers gNMI and sends sFlow, high-frequency telemetry and OTLP."""
+"""A scripted switch in real time that serves gNMI and sends sFlow, high-frequency telemetry and OTLP."""
 
 import json
 import threading
@@ -22,13 +22,13 @@ from .wire import Udp
 PROTOCOLS = ("gnmi", "sflow", "hft", "otlp")
 PORTS = {"gnmi": 9339, "sflow": 6343, "hft": 4739, "otlp": 4317}
 
-# What is due is sent so often, or after so many polls of high-frequency telemetry, so that no burst is larger than a receiver's buffer.
+# Send at this interval, or after so many polls of high-frequency telemetry, so that no burst exceeds a receiver's buffer.
 STEP_S, STEP_POLLS = 0.05, 100
-# One that was held up makes good so many polls a time, since a whole second of them would overrun the receiver just the same.
+# After a delay, catch up by so many polls per step: a whole second at once would overrun the receiver.
 CATCH_UP_POLLS = 2 * STEP_POLLS
 TEMPLATES_S = 5
 SAMPLES_A_STEP = 20
-# What a stall leaves behind is skipped, as a switch's ring would be overwritten.
+# Polls further behind are skipped, as a switch's ring buffer would be overwritten.
 BEHIND_NS_MAX = NS_PER_S
 
 
@@ -36,8 +36,8 @@ BEHIND_NS_MAX = NS_PER_S
 class LabConfig:
     """What to serve on loopback: ``ports`` where gNMI listens (0: any) and where the others send to.
 
-    ``certificates`` is a folder: with ``server.crt`` and ``server.key`` gNMI speaks TLS, with ``ca.crt`` it wants clients'
-    certificates signed by it, and OTLP verifies its receiver by it (showing ``client.crt`` and ``client.key`` if they are there).
+    ``certificates`` is a folder: ``server.crt`` and ``server.key`` enable TLS for gNMI; with ``ca.crt`` it requires client certificates
+    signed by that CA, and OTLP verifies its receiver by it (and presents ``client.crt`` and ``client.key`` if they exist).
     """
 
     only: tuple[str, ...] = PROTOCOLS
@@ -45,7 +45,7 @@ class LabConfig:
     certificates: Path | None = None
     switch_ports: int = 32
     seed: int = 1
-    # High-frequency telemetry: how often all is read, of each port and of each lossless queue, and how it is written.
+    # High-frequency telemetry: poll interval, statistics of each port and of each lossless queue, format.
     poll_ns: int = NS_PER_MS
     port_stats: tuple[str, ...] = ("IF_IN_OCTETS", "IF_OUT_OCTETS", "IF_OUT_DISCARDS")
     queue_stats: tuple[str, ...] = ("BYTES", "CURR_OCCUPANCY_BYTES", "WRED_ECN_MARKED_PACKETS")
@@ -53,7 +53,7 @@ class LabConfig:
 
 
 class Lab:
-    """A service that is a switch. Its side channel and addresses are told by ``toml``."""
+    """A switch as a service. ``toml`` returns the configuration that collects from it."""
 
     def __init__(self, config: LabConfig, clock: Clock, folder: Path) -> None:
         self._config, self._clock = config, clock
@@ -65,7 +65,7 @@ class Lab:
         self._otlp: threading.Thread | None = None
 
     def start(self) -> None:
-        """Open everything. Raises ``ServiceError`` when a port or a certificate cannot be had."""
+        """Open all protocols. Raises ``ServiceError`` if a port or a certificate cannot be used."""
         config, now = self._config, self._clock.now_ns()
         self.script = Script(Shape(ports=config.switch_ports, seed=config.seed, boots_ns=(now - 60 * NS_PER_S,)))
         self._agent, self._counters_ns = Agent(self.script), 0
@@ -82,7 +82,7 @@ class Lab:
             raise
 
     def step(self) -> None:
-        """Send what is due, and wait for the next time."""
+        """Send due telemetry, then wait for the next time."""
         now = self._clock.now_ns()
         if self._sflow is not None:
             self._send_sflow(self._sflow, now)
@@ -92,7 +92,7 @@ class Lab:
 
     @property
     def polls(self) -> tuple[int, int]:
-        """Polls of high-frequency telemetry since the start: those that were sent, and those that a stall left out."""
+        """Polls of high-frequency telemetry since the start: sent, and skipped after a delay."""
         return self._exporter.records // len(self._sessions), self._skipped
 
     def stop(self) -> None:
@@ -106,7 +106,7 @@ class Lab:
         self._otlp = None
 
     def addresses(self) -> dict[str, str]:
-        """Return where each protocol is: of gNMI where it listens, of the others where they send to."""
+        """Return the address of each protocol: gNMI listens there, the others send there."""
         return {name: f"127.0.0.1:{self._gnmi.port if name == 'gnmi' and self._gnmi else self._to[name]}" for name in self._config.only}
 
     def toml(self) -> str:
@@ -125,7 +125,7 @@ class Lab:
         return collect_toml({name: sections[name] for name in self._config.only})
 
     def _tls(self) -> tuple[dict[str, str], dict[str, str]]:
-        """Return what a client of gNMI and what a receiver of OTLP have to be told of the certificates."""
+        """Return the TLS settings of a gNMI client and of an OTLP receiver."""
         folder = self._config.certificates
         if folder is None:
             return {}, {}
@@ -142,7 +142,7 @@ class Lab:
         self._sflow = self._udp("sflow") if "sflow" in only else None
         self._hft = self._udp("hft") if "hft" in only else None
         if "hft" in only:
-            self._write_sessions()
+            write_sessions(self.sessions_file, self._exporter)
         if "gnmi" in only:
             ca = folder / "ca.crt" if folder and (folder / "ca.crt").exists() else None
             tls = {"certificate": folder / "server.crt", "key": folder / "server.key", "client_ca": ca} if folder else {}
@@ -158,15 +158,6 @@ class Lab:
         sender.start()
         self._parts.append(sender)
         return sender
-
-    def _write_sessions(self) -> None:
-        try:
-            self.sessions_file.parent.mkdir(parents=True, exist_ok=True)
-            self.sessions_file.write_text(json.dumps(self._exporter.side_channel(), indent=1))
-        except OSError as error:
-            raise ServiceError(
-                f"lab: {self.sessions_file} cannot be written ({error.strerror})", "choose another folder with --data"
-            ) from None
 
     def _send_sflow(self, udp: Udp, now: int) -> None:
         if now - self._counters_ns >= NS_PER_S:
@@ -185,7 +176,7 @@ class Lab:
         if now - self._templates_ns >= TEMPLATES_S * NS_PER_S:
             self._templates_ns = now
             udp.send(self._exporter.templates(export_ns=now))
-        # A message goes out when it is full; few are made at a time, for which the processor's cache has room.
+        # Messages are sent when full; few are made at a time, so that they fit into the processor's cache.
         each = self._config.layout.records
         due = np.arange(self._hft_ns, now, poll_ns)[:CATCH_UP_POLLS]
         for first in range(0, len(due) // each * each, STEP_POLLS):
@@ -206,6 +197,15 @@ class Lab:
             sender.send(points(self.script, self._sessions, [now]))
             self._clock.wait((now + NS_PER_S - self._clock.now_ns()) / NS_PER_S, self._ended)
         sender.stop()
+
+
+def write_sessions(path: Path, exporter: hft.HftExporter) -> None:
+    """Write the object names of an exporter of high-frequency telemetry. Raises ``ServiceError``."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(exporter.side_channel(), indent=1))
+    except OSError as error:
+        raise ServiceError(f"lab: {path} cannot be written ({error.strerror})", "choose another folder with --data") from None
 
 
 def collect_toml(sections: Mapping[str, Mapping[str, Any]]) -> str:

@@ -1,7 +1,6 @@
 """An sFlow version 5 agent (sflow.org, version 5; drops, queues and transit delay by their extensions).
 
-Every structure is a NumPy record of big-endian words, so a record is written where the specification says and thousands are
-filled in by one assignment per field.
+Every structure is a NumPy record of big-endian words, so that thousands are filled in by one assignment per field.
 """
 
 import ipaddress
@@ -52,7 +51,7 @@ QUEUE_LENGTH = _words(
     *("queue", "segment_bytes", "segments", "length_0", "length_1", "length_2", "length_4", "length_8", "length_32", "length_128"),
     *("length_1024", "length_more", "dropped"),
 )
-# What a flow sample says beside the packet's header, one word each.
+# Records of a flow sample beside the packet's header, one word each.
 FLOW_RECORDS = {"queue": 1036, "transit": 1039, "depth": 1040}
 # Name: structure number, body.
 RECORDS: dict[str, tuple[int, Fields]] = {
@@ -67,7 +66,7 @@ RECORDS: dict[str, tuple[int, Fields]] = {
 
 @dataclass(frozen=True, slots=True)
 class AgentConfig:
-    """What an agent calls itself and how it packs; a datagram is at most ``datagram_bytes_max`` long but holds a sample at least."""
+    """Identity and format of an agent; a datagram has at most ``datagram_bytes_max`` bytes, but at least one sample."""
 
     address: str = "192.0.2.1"
     sub_agent: int = 0
@@ -79,7 +78,7 @@ class AgentConfig:
 
 
 class Agent:
-    """Makes the datagrams of one sub-agent; sequence numbers begin anew when the switch boots or ``restart`` is called."""
+    """Makes the datagrams of one sub-agent; sequence numbers restart when the switch boots or ``restart`` is called."""
 
     def __init__(self, source: SwitchSource, config: AgentConfig | None = None) -> None:
         self._source, self._config = source, config or AgentConfig()
@@ -89,7 +88,7 @@ class Agent:
         self.restart()
 
     def restart(self) -> None:
-        """Forget all sequence numbers, as an agent does that starts again."""
+        """Reset all sequence numbers, like an agent that restarts."""
         ports = len(self._source.switch.ports)
         self._sequence = 0
         self._of_source = {kind: np.zeros(ports, np.int64) for kind in (COUNTERS, FLOW, DISCARDED)}
@@ -101,14 +100,14 @@ class Agent:
         widths = np.array([len(name.encode()) for name in self._source.switch.ports])
         named = "port_name" in self._config.records
         parts = []
-        # A name is padded to whole words, and samples in one array are of one size.
+        # Names are padded to whole words, and all samples in an array have one size.
         for width in np.unique(-(-widths // 4) * 4) if named else [0]:
             some = ports[(-(-widths // 4) * 4 == width)] if named else ports
             parts.append(self._pack(self._counter_samples(state, some, int(width)), ts))
         return join(parts)
 
     def flows(self, flows: Flows, ts: int) -> MessageBuffer:
-        """Return flow samples: the packet's header, its egress queue, the delay in the switch, the depth of the queue."""
+        """Return flow samples: header, egress queue, delay in the switch, depth of the queue."""
         self._at(ts)
         expanded = self._config.expanded
         head = [("index_type", ">u4"), ("source", ">u4")] if expanded else [("source", ">u4")]
@@ -127,12 +126,12 @@ class Agent:
         _fill_raw(sample["raw"]["body"], flows)
         values = {"queue": flows.queue, "transit": flows.delay_ns, "depth": flows.depth_bytes}
         for name in self._config.flow_records:
-            # All ones say "at least so much".
+            # All ones mean "at least so much".
             sample[name]["body"]["value"] = np.minimum(values[name], 0xFFFFFFFF)
         return self._pack(sample, ts)
 
     def discards(self, flows: Flows, reasons: np.ndarray, ts: int) -> MessageBuffer:
-        """Return notifications of packets that were dropped, each with its reason, header and egress queue."""
+        """Return notifications of dropped packets, with reason, header and egress queue."""
         self._at(ts)
         sample = self._samples(
             len(flows.in_port),
@@ -176,7 +175,7 @@ class Agent:
         return rank
 
     def _pack(self, samples: np.ndarray, ts: int) -> MessageBuffer:
-        """Return datagrams of as many samples as fit, the last one with the rest."""
+        """Return datagrams of as many samples as fit; the last one has the rest."""
         address_type = 1 if len(self._address) == 4 else 2
         head: Fields = [*_words("version", "address_type"), ("address", ("u1", (len(self._address),)))]
         head += _words("sub_agent", "sequence", "uptime_ms", "count")
@@ -191,7 +190,7 @@ class Agent:
             datagram["sub_agent"], datagram["count"] = self._config.sub_agent, each
             datagram["sequence"] = self._sequence + 1 + np.arange(len(datagram))
             datagram["uptime_ms"] = (ts - self._boot_ts) // 1_000_000 & 0xFFFFFFFF
-            # As bytes: NumPy would copy one record of a nested layout field by field.
+            # Copied as bytes, since NumPy copies nested records field by field.
             datagram.view(np.uint8).reshape(len(datagram), -1)[:, np.dtype(head).itemsize :] = some.view(np.uint8).reshape(
                 len(datagram), -1
             )
@@ -227,7 +226,7 @@ def _generic(body: np.ndarray, source: SwitchSource, state: SwitchState, ports: 
         body[f"{side}_unicast"] = state.port(f"{side}_unicast_packets")[0, ports]
         for what in ("discards", "errors"):
             body[f"{side}_{what}"] = state.port(f"{side}_{what}")[0, ports]
-    # This agent does not count these, and says so.
+    # All ones: this agent does not count these.
     for name in ("rx_multicast", "rx_broadcast", "rx_unknown", "tx_multicast", "tx_broadcast"):
         body[name] = 0xFFFFFFFF
 
@@ -252,7 +251,7 @@ def _optics(body: np.ndarray, source: SwitchSource, state: SwitchState, ports: n
 
 
 def _queue_length(body: np.ndarray, source: SwitchSource, state: SwitchState, ports: np.ndarray) -> None:
-    """Packets that met the marking threshold's fill, and those that met less, as the two ends of the histogram."""
+    """Fill in the histogram: marked packets in the last bin, all others in the first."""
     marked = state.queue("ecn_marked_packets")[0, ports, LOSSLESS]
     body["queue"], body["segment_bytes"], body["segments"] = LOSSLESS, 256, 8192
     body["length_0"], body["length_1024"] = state.queue("packets")[0, ports, LOSSLESS] - marked, marked

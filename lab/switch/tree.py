@@ -1,7 +1,7 @@
-"""What a switch offers by gNMI: OpenConfig's models and SONiC's COUNTERS_DB, as leaves over the columns of its state.
+"""The gNMI data of a switch: OpenConfig's models and SONiC's COUNTERS_DB as leaves over the columns of its state.
 
-A tree is fixed, its values are columns: those of an instant are read by name and index. A leaf whose value is ``None`` is not
-there at that instant (the neighbour of a link that is down).
+A tree is fixed; values are read from columns by name and index. A leaf whose value is ``None`` does not exist at that instant (the
+neighbour on a link that is down).
 """
 
 import fnmatch
@@ -16,7 +16,7 @@ from .script import PRIORITIES, Switch, SwitchSource, SwitchState
 
 OPENCONFIG, SONIC = "openconfig", "sonic-db"
 DATABASE = "COUNTERS_DB"
-# No leaf lies deeper; each ``...`` of a longer path would multiply the ways of reading it.
+# No leaf is deeper; each ``...`` in a longer pattern would multiply the possible matches.
 PATTERN_ELEMENTS_MAX = 16
 
 MODELS = (
@@ -27,7 +27,7 @@ MODELS = (
     ("openconfig-system", "OpenConfig working group", "0.17.1"),
     ("sonic-db", "SONiC", "0.1.0"),
 )
-# Module of what starts with this element, for the names in JSON of RFC 7951.
+# Module of the subtree of this element, for names in JSON (RFC 7951).
 MODULES = {
     "interfaces": "openconfig-interfaces",
     "ethernet": "openconfig-if-ethernet",
@@ -46,20 +46,20 @@ class Element(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """One leaf: its path, how its value is written, and the column and index where it stands. ``depth`` elements name its object."""
+    """One leaf: path, kind of value, column and index of the value. The first ``depth`` elements name its object."""
 
     elements: tuple[Element, ...]
     kind: str  # uint, string, bool, identity
     column: str
     index: int
     depth: int
-    # A server must send the leaves of this object together (gNMI, atomic).
+    # The leaves of this object must be sent together (gNMI, atomic).
     atomic: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """The leaves of one origin, and what reads their columns: each a list with one value an object, in the order of ``index``."""
+    """The leaves of one origin, and a function that reads their columns: lists with one value per object, in the order of ``index``."""
 
     origin: str
     leaves: tuple[Leaf, ...]
@@ -67,11 +67,11 @@ class Tree:
 
 
 def matches(pattern: Sequence[Element], leaf: Leaf, origin: str) -> bool:
-    """Return whether a path of a request covers a leaf: names and keys equal or ``*``, left-out keys any, ``...`` any elements."""
+    """Return whether a requested path covers a leaf: names and keys are equal or ``*``, missing keys match any, ``...`` any elements."""
     if len(pattern) > PATTERN_ELEMENTS_MAX:
         return False
     if origin == SONIC and len(pattern) == 3 and leaf.depth > 3:
-        # A port's own fields do not include those of its queues, which have a path of their own.
+        # The fields of a port do not include those of its queues, which have their own paths.
         return False
     return _match(tuple(pattern), leaf.elements)
 

@@ -1,4 +1,4 @@
-"""What a collector should have seen of a switch, in the columns and units of the families; tests compare with it."""
+"""The rows that a collector should make of a switch, in the columns and units of the families; tests compare with them."""
 
 import numpy as np
 import polars as pl

@@ -1,4 +1,4 @@
-"""Messages in bulk: many in one buffer, built by NumPy, handed to the kernel by ``sendmmsg``, written to a stream or to a file."""
+"""Messages in bulk: many in one buffer, built by NumPy, sent by ``sendmmsg``, written to a stream or to a file."""
 
 import ctypes
 import errno
@@ -12,9 +12,9 @@ import numpy as np
 from ...pipeline.clock import NS_PER_S, Clock
 from ...pipeline.errors import ServiceError
 
-# The kernel takes at most UIO_MAXIOV messages in a call.
+# UIO_MAXIOV: the maximum of messages per call.
 CALL_MESSAGES_MAX = 1024
-# At a set rate, what is due in so long is sent in one go.
+# With a rate, messages of so many seconds are sent together.
 PACE_S = 0.002
 CONNECT_S_MAX = 10.0
 
@@ -30,7 +30,7 @@ _MMSGHDR = np.dtype(
 
 @dataclass(frozen=True, slots=True)
 class MessageBuffer:
-    """Messages in one buffer of bytes: where each begins and how long it is."""
+    """Messages in one uint8 buffer; ``offsets`` and ``lengths`` (messages,) in bytes."""
 
     buffer: np.ndarray
     offsets: np.ndarray
@@ -45,14 +45,14 @@ class MessageBuffer:
 
 
 def rows(array: np.ndarray) -> MessageBuffer:
-    """Return one datagram for each element of an array of any fixed layout, without a copy."""
+    """Return one message per element of an array of any fixed-size dtype, without a copy."""
     array = np.ascontiguousarray(array)
     size = array.nbytes // len(array) if len(array) else 0
     return MessageBuffer(array.reshape(-1).view(np.uint8), np.arange(len(array)) * size, np.full(len(array), size))
 
 
 def join(parts: list[MessageBuffer]) -> MessageBuffer:
-    """Return the datagrams of all parts, in order."""
+    """Return the messages of all parts, in order."""
     if len(parts) == 1:
         return parts[0]
     starts = np.cumsum([0] + [len(part.buffer) for part in parts])
@@ -64,7 +64,7 @@ def join(parts: list[MessageBuffer]) -> MessageBuffer:
 
 
 class Udp:
-    """Sends datagrams to one address. A receiver that is not there is none of a sender's business: ``refused`` counts it."""
+    """Sends datagrams to one address. A missing receiver is no error; ``refused`` counts the refusals."""
 
     def __init__(self, address: str, port: int, clock: Clock) -> None:
         self._to, self._clock = (address, port), clock
@@ -73,7 +73,7 @@ class Udp:
         self.sent = self.refused = 0
 
     def start(self) -> None:
-        """Open the socket. Raises ``ServiceError`` when the address is none."""
+        """Open the socket. Raises ``ServiceError`` if the address is invalid."""
         try:
             family, kind, protocol, _, to = socket.getaddrinfo(*self._to, type=socket.SOCK_DGRAM)[0]
             self._socket = socket.socket(family, kind, protocol)
@@ -83,7 +83,7 @@ class Udp:
             raise ServiceError(f"lab: cannot send to {self._to[0]} ({error.strerror})", "write an address of this machine") from None
 
     def send(self, datagrams: MessageBuffer, rate: float | None = None) -> None:
-        """Send all, at ``rate`` datagrams per second if there is one."""
+        """Send all, at ``rate`` datagrams per second if given."""
         step = CALL_MESSAGES_MAX if rate is None else min(CALL_MESSAGES_MAX, max(1, int(rate * PACE_S)))
         began = self._clock.monotonic_ns()
         for first in range(0, len(datagrams), step):
@@ -114,7 +114,7 @@ class Udp:
             at = ctypes.c_void_p(headers.ctypes.data + done * _MMSGHDR.itemsize)
             sent = self._sendmmsg(self._socket.fileno(), at, last - first - done, 0)
             if sent < 0 and ctypes.get_errno() == errno.ECONNREFUSED:
-                # It tells of an earlier datagram; this one goes out with the next call.
+                # The error is of an earlier datagram; this one is sent by the next call.
                 self.refused += 1
             elif sent < 0:
                 raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
@@ -139,7 +139,7 @@ class Tcp:
         self._socket: socket.socket | None = None
 
     def start(self) -> None:
-        """Connect. Raises ``ServiceError`` when nobody listens there."""
+        """Connect. Raises ``ServiceError`` if nobody listens there."""
         try:
             self._socket = socket.create_connection(self._to, timeout=CONNECT_S_MAX)
         except OSError as error:
@@ -149,7 +149,7 @@ class Tcp:
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def send(self, messages: MessageBuffer, piece_bytes: int = 0) -> None:
-        """Send all, in writes of so many bytes if told, which need not end where a message does."""
+        """Send all, in writes of ``piece_bytes`` if given, regardless of message boundaries."""
         assert self._socket is not None
         whole = memoryview(contents(messages))
         step = piece_bytes or max(1, len(whole))
@@ -164,7 +164,7 @@ class Tcp:
 
 
 def free_port() -> int:
-    """Return a port that neither TCP nor UDP has in use on loopback now."""
+    """Return a port that is currently free for TCP and UDP on loopback."""
     while True:
         with socket.socket() as stream, socket.socket(type=socket.SOCK_DGRAM) as datagrams:
             stream.bind(("127.0.0.1", 0))
@@ -176,5 +176,5 @@ def free_port() -> int:
 
 
 def contents(messages: MessageBuffer) -> bytes:
-    """Return all messages in order as one run of bytes, as a stream or a file has them."""
+    """Return all messages in order as one byte string."""
     return b"".join(messages)

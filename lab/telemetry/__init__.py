@@ -1,1 +1,1 @@
-"""What collectors would see of the virtual fabric: live on the wire, or as recordings."""
+"""Telemetry of the virtual fabric: live on the wire, as recordings, or as rows."""

@@ -1,9 +1,8 @@
-"""Four switches of a live fabric on the wire: one speaks gNMI, one sends high-frequency telemetry, one OTLP, one sFlow, on loopback.
+"""Four switches of a live fabric on loopback: one serves gNMI, one sends high-frequency telemetry, one OTLP, one sFlow.
 
-What they say is up to ``until_ns``, the time that the fabric has come to: a switch that has not happened yet says nothing.
+They report up to ``until_ns``, the current time of the fabric, and never beyond it.
 """
 
-import json
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,26 +11,26 @@ from typing import Any
 import numpy as np
 
 from ...pipeline.clock import NS_PER_MS, NS_PER_S, Clock
-from ...pipeline.errors import ServiceError
 from ..fabric.fabric import Fabric, Step
 from ..switch import hft, sai
 from ..switch.gnmi import Server, ServerConfig
 from ..switch.hft import Session
 from ..switch.otlp import GaugePoints, OtlpSender, OtlpSenderConfig, points
 from ..switch.script import LOSSLESS
+from ..switch.serve import write_sessions
 from ..switch.sflow import Agent, AgentConfig
 from ..switch.wire import Udp, free_port
 from . import export
 from .tap import Tap
 
-# How far behind this machine's clock the gNMI server's is: the fabric has to have come there.
+# The gNMI server's clock is behind this machine's by so much, so that the fabric has reached its time.
 DELAY_NS = 500 * NS_PER_MS
 POLL_NS = NS_PER_MS
-# What OTLP has to write point by point is sampled ten times less often.
+# OTLP writes every point separately, so it samples ten times less often.
 OTLP_POLL_NS = 10 * NS_PER_MS
 TEMPLATES_NS = 5 * NS_PER_S
 SFLOW_ADDRESS = "192.0.2.1"
-# One switch sends little; what a listener holds by default is for hundreds.
+# One switch sends little; the default buffer of a listener is for hundreds.
 _BUFFER = {"buffer_bytes_max": 8 * 2**20}
 
 _BYTES = ("IF_IN_OCTETS", "IF_OUT_OCTETS", "OUT_CURR_OCCUPANCY_BYTES")
@@ -46,7 +45,7 @@ _GROUP = ("WATERMARK_BYTES", "XOFF_ROOM_WATERMARK_BYTES")
 
 
 class FabricClock:
-    """A clock that stands behind this machine's, and never ahead of the fabric."""
+    """A clock that runs behind this machine's and never ahead of the fabric."""
 
     def __init__(self, clock: Clock, until_ns: int) -> None:
         self._clock, self.until_ns = clock, until_ns
@@ -62,11 +61,11 @@ class FabricClock:
 
 
 class Carriers:
-    """The device side of the protocols. ``carried`` says which protocol each device speaks; those without one are not here."""
+    """The device side of the protocols; ``carried`` maps each carried device to its protocol."""
 
     def __init__(self, fabric: Fabric, carried: Mapping[str, str], clock: Clock, folder: Path) -> None:
         self._fabric, self._clock, self._folder = fabric, clock, folder
-        # Two seconds of the past are enough for whoever asks a little late.
+        # Two seconds of history are enough for late requests.
         self._taps = {protocol: Tap(fabric, device, steps_kept=8) for device, protocol in carried.items()}
         self._ports = {protocol: free_port() for protocol in self._taps}
         self._time = FabricClock(clock, fabric.config.start_ns)
@@ -78,7 +77,7 @@ class Carriers:
         self._templates_ns = self._sflow_ns = 0
 
     def start(self) -> None:
-        """Open everything. Raises ``ServiceError`` where that cannot be."""
+        """Open all protocols. Raises ``ServiceError`` if one cannot be opened."""
         self._ended.clear()
         if "gnmi" in self._taps:
             self._gnmi = Server(self._taps["gnmi"], ServerConfig(port=self._ports["gnmi"]), self._time)
@@ -89,10 +88,10 @@ class Carriers:
         if "hft" in self._taps:
             tap = self._taps["hft"]
             self._exporter = hft.HftExporter(tap, _sessions(tap, _BYTES + _PORT), hft.Layout(records=10, message_bytes_max=9000))
-            self._write(self._folder / "hft-sessions.json", json.dumps(self._exporter.side_channel(), indent=1))
+            write_sessions(self._folder / "hft-sessions.json", self._exporter)
         if "sflow" in self._taps:
             rate = max(1, self._fabric.config.packet_sampling)
-            # How its queues do is told elsewhere, so that it is told once.
+            # Queues have another source, and each value has one source only.
             records = {"records": ("generic", "ethernet", "port_name"), "flow_records": ("transit",)}
             self._agent = Agent(self._taps["sflow"], AgentConfig(SFLOW_ADDRESS, sampling_rate=rate, **records))
         if "otlp" in self._taps:
@@ -100,7 +99,7 @@ class Carriers:
             self._otlp.start()
 
     def take(self, step: Step) -> None:
-        """Take in a step of the fabric and send what it made."""
+        """Add a step of the fabric and send its telemetry."""
         for tap in self._taps.values():
             tap.take(step)
         self._time.until_ns = until_ns = self._fabric.config.start_ns + step.until_ns
@@ -110,7 +109,7 @@ class Carriers:
             self._send_sflow(self._udp["sflow"], step, until_ns)
 
     def counters(self) -> dict[str, float]:
-        """Return what was sent, by protocol."""
+        """Return the numbers of datagrams sent, by protocol."""
         return {f"weft_lab_{name}_datagrams_total": float(udp.sent) for name, udp in self._udp.items()}
 
     def stop(self) -> None:
@@ -126,7 +125,7 @@ class Carriers:
         self._gnmi = self._otlp = None
 
     def settings(self) -> dict[str, dict[str, Any]]:
-        """Return the sections ``[collect.*]`` that collect from these switches, and leave out what they do not say."""
+        """Return the sections ``[collect.*]`` that collect from these switches."""
         device = {protocol: tap.device for protocol, tap in self._taps.items()}
         ports = self._ports
         line = {"": int(self._fabric.topology.speed_bps.max())}
@@ -143,13 +142,6 @@ class Carriers:
         if "otlp" in device:
             made["otlp"] = {"enabled": True, "port": ports["otlp"], "devices": {"127.0.0.1": device["otlp"]}, "line_rate_bps": line}
         return made
-
-    def _write(self, path: Path, text: str) -> None:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
-        except OSError as error:
-            raise ServiceError(f"lab: {path} cannot be written ({error.strerror})", "choose another folder with --data") from None
 
     def _send_hft(self, udp: Udp, until_ns: int) -> None:
         if until_ns - self._templates_ns >= TEMPLATES_NS:
@@ -175,7 +167,7 @@ class Carriers:
         last_ns = self._time.until_ns
         while not self._clock.wait(0.2, self._ended):
             until_ns = self._time.until_ns // NS_PER_S * NS_PER_S
-            # While nobody listens the sender waits; what was before is gone, as the switch keeps no more.
+            # The sender waits while nobody listens; older samples are dropped, since the switch keeps only the last second.
             last_ns = max(last_ns, until_ns - NS_PER_S)
             if until_ns > last_ns:
                 made: list[GaugePoints] = points(tap, fast, np.arange(last_ns + OTLP_POLL_NS, until_ns + 1, OTLP_POLL_NS))
@@ -185,7 +177,7 @@ class Carriers:
 
 
 def _sessions(tap: Tap, ports: tuple[str, ...]) -> list[Session]:
-    """Return what is streamed of ports, of the queue and the priority group that carry something, and of the buffer."""
+    """Return the sessions of ports, of the lossless queue and priority group, and of the buffer."""
     return [
         hft.session(tap, sai.PORT, ports),
         hft.session(tap, sai.QUEUE, _QUEUE, (LOSSLESS,)),

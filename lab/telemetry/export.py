@@ -1,7 +1,7 @@
-"""What collectors would have seen of the virtual fabric: its steps as rows of the families, marked ``lab``.
+"""The steps of the virtual fabric as rows of the families, as collectors would produce them, marked ``lab``.
 
-Faults of the telemetry act here, on what is said and not on what is: a frozen or reset counter, readings that never come or come late, a
-clock that runs ahead. Truth keeps the fabric's own numbers.
+Faults of the telemetry act here: frozen or reset counters, samples that are lost or late, a clock that runs ahead. The ground truth keeps
+the fabric's own numbers.
 """
 
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ _ON_EXPORT = ("frozen_counter", "counter_reset", "lossy_collector", "late_collec
 
 @dataclass(frozen=True, slots=True)
 class Packets:
-    """Sampled packets of the fabric, a row each: their flow, when they left (ns since the start), what they are, and if they are marked."""
+    """Sampled packets as columns (n,): flow, time (ns since the start), operation, sequence number, and whether the packet is marked."""
 
     flow: np.ndarray
     at_ns: np.ndarray
@@ -43,17 +43,17 @@ class Packets:
     marked: np.ndarray
 
     def pick(self, which: np.ndarray) -> "Packets":
-        """Return these packets alone."""
+        """Return a selection of the packets."""
         return Packets(self.flow[which], self.at_ns[which], self.opcode[which], self.psn[which], self.marked[which])
 
     def by_operation(self) -> Iterator[tuple[int, "Packets"]]:
-        """Yield the packets of each operation there is."""
+        """Yield the packets operation by operation."""
         for opcode in np.unique(self.opcode).tolist():
             yield opcode, self.pick(self.opcode == opcode)
 
 
 def sampled(fabric: Fabric, step: Step) -> Packets:
-    """Return the packets that were sampled in a step: each is a part of a message of ``MESSAGE_PACKETS``."""
+    """Return the packets sampled in a step; messages are of ``MESSAGE_PACKETS`` packets."""
     flow, at, number, chance = step.packets.T
     place = number % MESSAGE_PACKETS
     opcode = np.where(place == 0, WRITE_FIRST, np.where(place == MESSAGE_PACKETS - 1, WRITE_LAST, WRITE_MIDDLE))
@@ -62,7 +62,7 @@ def sampled(fabric: Fabric, step: Step) -> Packets:
 
 
 class FabricExporter:
-    """Turns the steps of one fabric into frames, each step once and in order; its state is what readings are compared with."""
+    """Turns the steps of one fabric into frames. Pass each step once, in order: some columns are differences to earlier steps."""
 
     def __init__(self, fabric: Fabric) -> None:
         self._fabric, self._topology = fabric, fabric.topology
@@ -87,9 +87,9 @@ class FabricExporter:
             "packet": [self._packets(step)],
             "latency": [self._latency(step)],
         }
-        for reading in step.readings:
-            for family, frame in self._reading(reading).items():
-                parts.setdefault(family, []).append(self._distort(family, frame, reading.at_ns))
+        for sample in step.counters:
+            for family, frame in self._counter_rows(sample).items():
+                parts.setdefault(family, []).append(self._distort(family, frame, sample.at_ns))
         made = {family: pl.concat(frames) for family, frames in parts.items()}
         return {family: frame for family, frame in made.items() if frame.height}
 
@@ -122,7 +122,7 @@ class FabricExporter:
         return pl.concat([devices, ends, ends.with_columns(kind=pl.lit("link")), members])
 
     def _rows(self, family: str, at_ns: int | np.ndarray, device: np.ndarray, **columns: object) -> pl.DataFrame:
-        """Return rows of a family at a true time (UTC ns), stamped with each device's clock; columns that are not given are null."""
+        """Return rows of a family at a true time (UTC ns), stamped by each device's clock; missing columns are null."""
         table = FAMILIES[family]
         true = np.broadcast_to(np.asarray(at_ns, np.int64), device.shape)
         given = {
@@ -141,7 +141,7 @@ class FabricExporter:
         )
 
     def _active(self, kind: str, device: int, at_ns: int) -> InjectedFault | None:
-        """Return the fault of this kind that a device has at a time since the fabric's start."""
+        """Return the fault of this kind that is active on a device at a time since the fabric's start."""
         return next((f for f in self._faults if f.kind == kind and f.place == self._names[device] and f.begin_ns <= at_ns < f.end_ns), None)
 
     def _shift(self, kind: str, device: np.ndarray, true: np.ndarray, unit_ns: int) -> np.ndarray:
@@ -160,7 +160,7 @@ class FabricExporter:
         return self._shift("late_collector", device, true, NS_PER_S)
 
     def _samples(self, step: Step) -> pl.DataFrame:
-        """Return a run per switch port and signal: bytes sent, bytes received (sent by the far end), bytes queued."""
+        """Return a segment per switch port and signal: bytes sent, bytes received (sent by the far end), bytes queued."""
         topology, config = self._topology, self._fabric.config
         if not len(step.sent):
             return FAMILIES["burst_sample"].empty()
@@ -186,14 +186,14 @@ class FabricExporter:
                     values=runs,
                 )
             )
-        # The grid of samples is the device's own, so its clock's error does not move it off whole intervals.
+        # Samples lie on whole intervals of the device's clock, so a clock error does not shift them off the grid.
         grid = (pl.col("ts") + config.sample_ns // 2) // config.sample_ns * config.sample_ns
         frame = pl.concat(frames).with_columns(ts=grid)
         lost = [self.lost(int(n), step.first_ns) for n in np.tile(device, 3)]
         return frame.filter(~pl.Series(lost))
 
     def lost(self, device: int, at_ns: int) -> bool:
-        """Return whether what a device says at a time (ns since the start) never comes."""
+        """Return whether the telemetry of a device at a time (ns since the start) is lost."""
         fault = self._active("lossy_collector", device, at_ns)
         return fault is not None and bool(unit(self._fabric.seed, LOSS_DRAW + device, at_ns) < fault.severity)
 
@@ -207,7 +207,7 @@ class FabricExporter:
         )
 
     def _packets(self, step: Step) -> pl.DataFrame:
-        """Return the sampled packets as the leaf of their sender sees them."""
+        """Return the sampled packets as seen at the sender's leaf."""
         packets = sampled(self._fabric, step)
         flow = packets.flow
         flows, topology, start = self._fabric.world.flows, self._topology, self._fabric.config.start_ns
@@ -239,26 +239,26 @@ class FabricExporter:
         device = pairs[:, 0] // topology.rails
         return self._rows("latency", at, device, src=addresses[pairs[:, 0]], dst=addresses[pairs[:, 1]], kind="probe", values_ns=values)
 
-    def _reading(self, reading: FabricCounters) -> dict[str, pl.DataFrame]:
-        nvlink, gpu = self._gpu_rows(reading)
+    def _counter_rows(self, sample: FabricCounters) -> dict[str, pl.DataFrame]:
+        nvlink, gpu = self._gpu_rows(sample)
         return {
-            "port": self._port_rows(reading),
-            "queue": self._queue_rows(reading),
-            "nic": self._nic_rows(reading),
+            "port": self._port_rows(sample),
+            "queue": self._queue_rows(sample),
+            "nic": self._nic_rows(sample),
             "nvlink": nvlink,
             "gpu": gpu,
         }
 
-    def _port_rows(self, reading: FabricCounters) -> pl.DataFrame:
-        topology, read = self._topology, reading.ports
+    def _port_rows(self, sample: FabricCounters) -> pl.DataFrame:
+        topology, read = self._topology, sample.ports
         ports = np.arange(topology.ports)
         far = ports ^ 1
-        bins = reading.fec_bins[far]
+        bins = sample.fec_bins[far]
         rx_bytes = (read["sent"] - read["vanished"] - read["broken"])[far]
         broken = read["broken"][far] // PACKET_BYTES
         return self._rows(
             "port",
-            self._fabric.config.start_ns + reading.at_ns,
+            self._fabric.config.start_ns + sample.at_ns,
             topology.owner.astype(np.int64),
             port=self._port_names,
             speed_bps=topology.speed_bps,
@@ -276,15 +276,15 @@ class FabricExporter:
             fec_corrected=bins[:, 1:16].sum(axis=1),
             fec_uncorrectable=bins[:, 16],
             fec_bins=pl.Series(np.ascontiguousarray(bins[:, :16])).cast(pl.List(pl.UInt64)),
-            # Nearly every wrong symbol has one wrong bit.
+            # Nearly all wrong symbols have one wrong bit.
             corrected_bits=bins[:, 1:16] @ np.arange(1, 16),
             symbol_errors=bins[:, 1:16] @ np.arange(1, 16),
             ecn_marked_packets=read["marked"].astype(np.int64),
         )
 
-    def _queue_rows(self, reading: FabricCounters) -> pl.DataFrame:
+    def _queue_rows(self, sample: FabricCounters) -> pl.DataFrame:
         """Return egress queues, ingress priority groups and buffers of the switches."""
-        topology, read, at = self._topology, reading.ports, self._fabric.config.start_ns + reading.at_ns
+        topology, read, at = self._topology, sample.ports, self._fabric.config.start_ns + sample.at_ns
         ports = np.flatnonzero(topology.tier[topology.owner] > HOST)
         far, device = ports ^ 1, topology.owner[ports].astype(np.int64)
         common = {"port": self._port_names[ports], "queue": QUEUE, "speed_bps": topology.speed_bps[ports]}
@@ -324,15 +324,15 @@ class FabricExporter:
         pool = self._rows("queue", at, switches, port="", queue=POOL, direction="pool", occupancy_bytes=used)
         return pl.concat([out, into, pool])
 
-    def _nic_rows(self, reading: FabricCounters) -> pl.DataFrame:
-        topology, read, counters = self._topology, reading.ports, reading.adapters
+    def _nic_rows(self, sample: FabricCounters) -> pl.DataFrame:
+        topology, read, counters = self._topology, sample.ports, sample.adapters
         adapters = np.arange(topology.adapters)
         tx_bytes = read["sent"][2 * adapters]
         rx_bytes = (read["sent"] - read["vanished"] - read["broken"])[2 * adapters + 1]
         nothing = dict.fromkeys(("cnp_ignored", "implied_nak", "duplicate_request", "rnr_nak", "out_of_buffer", "retries_exceeded"), 0)
         return self._rows(
             "nic",
-            self._fabric.config.start_ns + reading.at_ns,
+            self._fabric.config.start_ns + sample.at_ns,
             adapters // topology.rails,
             port=self._port_names[2 * adapters],
             speed_bps=topology.speed_bps[2 * adapters],
@@ -350,20 +350,20 @@ class FabricExporter:
             **nothing,
         )
 
-    def _gpu_rows(self, reading: FabricCounters) -> tuple[pl.DataFrame, pl.DataFrame]:
-        topology, at = self._topology, self._fabric.config.start_ns + reading.at_ns
+    def _gpu_rows(self, sample: FabricCounters) -> tuple[pl.DataFrame, pl.DataFrame]:
+        topology, at = self._topology, self._fabric.config.start_ns + sample.at_ns
         gpus = np.arange(topology.gpus)
         device, number = gpus // topology.rails, np.array([str(gpu % topology.rails) for gpu in gpus])
-        moved = reading.gpus["nvlink"][gpus]
+        moved = sample.gpus["nvlink"][gpus]
         speed = np.full(len(gpus), self._fabric.config.nvlink_bps)
         links = self._rows("nvlink", at, device, gpu=number, link="", speed_bps=speed, tx_bytes=moved, rx_bytes=moved, replay=0, crc=0)
-        share = ((reading.gpus["busy_ns"] - self._busy_ns)[gpus] / (reading.at_ns - self._read_ns)).clip(0, 1)
-        self._busy_ns, self._read_ns = reading.gpus["busy_ns"], reading.at_ns
+        share = ((sample.gpus["busy_ns"] - self._busy_ns)[gpus] / (sample.at_ns - self._read_ns)).clip(0, 1)
+        self._busy_ns, self._read_ns = sample.gpus["busy_ns"], sample.at_ns
         power = IDLE_W + (BUSY_W - IDLE_W) * share
         return links, self._rows("gpu", at, device, gpu=number, sm_active_ratio=share, tensor_active_ratio=0.6 * share, power_w=power)
 
     def _distort(self, family: str, frame: pl.DataFrame, at_ns: int) -> pl.DataFrame:
-        """Let frozen counters stand, reset ones start anew, and lost readings be missing."""
+        """Apply frozen counters, resets and lost samples to rows."""
         for fault in self._faults:
             device = self._topology.device_names.index(fault.place)
             mine = pl.col("device") == fault.place
@@ -371,25 +371,25 @@ class FabricExporter:
             if fault.kind == "lossy_collector" and self.lost(device, at_ns):
                 frame = frame.filter(~mine)
             elif fault.kind == "frozen_counter" and fault.begin_ns <= at_ns < fault.end_ns:
-                held = self._frozen.setdefault(key, frame.filter(mine))
-                stamped = held.with_columns(frame.filter(mine).select("ts", "recv_ts").get_columns())
+                frozen = self._frozen.setdefault(key, frame.filter(mine))
+                stamped = frozen.with_columns(frame.filter(mine).select("ts", "recv_ts").get_columns())
                 frame = pl.concat([frame.filter(~mine), stamped])
             elif fault.kind == "counter_reset":
                 own = frame.filter(mine)
                 if at_ns <= fault.begin_ns:
                     self._zero[key] = own
                 if at_ns >= fault.begin_ns:
-                    anew = _less(own, self._zero.get(key, own.clear()), self._fabric.config.start_ns + fault.begin_ns)
-                    frame = pl.concat([frame.filter(~mine), anew])
+                    restarted = _less(own, self._zero.get(key, own.clear()), self._fabric.config.start_ns + fault.begin_ns)
+                    frame = pl.concat([frame.filter(~mine), restarted])
         return frame
 
 
-# Unsigned columns that are no counters, and so survive a reset.
+# Unsigned columns that are gauges, which a reset does not clear.
 _GAUGES = ("speed_bps", "occupancy_bytes", "watermark_bytes", "headroom_watermark_bytes", "delay_watermark_ns", "xid")
 
 
 def _less(frame: pl.DataFrame, zero: pl.DataFrame, epoch: int) -> pl.DataFrame:
-    """Return counters from what they were at ``zero``, the last reading up to the reset, in a new epoch."""
+    """Return counters relative to ``zero``, the last counter sample before the reset, in a new epoch."""
     if not zero.height:
         return frame.with_columns(epoch=pl.lit(epoch, pl.Int64))
     counters = [name for name, dtype in frame.schema.items() if dtype == pl.UInt64 and name not in _GAUGES]

@@ -1,11 +1,10 @@
-"""A run of the virtual fabric as recordings, faster than real time: what its protocols would have carried, file by file.
+"""A run of the virtual fabric as recordings of its protocols, faster than real time.
 
-Each thing that a device says is in one file only. Bytes and occupancies of the switches' ports, every sample, are high-frequency
-telemetry (``hft/<switch>.ipfix`` with its side channel); all other counters of the switches, their links and neighbours come by gNMI once
-a second (``gnmi/<switch>.pb``); sampled packets by sFlow (``sflow.pcap``); pings by RDMA of one host are a capture of its packets
-(``capture/<host>.pcap``). What no protocol of these carries (adapters, NVLink, GPUs, the hosts' own ports, probes, the inventory) is
-what ``weft record`` writes (``hosts.weft``). ``truth`` has what really happened, and ``recordings.toml`` names everything for
-``weft replay``.
+Each value is in one file only. Bytes and occupancies of the switch ports, every sample, are high-frequency telemetry
+(``hft/<switch>.ipfix`` with its side channel); all other counters of the switches, their links and neighbours are gNMI, once a second
+(``gnmi/<switch>.pb``); sampled packets are sFlow (``sflow.pcap``); RDMA pings of one host are a packet capture (``capture/<host>.pcap``).
+What none of these protocols carries (adapters, NVLink, GPUs, host ports, probes, the inventory) is a recording as of ``weft record``
+(``hosts.weft``). ``truth`` is the ground truth, and ``recordings.toml`` lists all files for ``weft replay``.
 
 The same configuration and seed give the same bytes of every file.
 """
@@ -39,10 +38,10 @@ from ..switch.wire import MessageBuffer
 from .export import FabricExporter, Packets, sampled
 from .tap import Tap, address_of
 
-# Calls of the fabric, and what counters by gNMI are apart.
+# Length of a step of the fabric, and the interval of counters by gNMI.
 STEP_NS = NS_PER_S
 GNMI_NS = NS_PER_S
-# An agent sends the samples that it has gathered so often.
+# Interval at which an sFlow agent sends its samples.
 SFLOW_NS = NS_PER_S // 10
 SFLOW_PORT, ROCE_PORT = 6343, 4791
 COLLECTOR = "172.31.255.254"
@@ -54,7 +53,7 @@ _PCAP_HEAD = struct.pack("<IHHiIII", 0xA1B23C4D, 2, 4, 0, 0, 262_144, 1)  # time
 
 @dataclass(frozen=True, slots=True)
 class RecordProgress:
-    """How far a run is, in ns of its own time, and what was written so far."""
+    """Progress of a run: ns of its own time, and bytes written."""
 
     done_ns: int
     bytes: int
@@ -75,7 +74,7 @@ class Files:
     def write(self, until_ns: int, progress: Callable[[RecordProgress], None] = lambda _progress: None) -> None:
         """Run to ``until_ns`` since the start and write everything.
 
-        Raises ``ServiceError`` where the folder is there already or cannot be written.
+        Raises ``ServiceError`` if the folder exists or cannot be written.
         """
         folder = self._folder
         try:
@@ -100,7 +99,7 @@ class Files:
 
     def _step(self, step: Step, samples: "_Pcap", pings: "_Pcap") -> None:
         for family, frame in self._exporter.frames(step).items():
-            # Switches speak for themselves; what hosts say is in no other file.
+            # Switches have files of their own; the telemetry of hosts is in this one only.
             own = frame.filter(pl.col("device").is_in(self._hosts)).sort("ts", maintain_order=True)
             if own.height and family != "packet":
                 self._recorder.append(Batch(family, own))
@@ -114,20 +113,16 @@ class Files:
         self._ping.write(step, pings)
 
     def _index(self) -> str:
-        switches = [switch.name for switch in self._switches]
-        parts = [("hosts.weft", "recording"), *((f"gnmi/{name}.pb", "gnmi") for name in switches)]
+        names = [switch.name for switch in self._switches]
+        parts = [("hosts.weft", "recording"), *((f"gnmi/{name}.pb", "gnmi") for name in names)]
         parts += [
-            *((f"hft/{name}.ipfix", "hft") for name in switches),
+            *((f"hft/{name}.ipfix", "hft") for name in names),
             ("sflow.pcap", "sflow"),
             (f"capture/{self._ping.host}.pcap", "packets"),
         ]
-        lines = [
-            "version = 1",
-            "",
-            "[devices]",
-            *(f"{json.dumps(switch.address)} = {json.dumps(switch.name)}" for switch in self._switches),
-        ]
-        # High-frequency telemetry does not say how fast a port is; without that there is no utilisation and no burst.
+        devices = (f"{json.dumps(switch.address)} = {json.dumps(switch.name)}" for switch in self._switches)
+        lines = ["version = 1", "", "[devices]", *devices]
+        # High-frequency telemetry carries no port speed; without it there is no utilisation and no burst.
         speeds = {f"hft/{switch.name}.ipfix": switch.speed_bps for switch in self._switches}
         for path, kind in parts:
             lines += ["", "[[recording]]", f"path = {json.dumps(path)}", f"kind = {json.dumps(kind)}"]
@@ -136,13 +131,13 @@ class Files:
 
 
 class _Switch:
-    """One switch and its exporters."""
+    """One switch and the exporters of its protocols."""
 
     def __init__(self, fabric: Fabric, exporter: FabricExporter, device: int) -> None:
         self._fabric, self._exporter, self._device = fabric, exporter, device
         self.name = fabric.topology.device_names[device]
         config = fabric.config
-        # Only faults that look back need the past.
+        # Only faults of this switch need older steps.
         faulty = any(fault.place == self.name for fault in config.faults)
         self._tap = Tap(fabric, self.name, steps_kept=4096 if faulty else 2)
         self.address = str(ipaddress.ip_address("172.16.0.1") + device - fabric.topology.first_switch)
@@ -158,12 +153,12 @@ class _Switch:
 
     @property
     def speed_bps(self) -> int:
-        """The line rate of all ports, 0 where they differ."""
+        """The line rate of all ports, 0 if they differ."""
         speeds = np.unique(self._tap.speeds)
         return int(speeds[0]) if len(speeds) == 1 else 0
 
     def take(self, step: Step, folder: Path) -> None:
-        """Take in a step, and write its telemetry: samples, and counters at each whole second."""
+        """Write the telemetry of a step: samples, and counters at each whole second."""
         self._tap.take(step)
         config = self._fabric.config
         with (folder / "hft" / f"{self.name}.ipfix").open("ab") as file:
@@ -175,11 +170,11 @@ class _Switch:
             ends = step.first_ns + config.sample_ns * np.arange(1, len(step.sent) + 1)
             ticks, tick_of = np.unique(-(-ends // SFLOW_NS), return_inverse=True)
             lost = np.array([self._exporter.lost(self._device, int(tick) * SFLOW_NS) for tick in ticks], bool)
-            kept = ends[~lost[tick_of]]
-            if len(kept):
-                self._write(file, b"".join(self._hft.data(config.start_ns + kept)))
+            ends = ends[~lost[tick_of]]
+            if len(ends):
+                self._write(file, b"".join(self._hft.data(config.start_ns + ends)))
         with (folder / "gnmi" / f"{self.name}.pb").open("ab") as file:
-            # The first reading is at the start, when all counters are zero.
+            # The first counter sample is at the start, when all counters are zero.
             first = step.first_ns // GNMI_NS + self._begun
             for tick in range(first * GNMI_NS, step.until_ns + 1, GNMI_NS):
                 if not self._exporter.lost(self._device, tick):
@@ -187,7 +182,7 @@ class _Switch:
         self._begun = True
 
     def sample(self, packets: Packets, tick: int, out: "_Pcap") -> None:
-        """Write the datagrams with what was sampled in the ``SFLOW_NS`` before ``tick``, the packets that came from adapters."""
+        """Write the datagrams of the packets sampled in the ``SFLOW_NS`` before ``tick``."""
         if self._exporter.lost(self._device, tick):
             return
         ts = self._fabric.config.start_ns + tick
@@ -199,7 +194,7 @@ class _Switch:
         self.bytes += len(content)
 
 
-# What high-frequency telemetry tells, or SONiC's database in more detail, is not asked for in OpenConfig's.
+# OpenConfig leaves without those that high-frequency telemetry carries, or SONiC's database in more detail.
 _INTERFACE = frozenset(("oper-status", "admin-status", "in-pkts", "out-pkts", "carrier-transitions", "in-fcs-errors", "port-speed"))
 _ELSEWHERE = ("SAI_PORT_STAT_IF_IN_OCTETS", "SAI_PORT_STAT_IF_OUT_OCTETS", "OCCUPANCY")
 
@@ -209,10 +204,10 @@ def _from_interfaces(leaf: Leaf) -> bool:
 
 
 def _from_database(leaf: Leaf) -> bool:
-    """Return whether a leaf is a counter that is told nowhere else, of the lossless priority if of any."""
+    """Return whether a leaf is a counter that no other file has and, if it has a priority, of the lossless one."""
     name, row = leaf.elements[-1].name, leaf.elements[leaf.depth - 1].name
     priority = row.rpartition(":")[2] if ":" in row else name.partition("_PFC_")[2][:1]
-    return priority in ("", str(LOSSLESS)) and not any(told in name for told in _ELSEWHERE)
+    return priority in ("", str(LOSSLESS)) and not any(part in name for part in _ELSEWHERE)
 
 
 def _everything(_leaf: Leaf) -> bool:
@@ -228,9 +223,9 @@ _SUBSCRIPTIONS = (
 
 
 class _Ping:
-    """One host's pings by RDMA, a message of 64 bytes and its acknowledgement for each sample, to some of those that it probes.
+    """RDMA pings of one host to some of its probe targets: a message of 64 bytes and its acknowledgement for each sample.
 
-    A message takes the delay of the probe's way, its acknowledgement goes back past the queues, as priorities for control do.
+    A message has the delay of the probe's path; its acknowledgement does not wait in queues, as with a priority for control traffic.
     """
 
     def __init__(self, fabric: Fabric) -> None:
@@ -240,7 +235,7 @@ class _Ping:
         self.host = topology.device_names[host]
 
     def write(self, step: Step, out: "_Pcap") -> None:
-        """Write the messages that are sent in a step and their acknowledgements, in order of time."""
+        """Write the messages sent in a step and their acknowledgements, in order of time."""
         config = self._fabric.config
         count = len(step.latency_ns)
         if not count or not len(self._pairs):
@@ -254,15 +249,15 @@ class _Ping:
             pair, none = np.full(count, 0x800000 + number), np.zeros(count, bool)
             there = roce.Ends(source, target, address_of(source), address_of(target), np.full(count, 0xC000 + number))
             back = roce.Ends(target, source, address_of(target), address_of(source), np.full(count, 0xC000 + number))
-            asked = roce.headers(there, roce.SEND_ONLY, pair, psn, none, PING_BYTES)
-            answered = roce.headers(back, roce.ACKNOWLEDGE, pair, psn, none)
-            parts += [(sent, asked, roce.wire_bytes(roce.SEND_ONLY, PING_BYTES))]
-            parts += [(sent + delay + delay.min(), answered, roce.wire_bytes(roce.ACKNOWLEDGE))]
+            request = roce.headers(there, roce.SEND_ONLY, pair, psn, none, PING_BYTES)
+            answer = roce.headers(back, roce.ACKNOWLEDGE, pair, psn, none)
+            parts += [(sent, request, roce.wire_bytes(roce.SEND_ONLY, PING_BYTES))]
+            parts += [(sent + delay + delay.min(), answer, roce.wire_bytes(roce.ACKNOWLEDGE))]
         out.frames(parts)
 
 
 class _Pcap:
-    """A capture file that is written in order of time."""
+    """A capture file, written in order of time."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("xb")
@@ -276,7 +271,7 @@ class _Pcap:
         self._file.close()
 
     def write(self, datagrams: MessageBuffer, ts: int, source: str, port: int) -> None:
-        """Write datagrams that came at ``ts`` from an address to the collector."""
+        """Write datagrams from an address to the collector, captured at ``ts``."""
         for body in datagrams:
             udp = struct.pack(">HHHH", port, port, 8 + len(body), 0) + body
             ends = ipaddress.ip_address(source).packed + ipaddress.ip_address(COLLECTOR).packed
@@ -287,7 +282,7 @@ class _Pcap:
             self._add(struct.pack("<IIII", ts // NS_PER_S, ts % NS_PER_S, len(frame), len(frame)) + frame)
 
     def frames(self, parts: list[tuple[np.ndarray, np.ndarray, int]]) -> None:
-        """Write packets, each part as (times, first bytes of each, whole length), sorted by time."""
+        """Write packets sorted by time; a part is (times (n,) ns, captured bytes (n, bytes), length of the whole packet)."""
         records = []
         for ts, header, length in parts:
             record = np.zeros(

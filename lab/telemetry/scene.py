@@ -1,6 +1,6 @@
-"""What a live fabric shows: how it is laid out, what runs on it, what goes wrong where, and which protocol tells of which switch.
+"""The scene of a live fabric: layout, jobs, faults with their places, and the protocol that carries each switch.
 
-Everything follows from a scale, a number of jobs, the faults that are asked for and a seed, so that a scene can be set again.
+A scene is a function of a scale, a number of jobs, the requested faults and a seed, so it can be repeated.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,10 +16,10 @@ from ..fabric.topology import AGGREGATION, LEAF, FabricTopology, clos, rail_fabr
 from ..fabric.workload import Job, Phase, dense
 
 HOST_GPUS = 8
-# Layouts of whole racks begin here; smaller ones have racks of two hosts.
+# From here on layouts have whole racks; smaller ones have racks of two hosts.
 SIZED_GPUS = 192
 GPUS_MAX = 4096
-# Ports that a step of 100 us is affordable for, on half a core.
+# Up to so many ports half a core can compute steps of 100 us in real time.
 FINE_PORTS_MAX = 600
 
 
@@ -48,19 +48,19 @@ def layout(scale: str) -> FabricTopology:
 
 
 def step_ns(topology: FabricTopology) -> int:
-    """Return the step that a layout can be run with in real time."""
+    """Return the step with which a layout runs in real time."""
     return 100_000 if topology.ports <= FINE_PORTS_MAX else 1_000_000
 
 
 def jobs(topology: FabricTopology, count: int) -> tuple[Job, ...]:
     """Return ``count`` jobs on equal shares of the hosts, each spread over all pods; training and plain data parallelism in turn.
 
-    Raises ``ConfigError`` where there are not two hosts for each.
+    Raises ``ConfigError`` if there are fewer than two hosts per job.
     """
     hosts = topology.gpus // topology.rails
     if not 1 <= count <= hosts // 2:
         raise ConfigError("--jobs", f"{count} jobs do not fit on {hosts} hosts", f"give 1 to {hosts // 2}")
-    # Neighbours in a job stand under different leaves, so that its collectives cross the spines.
+    # Neighbours in a job are under different leaves, so that collectives cross the spines.
     under = topology.leaf[: topology.gpus : topology.rails]
     rank = np.array([int((under[:host] == leaf).sum()) for host, leaf in enumerate(under)])
     order = np.lexsort((under, rank)).tolist()
@@ -75,7 +75,7 @@ def jobs(topology: FabricTopology, count: int) -> tuple[Job, ...]:
     return tuple(made)
 
 
-# A mixture of experts that computes long: two iterations a second, which an eye can follow, and some thousand bursts, which a store can.
+# A mixture of experts with long computing: two iterations per second, visible on a chart, and some thousand bursts, fine for a store.
 _EXPERTS = Phase(110 * NS_PER_MS, "alltoall", "block", 600_000_000)
 _TRAINING = (
     *(_EXPERTS,) * 3,
@@ -86,7 +86,7 @@ _TRAINING = (
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """How bad a fault is in a scene, and how long it lasts (0: to the end). Units are those of ``FAULTS``."""
+    """Severity of a fault in a scene, in the units of ``FAULTS``, and duration (0: to the end)."""
 
     severity: float = 0.5
     duration_s: int = 0
@@ -101,19 +101,21 @@ SHOWN: dict[str, Shown] = {
     "late_collector": Shown(3.0),
     "skewed_clock": Shown(2000.0),
 }
-# Faults of one switch's telemetry, and one that only the same clock at both ends of a link shows: no protocol carries their places.
+# Faults of a switch's telemetry, and one that needs the same clock at both ends of a link: no protocol carries their switches.
 APART = ("frozen_counter", "counter_reset", "lossy_collector", "late_collector", "skewed_clock", "silent_loss")
-# SAI's statistics do not tell whether a link is up; gNMI does.
+# gNMI reports whether a link is up, SAI's statistics do not.
 _LINK_STATE = ("link_flap", "rail_down")
 
 
-def place_faults(asked: Sequence[str], topology: FabricTopology, seed: int, onset_s: float, apart_s: float) -> tuple[InjectedFault, ...]:
-    """Return the faults asked for as ``kind`` or ``kind@place``, one beginning after the other; a place that is not told is drawn.
+def place_faults(
+    requested: Sequence[str], topology: FabricTopology, seed: int, onset_s: float, apart_s: float
+) -> tuple[InjectedFault, ...]:
+    """Return the faults requested as ``kind`` or ``kind@place``, one beginning after the other; a missing place is drawn at random.
 
-    Raises ``ConfigError`` for a kind or a place that there is not.
+    Raises ``ConfigError`` for an unknown kind or place.
     """
     made = []
-    for number, text in enumerate(asked):
+    for number, text in enumerate(requested):
         kind, _, place = text.partition("@")
         if problem := wrong(topology, kind, place):
             raise ConfigError(f"--fault {text}", *problem)
@@ -125,7 +127,7 @@ def place_faults(asked: Sequence[str], topology: FabricTopology, seed: int, onse
 
 
 def _drawn(kind: str, topology: FabricTopology, lots: np.random.Generator) -> str:
-    """Return a place of the kind that a fault has; empty where it needs none."""
+    """Return a random place for a kind of fault; empty if it has none."""
     names = topology.device_names
     leaves = [name for name, tier in zip(names, topology.tier.tolist(), strict=True) if tier == LEAF]
     adapter = int(lots.integers(topology.gpus))
@@ -146,8 +148,8 @@ def _drawn(kind: str, topology: FabricTopology, lots: np.random.Generator) -> st
     }.get(what, "")
 
 
-# What each protocol tells of a switch that it carries; the lab's own rows tell the rest.
-TELLS: dict[str, tuple[str, ...]] = {
+# The families that each protocol carries; the lab publishes the others as rows.
+CARRIED: dict[str, tuple[str, ...]] = {
     "hft": ("burst_sample", "port", "queue"),
     "gnmi": ("port", "queue"),
     "otlp": ("burst_sample", "port", "queue"),
@@ -155,11 +157,11 @@ TELLS: dict[str, tuple[str, ...]] = {
 }
 
 
-def carriers(topology: FabricTopology, faults: Sequence[InjectedFault], protocols: Sequence[str] = tuple(TELLS)) -> dict[str, str]:
-    """Return which protocol carries which leaf: one leaf for each, first those on which something goes wrong."""
+def carriers(topology: FabricTopology, faults: Sequence[InjectedFault], protocols: Sequence[str] = tuple(CARRIED)) -> dict[str, str]:
+    """Return the protocol of each carried leaf: one leaf per protocol, leaves with a fault first."""
     names = topology.device_names
-    kept = {device for fault in faults if fault.kind in APART for device in _ends(fault.place, topology)}
-    leaves = [name for name, tier in zip(names, topology.tier.tolist(), strict=True) if tier == LEAF and name not in kept]
+    apart = {device for fault in faults if fault.kind in APART for device in _ends(fault.place, topology)}
+    leaves = [name for name, tier in zip(names, topology.tier.tolist(), strict=True) if tier == LEAF and name not in apart]
     order = list(protocols)
     found: dict[str, str] = {}
     for fault in faults:
@@ -173,7 +175,7 @@ def carriers(topology: FabricTopology, faults: Sequence[InjectedFault], protocol
 
 
 def _ends(place: str, topology: FabricTopology) -> set[str]:
-    """Return the devices that a place names, and of a port also the one at its other end."""
+    """Return the devices that a place names; for a port also the device at its other end."""
     names = topology.device_names
     ends = {part.partition("/")[0] for part in place.split(",")}
     if "/" in place:
@@ -181,12 +183,12 @@ def _ends(place: str, topology: FabricTopology) -> set[str]:
     return ends & set(names)
 
 
-def untold(frames: dict[str, pl.DataFrame], carried: dict[str, str]) -> dict[str, pl.DataFrame]:
-    """Return the rows that no protocol tells, by family, so that each (device, family) has one source."""
+def uncarried(frames: dict[str, pl.DataFrame], carried: dict[str, str]) -> dict[str, pl.DataFrame]:
+    """Return the rows that no protocol carries, by family, so that each (device, family) has one source."""
     left = {}
     for family, frame in frames.items():
-        told = [device for device, protocol in carried.items() if family in TELLS[protocol]]
-        rest = frame.filter(~pl.col("device").is_in(told)) if told else frame
+        devices = [device for device, protocol in carried.items() if family in CARRIED[protocol]]
+        rest = frame.filter(~pl.col("device").is_in(devices)) if devices else frame
         if rest.height:
             left[family] = rest
     return left

@@ -1,9 +1,8 @@
-"""One switch of the virtual fabric as the exporters see it: a ``SwitchSource`` whose state comes from the fabric's steps.
+"""One switch of the virtual fabric for the exporters: a ``SwitchSource`` whose state comes from the fabric's steps.
 
-Bytes, packets and occupancy are known at the grain of samples, everything else at that of readings; an instant sees the last one
-before it. Steps have to be taken from the fabric's start; of the past, so much is kept as was asked for. Faults of the telemetry act on
-instants: a frozen device is asked about the moment at which it froze, a skewed one about what its clock calls now. Steps may be taken
-by one thread while others ask: a state is of the moment at which it was asked for.
+Bytes, packets and occupancy change with every sample, everything else with every counter sample; an instant sees the last one before it.
+Pass all steps from the fabric's start; the last ``steps_kept`` are kept. Faults of the telemetry shift instants: a frozen device is read at
+the time at which it froze, a skewed one at the true time of its clock. One thread may add steps while others read: a state is a snapshot.
 """
 
 import threading
@@ -36,9 +35,9 @@ class Tap:
         self.speeds = speeds
         start = fabric.config.start_ns
         none = np.zeros(len(self.ports), np.int64)
-        # Each row: instants, and (instants, ports) of sent, received and queued bytes; it begins with nothing at the start.
+        # Each row: instants (n,), and sent, received and queued bytes (n, ports); the first row is zero, at the start.
         self._samples: deque[tuple[np.ndarray, ...]] = deque([(np.array([start]), none[None], none[None], none[None])], steps_kept)
-        self._readings: deque[FabricCounters] = deque(maxlen=steps_kept * 16)
+        self._counters: deque[FabricCounters] = deque(maxlen=steps_kept * 16)
         self._changes: list[tuple[int, int]] = []
         self._lock = threading.Lock()
         mine = [fault for fault in fabric.config.faults if fault.place == device]
@@ -47,7 +46,7 @@ class Tap:
         self.resets = np.array(sorted(start + f.begin_ns for f in mine if f.kind == "counter_reset"), np.int64)
 
     def take(self, step: Step) -> None:
-        """Take in a step of the fabric; each once, in order."""
+        """Add a step of the fabric; pass each once, in order."""
         config, count = self.fabric.config, len(step.sent)
         if not count:
             return
@@ -57,11 +56,11 @@ class Tap:
         received = last[2][-1] + np.cumsum(step.received[:, self.ports ^ 1], axis=0)
         with self._lock:
             self._samples.append((ends, sent, received, step.depth[:, self.ports]))
-            self._readings.extend(step.readings)
+            self._counters.extend(step.counters)
             self._changes += [(config.start_ns + at, port) for at, port, _ in step.events.tolist() if port in self.ports]
 
     def at(self, ts: Sequence[int] | np.ndarray) -> "TapState":
-        """Return what the switch says at the instants ``ts`` of its own clock."""
+        """Return the state that the switch reports at the instants ``ts`` of its own clock."""
         ts = np.asarray(ts, np.int64)
         true = ts.copy()
         for begin, end, ahead in self._skews:
@@ -70,10 +69,10 @@ class Tap:
             true = np.where((true >= begin) & (true < end), begin, true)
         return TapState(self, ts, true)
 
-    def kept(self) -> tuple[list[tuple[np.ndarray, ...]], list[FabricCounters], list[tuple[int, int]]]:
-        """Return what is kept: samples (instants, and what was sent, received and queued by then), readings, changes of carrier."""
+    def snapshot(self) -> tuple[list[tuple[np.ndarray, ...]], list[FabricCounters], list[tuple[int, int]]]:
+        """Return a snapshot: samples (instants; bytes sent, received and queued by then), counter samples, changes of carrier."""
         with self._lock:
-            return list(self._samples), list(self._readings), list(self._changes)
+            return list(self._samples), list(self._counters), list(self._changes)
 
     def sampled(self, packets: Packets) -> Iterator[roce.Flows]:
         """Yield the packets that this leaf samples on entry from adapters, by operation, with depth and delay of the egress queue."""
@@ -95,8 +94,8 @@ class Tap:
             yield roce.Flows(ingress, egress, lossless, delay, depth, length, header)
 
     def samples(self) -> tuple[np.ndarray, ...]:
-        """Return the samples that are kept as four arrays: instants, and what was sent, received and queued by then."""
-        return tuple(np.concatenate(part) for part in zip(*self.kept()[0], strict=True))
+        """Return the kept samples as four arrays: instants (n,), and bytes sent, received and queued by then (n, ports)."""
+        return tuple(np.concatenate(part) for part in zip(*self.snapshot()[0], strict=True))
 
 
 def address_of(adapter: np.ndarray) -> np.ndarray:
@@ -104,33 +103,42 @@ def address_of(adapter: np.ndarray) -> np.ndarray:
     return 0x0A000000 + adapter
 
 
-# Column of a reading, 1 where it is the far end's, bytes of a unit.
+# Column of a counter sample, 1 if it is of the far end, bytes per unit.
 _PORT_COUNTS = {
     "rx_errors": ("broken", 1, PACKET_BYTES),
     "fcs_errors": ("broken", 1, PACKET_BYTES),
     "tx_discards": ("dropped", 0, PACKET_BYTES),
     "ecn_marked_packets": ("marked", 0, 1),
+    "pfc_rx_frames": ("frames", 0, 1),
+    "pfc_tx_frames": ("frames", 1, 1),
+    "pfc_rx_pause_us": ("paused_ns", 0, 1000),
+    "pfc_tx_pause_us": ("paused_ns", 1, 1000),
+    "pfc_on2off": ("pauses", 0, 1),
+}
+# Columns of the lossless queue: column of its port, and a factor.
+_QUEUE_COLUMNS = {
+    **{"packets": ("tx_packets", 1), "bytes": ("tx_bytes", 1), "occupancy_bytes": ("out_occupancy_bytes", 1)},
+    **{"dropped_packets": ("tx_discards", 1), "dropped_bytes": ("tx_discards", PACKET_BYTES)},
+    "ecn_marked_bytes": ("ecn_marked_packets", PACKET_BYTES),
 }
 
 
 class TapState:
-    """A ``SwitchState`` of a tapped switch; columns are looked up when they are asked for."""
+    """A ``SwitchState`` of a tapped switch; columns are looked up on use."""
 
     def __init__(self, tap: Tap, ts: np.ndarray, true: np.ndarray) -> None:
         self._tap, self.ts, self._true = tap, ts, true
-        self._kept, self._readings, self._changes = tap.kept()
+        self._kept, self._counters, self._changes = tap.snapshot()
         start = tap.fabric.config.start_ns
         boots = np.concatenate([[start], tap.resets])
         self.boot_ts = boots[np.maximum(np.searchsorted(boots, true, "right") - 1, 0)]
-        # A reset lies on the reading before it: most columns are known no finer.
+        # A reset is moved to the counter sample before it, the finest time of most columns.
         self._zero = start + (self.boot_ts - start) // tap.fabric.config.counter_ns * tap.fabric.config.counter_ns
 
     def port(self, name: str) -> np.ndarray:
-        tap, zeros = self._tap, np.zeros((len(self.ts), len(self._tap.ports)), np.int64)
-        if name == "speed_bps":
-            return zeros + tap.speeds
-        if name == "admin_up":
-            return zeros + 1
+        tap, constants = self._tap, {"speed_bps": self._tap.speeds, "admin_up": 1, "rx_discards": 0, "tx_errors": 0}
+        if name in constants:
+            return np.zeros((len(self.ts), len(tap.ports)), np.int64) + constants[name]
         if name == "oper_up":
             return self._read("up", tap.ports, first=1)
         if name in ("tx_bytes", "rx_bytes"):
@@ -148,33 +156,14 @@ class TapState:
             return self._carrier()
         if name in ("fec_corrected", "corrected_bits", "symbol_errors", "fec_uncorrectable"):
             return self._corrections(name)
-        if name in ("rx_discards", "tx_errors"):
-            return zeros
         raise KeyError(name)
 
     def queue(self, name: str) -> np.ndarray:
-        tap = self._tap
-        size = PACKET_BYTES if name.endswith("bytes") else 1
-        plain = {"pfc_rx_frames": "frames", "pfc_tx_frames": "frames", "pfc_on2off": "pauses"}
-        if name in ("packets", "bytes"):
-            value = self.port(f"tx_{name}")
-        elif name in ("dropped_packets", "dropped_bytes"):
-            value = self.port("tx_discards") * size
-        elif name in ("ecn_marked_packets", "ecn_marked_bytes"):
-            value = self.port("ecn_marked_packets") * size
-        elif name == "occupancy_bytes":
-            value = self.port("out_occupancy_bytes")
-        elif name == "watermark_bytes":
-            value = self._read("depth_max", tap.ports)
-        elif name == "delay_watermark_ns":
-            value = (self._read("depth_max", tap.ports) * (8e9 / tap.speeds)).astype(np.int64)
-        elif name in plain:
-            value = self._counted(plain[name], tap.ports ^ 1 if "_tx_" in name else tap.ports)
-        elif name in ("pfc_rx_pause_us", "pfc_tx_pause_us"):
-            value = self._counted("paused_ns", tap.ports ^ 1 if "_tx_" in name else tap.ports, 1000)
-        else:
-            raise KeyError(name)
-        return _lossless(value)
+        if name in ("watermark_bytes", "delay_watermark_ns"):
+            depth = self._read("depth_max", self._tap.ports)
+            return _lossless(depth if name == "watermark_bytes" else (depth * (8e9 / self._tap.speeds)).astype(np.int64))
+        column, size = _QUEUE_COLUMNS.get(name, (name, 1))
+        return _lossless(self.port(column) * size)
 
     def group(self, name: str) -> np.ndarray:
         far = self._tap.ports ^ 1
@@ -188,7 +177,7 @@ class TapState:
     def pool(self, name: str) -> np.ndarray:
         if name == "dropped_packets":
             return self.port("tx_discards").sum(axis=1)
-        return self.group({"occupancy_bytes": "occupancy_bytes", "watermark_bytes": "watermark_bytes"}[name]).sum(axis=(1, 2))
+        return self.group(name).sum(axis=(1, 2))
 
     @property
     def fec_bins(self) -> np.ndarray:
@@ -197,9 +186,9 @@ class TapState:
     @cached_property
     def _bins(self) -> np.ndarray:
         shape = (len(self._tap.ports), fec.BINS)
-        rows = [np.zeros(shape, np.int64), *(reading.fec_bins[self._tap.ports ^ 1] for reading in self._readings)]
+        rows = [np.zeros(shape, np.int64), *(sample.fec_bins[self._tap.ports ^ 1] for sample in self._counters)]
         table = np.stack(rows)
-        return table[self._reading_of(self._true)] - np.where(self._reset[:, None, None], table[self._reading_of(self._zero)], 0)
+        return table[self._sample_before(self._true)] - np.where(self._reset[:, None, None], table[self._sample_before(self._zero)], 0)
 
     def _corrections(self, name: str) -> np.ndarray:
         bins = self._bins
@@ -211,22 +200,22 @@ class TapState:
     def _reset(self) -> np.ndarray:
         return self.boot_ts > self._tap.fabric.config.start_ns
 
-    def _reading_of(self, at: np.ndarray) -> np.ndarray:
-        """Return the number of the last reading at or before each instant, 0: none, 1: the first that is kept."""
+    def _sample_before(self, at: np.ndarray) -> np.ndarray:
+        """Return the number of the last counter sample at or before each instant; 0: none, 1: the first kept one."""
         start = self._tap.fabric.config.start_ns
-        return np.searchsorted(np.array([start + reading.at_ns for reading in self._readings], np.int64), at, "right")
+        return np.searchsorted(np.array([start + sample.at_ns for sample in self._counters], np.int64), at, "right")
 
     def _table(self, name: str, ports: np.ndarray, first: int) -> np.ndarray:
-        rows = [reading.ports[name][ports].astype(np.int64) for reading in self._readings]
+        rows = [sample.ports[name][ports].astype(np.int64) for sample in self._counters]
         return np.stack([np.full(len(ports), first, np.int64), *rows])
 
     def _read(self, name: str, ports: np.ndarray, first: int = 0) -> np.ndarray:
-        return self._table(name, ports, first)[self._reading_of(self._true)]
+        return self._table(name, ports, first)[self._sample_before(self._true)]
 
     def _counted(self, name: str, ports: np.ndarray, size: int = 1) -> np.ndarray:
-        """Return a counter of whole units of ``size``, from the last reset."""
+        """Return a counter in whole units of ``size`` since the last reset."""
         table = self._table(name, ports, 0) // size
-        return table[self._reading_of(self._true)] - np.where(self._reset[:, None], table[self._reading_of(self._zero)], 0)
+        return table[self._sample_before(self._true)] - np.where(self._reset[:, None], table[self._sample_before(self._zero)], 0)
 
     @cached_property
     def _samples(self) -> tuple[np.ndarray, ...]:
@@ -249,7 +238,7 @@ class TapState:
 
 
 def _lossless(value: np.ndarray) -> np.ndarray:
-    """Return values of ports as those of their priorities, of which one carries something."""
+    """Spread values of ports (instants, ports) over priorities; only the lossless one carries traffic."""
     spread = np.zeros((*value.shape, PRIORITIES), np.int64)
     spread[:, :, LOSSLESS] = value
     return spread

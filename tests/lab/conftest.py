@@ -1,4 +1,4 @@
-"""What the lab's tests share: tshark as a decoder that is not ours, captures of made datagrams, an authority's certificates."""
+"""Shared by the lab's tests: tshark as an independent decoder, captures of made datagrams, certificates of an authority."""
 
 import os
 import shutil

@@ -1,5 +1,7 @@
-"""The answers are what the fabric did, whatever the calls that it did it in."""
+"""The ground truth equals the fabric's own series, in any number of calls."""
 
+import ast
+import importlib
 from pathlib import Path
 
 import polars as pl
@@ -17,7 +19,7 @@ FAULT = InjectedFault("slow_gpu", "host-0002/mlx5_1", 50 * MS, 60 * MS, 0.5)
 
 
 def written(folder, cuts) -> dict[str, pl.DataFrame]:
-    """Return the tables that a run in some calls writes."""
+    """Return the tables of a run in several calls."""
     fabric = Fabric(FabricConfig(toy(), (JOB,), (FAULT,)), 3)
     answers = Answers(folder, fabric)
     for cut in cuts:
@@ -34,7 +36,7 @@ def tables(tmp_path_factory):
 
 
 def test_bursts_are_runs_above_half(tables):
-    """Each maximal run of samples above half of the line rate is a row, by a loop over the true series."""
+    """Each maximal sequence of samples above half of the line rate is a row, by a loop over the true series."""
     expected = []
     for row in tables["links"].iter_rows(named=True):
         run = None
@@ -51,7 +53,7 @@ def test_bursts_are_runs_above_half(tables):
 
 
 def test_cuts_do_not_show(tables, tmp_path):
-    """However often the truth was written, bursts over a cut are one, and every table has the same rows."""
+    """All tables have the same rows for any number of writes; a burst across two writes is one."""
     cut = written(tmp_path, [3, 17, 18, 90, 200])
     for name in ("faults", "flows", "iterations", "bursts"):
         assert sorted(cut[name].rows()) == sorted(tables[name].rows()), name
@@ -61,10 +63,10 @@ def test_cuts_do_not_show(tables, tmp_path):
 
 
 def test_flows_and_iterations(tables):
-    """Flows carry the bytes that the links saw, iterations follow each other, and the slow GPU is theirs while it is slow."""
+    """Flows have the bytes of the links, iterations follow each other, and the slow GPU is the slowest while its fault lasts."""
     hosts = tables["links"].filter(pl.col("device").str.starts_with("host"))
     sent = hosts["sent"].list.sum().sum()
-    # What is under way at the end is no finished flow.
+    # Unfinished flows are not in the table.
     assert 0.9 * sent <= tables["flows"]["bytes"].sum() <= sent
     rounds = tables["iterations"].sort("start_ts")
     assert (rounds["start_ts"][1:] == (rounds["start_ts"] + rounds["period_ns"])[:-1]).all()
@@ -74,10 +76,21 @@ def test_flows_and_iterations(tables):
 
 
 def test_every_fault_has_a_line():
-    """The table of faults says what each is and acts in one of the three ways, the docs name each, and no other is taken."""
+    """Every kind of fault has a description and exactly one effect, is in the docs, and unknown kinds are refused."""
     page = (Path(__file__).resolve().parents[3] / "dashboards" / "docs" / "26-fabric.md").read_text()
     for name, kind in FAULTS.items():
         assert kind.doc and (kind.on_export or kind.apply or kind.jobs)
         assert f"| `{name}` |" in page
     with pytest.raises(ValueError, match="slow_nic"):
         Fabric(FabricConfig(toy(), (JOB,), (InjectedFault("nonsense"),)))
+
+
+def test_the_example_of_the_docs_imports_what_there_is():
+    """Every name that the Python example of the docs imports exists in its module."""
+    page = (Path(__file__).resolve().parents[3] / "dashboards" / "docs" / "26-fabric.md").read_text()
+    code = page.split("```python\n")[1].split("```")[0]
+    imports = [node for node in ast.parse(code).body if isinstance(node, ast.ImportFrom)]
+    assert len(imports) >= 5
+    for node in imports:
+        module = importlib.import_module(str(node.module))
+        assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == []

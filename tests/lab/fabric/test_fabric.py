@@ -1,4 +1,4 @@
-"""The virtual fabric keeps its books, runs its jobs by the formulas, and is the same whenever it is looked at."""
+"""The virtual fabric conserves bytes, runs its jobs by the formulas, and is deterministic."""
 
 from dataclasses import replace
 
@@ -18,12 +18,12 @@ PAYLOAD_SHARE = 4096 / (4096 + 14 + 20 + 8 + 12 + 4 + 4 + 20)
 
 
 def ring(payload_bytes: int, **more) -> Job:
-    """Return a job of one all-reduce after the other over each rail of two racks of two hosts."""
+    """Return a job of consecutive all-reduces over each rail of two racks of two hosts."""
     return Job("ring", (0, 1, 2, 3), (Phase(MS, "allreduce", "rail", payload_bytes),), **{"jitter": 0.0, **more})
 
 
 def leaks(fabric: Fabric) -> list[str]:
-    """Return every account that does not add up, from the raw counters alone."""
+    """Return every balance of bytes that is not zero, from the raw counters alone."""
     world, topology = fabric.world, fabric.topology
     ports, flows = world.ports, world.flows
     arrived = ports.sent - ports.vanished - ports.broken
@@ -74,7 +74,7 @@ def troubles(draw):
     dcqcn=st.booleans(),
 )
 def test_no_byte_is_lost_from_the_books(faults, seed, step_ns, buffer_bytes, dcqcn):
-    """After every step of any trouble, what came into a switch left it, waits in it or was dropped by it, and so for the whole fabric."""
+    """After every step, under random faults, bytes into a switch have left it, wait in it or were dropped; likewise for the fabric."""
     jobs = (
         replace(ring(4_000_000), queue_pairs=2),
         Job("mixed", (0, 1, 2, 3), (Phase(100 * US, "alltoall", "all", 1_000_000), Phase(0, "allreduce_tree", "rail", 500_000))),
@@ -91,7 +91,7 @@ def test_no_byte_is_lost_from_the_books(faults, seed, step_ns, buffer_bytes, dcq
 
 @pytest.mark.parametrize("step_ns", [50 * US, 1000 * US])
 def test_the_books_of_three_tiers(step_ns):
-    """In a three-tier fabric with equal seeds, a tier that does not pause and small buffers, nothing leaks either."""
+    """Bytes are also conserved in a three-tier fabric with equal seeds, a tier without pauses and small buffers."""
     topology = clos([("G", f"P{n % 2}", f"S{n // 2 % 3}") for n in range(12)], aggregations=2, cores=2)
     faults = (
         InjectedFault("hash_polarization", "", 2 * MS, 3 * MS),
@@ -114,7 +114,7 @@ def same(one: np.ndarray, other: np.ndarray) -> bool:
 
 @pytest.mark.parametrize("cuts", [[7, 30], [1, 2, 3, 29, 30], [10, 20, 30]])
 def test_any_cut_gives_the_same_bytes(cuts):
-    """The fabric is a function of its configuration, its seed and time: how often it was asked does not show."""
+    """The fabric is a function of its configuration, its seed and time, not of the number of calls."""
     faults = (
         InjectedFault("silent_loss", "leaf-00-0/Ethernet16", 3 * MS, 20 * MS, 0.01),
         InjectedFault("link_flap", "leaf-01-1/Ethernet16", 3_333_333, 15 * MS, 1.0),
@@ -126,16 +126,16 @@ def test_any_cut_gives_the_same_bytes(cuts):
     expected, parts = whole.advance(30 * MS), [cut.advance(until * MS) for until in cuts]
     for name in ("sent", "received", "depth", "flows", "iterations", "packets", "events", "latency_ns"):
         assert same(np.concatenate([getattr(part, name) for part in parts]), getattr(expected, name)), name
-    readings = [reading for part in parts for reading in part.readings]
-    for reading, other in zip(readings, expected.readings, strict=True):
-        assert reading.at_ns == other.at_ns and same(reading.fec_bins, other.fec_bins)
-        assert all(same(reading.ports[name], other.ports[name]) for name in other.ports)
-        assert all(same(reading.adapters[name], other.adapters[name]) for name in other.adapters)
+    counters = [sample for part in parts for sample in part.counters]
+    for sample, other in zip(counters, expected.counters, strict=True):
+        assert sample.at_ns == other.at_ns and same(sample.fec_bins, other.fec_bins)
+        assert all(same(sample.ports[name], other.ports[name]) for name in other.ports)
+        assert all(same(sample.adapters[name], other.adapters[name]) for name in other.adapters)
     assert not same(Fabric(config, 8).advance(30 * MS).sent, expected.sent)
 
 
 def test_what_does_not_fit_is_refused():
-    """A time too long for one call, and steps that do not divide the samples, are errors before anything is allocated."""
+    """A time too long for one call, and steps that do not divide the samples, are refused before anything is allocated."""
     with pytest.raises(ValueError, match="shorter pieces"):
         Fabric(FabricConfig(toy(), (ring(1),)), 1).advance(10**17)
     with pytest.raises(ValueError, match="multiple"):
@@ -149,7 +149,7 @@ def test_a_ring_runs_at_line_rate(collective, share):
     """A ring over four hosts takes 2(n-1)/n S / B for an all-reduce, half of it for its halves, within 2 %."""
     payload = 100_000_000
     job = Job("ring", (0, 1, 2, 3), (Phase(MS, collective, "rail", payload),), jitter=0.0, queue_pairs=1)
-    # Four spines with one flow of each rail on any: the ring has the wires to itself.
+    # Four spines with one flow of each rail: no link is shared.
     fabric = Fabric(FabricConfig(toy(rails=1, spines=1, parallel=2, speed_bps=400_000_000_000), (job,), step_ns=10 * US), 3)
     ended = fabric.advance(60 * MS).iterations
     expected_ns = share * payload * 8 / (400e9 * PAYLOAD_SHARE) * 1e9
@@ -159,7 +159,7 @@ def test_a_ring_runs_at_line_rate(collective, share):
 
 
 def test_an_iteration_pays_for_its_slowest_adapter():
-    """At half the rate of one adapter, a ring takes twice as long, and everybody's bytes slow down with it."""
+    """With one adapter at half its rate, a ring takes twice as long, and all its members slow down."""
     config = FabricConfig(toy(rails=1, spines=1, parallel=2), (ring(20_000_000, queue_pairs=1),), step_ns=10 * US)
     fault = InjectedFault("slow_nic", "host-0002/mlx5_0", severity=0.5)
     sound, slowed = Fabric(config, 1).advance(40 * MS), Fabric(replace(config, faults=(fault,)), 1).advance(40 * MS)
@@ -169,7 +169,7 @@ def test_an_iteration_pays_for_its_slowest_adapter():
 
 
 def test_a_neighbour_is_felt():
-    """Another job on the same hosts takes bandwidth while it is there, and only then."""
+    """Another job on the same hosts takes bandwidth while it runs, and only then."""
     job = Job("ring", tuple(range(4)), (Phase(2 * MS, "allreduce", "rail", 40_000_000),), jitter=0.0)
     fault = InjectedFault("noisy_neighbour", "host-0000", 60 * MS, 100 * MS, 1.0)
     ended = Fabric(FabricConfig(toy(), (job,), (fault,), step_ns=100 * US), 1).advance(260 * MS).iterations
@@ -181,7 +181,7 @@ def test_a_neighbour_is_felt():
 
 
 def test_an_incast_fills_one_queue():
-    """A repeated incast makes the one queue stand high every 20 ms, its packets be marked, and the path's delay grow."""
+    """A repeated incast fills one queue every 20 ms, marks its packets, and increases the delay of the path."""
     config = FabricConfig(rail_fabric(1, 8, 2, racks_per_pod=1), (), (InjectedFault("incast", "host-0000/mlx5_1", severity=0.2),))
     fabric = Fabric(config, 1)
     step = fabric.advance(200 * MS)
@@ -191,11 +191,11 @@ def test_an_incast_fills_one_queue():
     starts = busy[np.flatnonzero(np.diff(busy, prepend=-9) > 5)]
     assert len(starts) >= 8 and np.diff(starts) == pytest.approx(np.full(len(starts) - 1, 21), abs=1)
     assert np.delete(step.depth.max(axis=0), port).max() < step.depth[:, port].max()
-    assert step.readings[-1].ports["marked"][port] > 0
+    assert step.counters[-1].ports["marked"][port] > 0
 
 
 def test_a_slow_gpu_is_named():
-    """A GPU that computes twice as long makes the iteration longer by that, and is the one that waits for nobody."""
+    """A GPU that computes twice as long makes the iteration longer by as much, and waits least."""
     job = replace(ring(1_000_000), phases=(Phase(4 * MS, "allreduce", "rail", 1_000_000),))
     config = FabricConfig(toy(), (job,), (InjectedFault("slow_gpu", "host-0001/mlx5_1", severity=1.0),), step_ns=50 * US)
     ended = Fabric(config, 1).advance(60 * MS).iterations
@@ -205,7 +205,7 @@ def test_a_slow_gpu_is_named():
 
 
 def test_bytes_are_what_the_collectives_say():
-    """Over a run of whole iterations, each adapter has sent what the formulas of its collectives add up to."""
+    """Over whole iterations, each adapter sends the sum of its collectives' formulas."""
     hosts, rails, payload = 4, 2, 1_000_000
     phases = (
         Phase(MS, "allreduce", "rail", payload),
@@ -225,7 +225,7 @@ def test_bytes_are_what_the_collectives_say():
 
 
 def test_jobs_on_the_default_fabric():
-    """The default fabric carries a training job with checkpoints, a dense one and requests side by side, with every GPU's NVLink in use."""
+    """The default fabric runs a training job with checkpoints, a dense job and inference side by side, with all NVLinks in use."""
     jobs = (
         training("moe", range(16), microbatches=1, layers=1, store_every=1),
         dense("dense", range(16, 28), compute_ns=20 * MS, payload_bytes=200_000_000),
@@ -235,9 +235,9 @@ def test_jobs_on_the_default_fabric():
     step = fabric.advance(300 * MS)
     assert set(step.iterations[:, 0]) == {0, 1}
     assert leaks(fabric) == []
-    reading = step.readings[-1]
-    assert (reading.gpus["nvlink"][: 28 * 8] > 0).all()
+    sample = step.counters[-1]
+    assert (sample.gpus["nvlink"][: 28 * 8] > 0).all()
     stores = np.arange(32 * 8, 34 * 8)
-    assert (reading.ports["sent"][2 * stores + 1] > 0).all() and (reading.ports["sent"][2 * stores] == 0).all()
-    assert (reading.gpus["busy_ns"][: 28 * 8] <= step.until_ns).all()
+    assert (sample.ports["sent"][2 * stores + 1] > 0).all() and (sample.ports["sent"][2 * stores] == 0).all()
+    assert (sample.gpus["busy_ns"][: 28 * 8] <= step.until_ns).all()
     assert (step.flows[:, 2] > step.flows[:, 1]).all()

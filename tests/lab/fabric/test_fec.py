@@ -1,4 +1,4 @@
-"""Error correction of a link follows from its bit error rate alone."""
+"""Error correction of a link is a function of its bit error ratio."""
 
 from math import comb
 
@@ -29,16 +29,16 @@ def test_bins_are_the_binomial(errors):
 
 @pytest.mark.parametrize("errors", [0.0, 1.0])
 def test_the_ends_of_the_scale(errors):
-    """A link without errors loses nothing, one with errors alone loses all."""
+    """A link without errors loses nothing, a link of errors only loses everything."""
     expected = np.zeros(17)
     expected[0 if errors == 0 else 16] = 1.0
     assert (fec.chances(errors) == expected).all()
 
 
 def test_a_links_bins_add_up():
-    """The bins of a reading hold every codeword of its time, in the shares of the link's error ratio."""
+    """The bins of a counter sample sum to all codewords so far, in the shares of the link's error ratio."""
     fabric = Fabric(FabricConfig(toy(), bit_error_ratio=1e-5), 1)
-    bins = fabric.advance(1000 * MS).readings[-1].fec_bins
+    bins = fabric.advance(1000 * MS).counters[-1].fec_bins
     # 257b blocks in 5,140-bit messages at 100G.
     total = 100e9 / (5140 * 256 / 257)
     assert bins.sum(axis=1) == pytest.approx(total, rel=1e-6)
@@ -48,16 +48,16 @@ def test_a_links_bins_add_up():
 
 
 def test_a_dirty_fibre_ends_in_retransmissions():
-    """As a link's error ratio doubles, wrong symbols grow first, then codewords are lost, frames break and are sent again."""
+    """As a link's error ratio doubles, wrong symbols grow first, then codewords are lost, frames break and are resent."""
     job = Job("ring", (0, 1, 2, 3), (Phase(MS, "allreduce", "rail", 10_000_000),), queue_pairs=1)
     fault = InjectedFault("dirty_fibre", "host-0001/mlx5_0", 100 * MS, 800 * MS, 2.5e-3)
-    readings = Fabric(FabricConfig(toy(), (job,), (fault,)), 1).advance(1000 * MS).readings
-    out = 4  # host-0001's first adapter sends by it
-    grown = np.diff(np.stack([reading.fec_bins[out] for reading in readings]), axis=0)
+    counters = Fabric(FabricConfig(toy(), (job,), (fault,)), 1).advance(1000 * MS).counters
+    out = 4  # the port of host-0001's first adapter
+    grown = np.diff(np.stack([sample.fec_bins[out] for sample in counters]), axis=0)
     worst = [int(np.flatnonzero(row)[-1]) for row in grown]
     assert worst[0] < 8 and worst[-3] == 16 and worst == sorted(worst[:-1]) + worst[-1:]
-    broken = [int(reading.ports["broken"][out]) for reading in readings]
+    broken = [int(sample.ports["broken"][out]) for sample in counters]
     assert broken[1] == 0 and broken[-1] > 0
-    assert readings[-1].adapters["resent"].sum() > 0
-    others = np.setdiff1d(np.arange(len(readings[-1].ports["broken"])), [out, out + 1])
-    assert readings[-1].ports["broken"][others].sum() == 0
+    assert counters[-1].adapters["resent"].sum() > 0
+    others = np.setdiff1d(np.arange(len(counters[-1].ports["broken"])), [out, out + 1])
+    assert counters[-1].ports["broken"][others].sum() == 0

@@ -1,4 +1,4 @@
-"""Paths of the virtual fabric go up and down, spread by hash, and keep to the shape of the cluster."""
+"""Paths of the virtual fabric go up and down, spread by hash, and follow the topology."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def paths(topology, seeds, count=400, seed=1):
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_every_path_is_a_path(name):
-    """From any adapter to any other each port's far end sends by the next one, first up, then down, no device twice."""
+    """A path between any two adapters is connected, goes up and then down, and visits no device twice."""
     topology = SHAPES[name]
     seeds = np.arange(len(topology.tier)) * 7919
     for source, target, path in paths(topology, seeds):
@@ -47,7 +47,7 @@ def test_every_path_is_a_path(name):
         assert len(set(devices[1:-1])) == len(devices) - 2
 
 
-def test_the_default_fabric_has_the_asked_shape():
+def test_the_default_fabric_has_the_documented_shape():
     """Four racks of eight hosts with eight GPUs: one leaf per rail and pod, and as many wires up as down."""
     topology = rail_fabric()
     assert topology.gpus == 256 and topology.rails == 8
@@ -68,7 +68,7 @@ def test_sizes(gpus):
 
 
 def test_hashing_is_as_good_as_luck():
-    """Flows of one pair of leaves spread over the uplinks as the null of independent draws says: J near F / (F + n - 1)."""
+    """Flows of a pair of leaves spread over the uplinks like independent draws: J is near F / (F + n - 1)."""
     topology = rail_fabric()
     net, ports = net_of(topology), make_ports(topology)
     seeds = np.arange(len(topology.tier)) * 7919 + 11
@@ -102,13 +102,13 @@ def balance(faults):
 
 
 def test_one_seed_everywhere_polarises():
-    """With a seed of its own at each switch the balance is the null's; with one seed spines use a fraction of their links."""
+    """With a seed per switch flows balance like independent draws; with one seed spines use a fraction of their links."""
     assert balance(()) == pytest.approx(1, abs=0.1)
     assert balance((InjectedFault("hash_polarization"),)) < 0.5
 
 
 def test_few_queue_pairs_collide():
-    """Pairs across the spines with one queue pair in use instead of 32 take longer: whole flows meet on a wire."""
+    """Pairs across the spines take longer with one queue pair instead of 32, since whole flows share a link."""
     topology = rail_fabric(racks=2, hosts_per_rack=8, rails=1, racks_per_pod=1, spines=4, parallel=2, storage=0)
     job = Job("pairs", tuple(range(16)), (Phase(MS, "send", "column", 50_000_000),), stages=2, queue_pairs=32, jitter=0.0)
     times = []
@@ -118,7 +118,7 @@ def test_few_queue_pairs_collide():
 
 
 def test_a_dead_rail_is_taken_over():
-    """When an adapter's link dies, its host's next rail carries both, the iteration goes on, and an event tells."""
+    """When an adapter's link fails, the next rail carries both, iterations continue, and there is an event."""
     job = Job("ring", (0, 1, 2, 3), (Phase(MS, "allreduce", "rail", 10_000_000),), jitter=0.0)
     fabric = Fabric(FabricConfig(toy(), (job,), (InjectedFault("rail_down", "host-0001/mlx5_0", 20 * MS),), step_ns=50_000), 1)
     before = fabric.advance(20 * MS)
@@ -130,7 +130,7 @@ def test_a_dead_rail_is_taken_over():
 
 
 def test_a_flapping_link_is_led_around():
-    """While an uplink is down nothing is sent on it, flows find another, and traffic goes on."""
+    """While an uplink is down nothing is sent on it, flows are rerouted, and traffic continues."""
     place = "leaf-00-0/Ethernet16"
     job = Job("ring", (0, 1, 2, 3), (Phase(MS, "allreduce", "rail", 10_000_000),), jitter=0.0)
     topology = toy()
@@ -146,7 +146,7 @@ def test_a_flapping_link_is_led_around():
 
 
 def test_adaptive_routing_spreads_better_than_hashing():
-    """With the least loaded port for each flow, a balanced permutation has the wires to itself."""
+    """With adaptive routing, the flows of a balanced permutation share no link."""
     topology = rail_fabric(racks=2, hosts_per_rack=8, rails=1, racks_per_pod=1, spines=8, parallel=1, storage=0)
     job = Job("pairs", tuple(range(16)), (Phase(MS, "send", "column", 50_000_000),), stages=2, queue_pairs=1, jitter=0.0)
     times = []
@@ -158,7 +158,7 @@ def test_adaptive_routing_spreads_better_than_hashing():
 
 
 def test_the_published_clos():
-    """The published table of a three-tier cluster becomes a fabric: every host on the leaf that its row names, every pair connected."""
+    """The published table of a three-tier cluster gives a fabric: every host is on its row's leaf, every pair is connected."""
     path = SHARED / "alibaba-lingjun" / "topo.csv"
     if not path.exists():
         pytest.skip("the shared data folder is not here")
@@ -171,7 +171,7 @@ def test_the_published_clos():
 
 
 def test_a_table_of_something_else_is_refused(tmp_path):
-    """A file without the three columns is a user's error with a mend."""
+    """A file without the three columns is a user's error with a hint."""
     (tmp_path / "a.csv").write_text("a,b\n1,2\n")
     with pytest.raises(InputError, match="DSW"):
         clos_from(tmp_path / "a.csv")

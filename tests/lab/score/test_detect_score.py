@@ -1,4 +1,4 @@
-"""Scores of alerts against what really happened: cases counted by hand."""
+"""Scores of alerts against the ground truth: cases counted by hand."""
 
 import pytest
 
@@ -9,7 +9,7 @@ LINK = FaultPlace(frozenset({("leaf-0", "Ethernet8"), ("host-1", "mlx5_0")}))
 
 
 def alert(at_s: float, device: str = "", port: str = "", rule: str = "r", **labels: str) -> ScoredAlert:
-    """Return an alert with these labels; an empty one is none."""
+    """Return an alert with these labels, without the empty ones."""
     named = {name: value for name, value in {"device": device, "port": port, **labels}.items() if value}
     return ScoredAlert(rule, named, round(at_s * S))
 
@@ -20,12 +20,12 @@ def run(*alerts: ScoredAlert, place: FaultPlace = LINK, begin_s: float = 3, end_
 
 
 def test_both_ends_of_a_link_are_its_place():
-    """An alert on the switch port that faces the host, and one on the host's own port, are both right; others are not."""
+    """Alerts on the switch port that faces the host and on the host's own port are right; others are not."""
     good = [alert(4, "leaf-0", "Ethernet8"), alert(5, "host-1", "mlx5_0")]
     bad = [alert(4, "leaf-0", "Ethernet16"), alert(4, "leaf-1", "Ethernet8"), alert(4, "leaf-0")]
     done = score("fault", [run(*good, *bad)])
     assert (done.right, done.alerts, done.precision, done.recall) == (2, 5, 0.4, 1.0)
-    # The right device is named by four: the two, another port of the leaf, and the leaf alone.
+    # Four name the right device: the two, another port of the leaf, and the leaf alone.
     assert done.device_ratio == 0.8
 
 
@@ -39,7 +39,7 @@ def test_time_to_detect_is_that_of_the_first_right_alert():
 
 
 def test_alerts_outside_the_fault_s_time_are_not_right():
-    """From the begin to two seconds after the end; what fires elsewhen costs precision and finds nothing."""
+    """Alerts count from the begin to two seconds after the end; others lower the precision."""
     early, last, after = (alert(at, "leaf-0", "Ethernet8") for at in (2.9, 8.0, 8.1))
     assert score("fault", [run(early)]).recall == 0.0
     assert score("fault", [run(last)]).recall == 1.0
@@ -47,8 +47,8 @@ def test_alerts_outside_the_fault_s_time_are_not_right():
     assert (done.recall, done.precision, done.detect_s, done.rules) == (0.0, 0.0, None, ())
 
 
-def test_the_first_alert_says_where_one_looks_first():
-    """A run is localised if its first alert in the fault's time names the place, whatever comes later."""
+def test_the_first_alert_decides_the_place():
+    """A run is localised if its first alert in the fault's time names the place, regardless of later ones."""
     right_first = run(alert(4, "leaf-0", "Ethernet8"), alert(5, "leaf-3", "Ethernet0"))
     wrong_first = run(alert(4, "leaf-3", "Ethernet0"), alert(5, "leaf-0", "Ethernet8"))
     silent = run()
@@ -57,20 +57,20 @@ def test_the_first_alert_says_where_one_looks_first():
 
 
 def test_devices_jobs_and_everywhere():
-    """A device's fault has no port, a job's is named by its label, one of all switches by any alert."""
+    """A fault of a device has no port, that of a job is named by its label, that of all switches by any alert."""
     assert score("frozen", [run(alert(4, "leaf-0", "Ethernet0"), place=FaultPlace(devices=frozenset({"leaf-0"})))]).precision == 1.0
     assert score("qps", [run(alert(4, "leaf-0"), alert(5, job="train"), place=FaultPlace(job="train"))]).precision == 0.5
     assert score("seeds", [run(alert(4, "leaf-0"), place=FaultPlace())]).recall == 1.0
 
 
 def test_nothing_found_is_zero_and_no_precision():
-    """Without an alert there is nothing to be precise about."""
+    """Without alerts there is no precision."""
     done = score("fault", [run()])
     assert (done.recall, done.precision, done.localised, done.detect_s) == (0.0, None, 0.0, None)
 
 
 def test_false_alarms_a_day():
-    """Two alarms in 20 quiet seconds are 8,640 a day; none in so long excludes only more than three such spans' worth (Poisson)."""
+    """Two alarms in 20 quiet seconds are 8,640 a day; the upper limit without any is three events in that time (Poisson)."""
     quiet = ScoredRun("quiet", 10 * S, (alert(1), alert(2)))
     found = false_alarms([quiet, ScoredRun("quiet", 10 * S, ()), run(alert(4))])
     assert found is not None and (found.alarms, found.seconds, found.a_day) == (2, 20.0, 8640.0)

@@ -1,4 +1,4 @@
-"""The gNMI server: clients that are not ours find in its answers what the switch counts, by every mode and kind of security."""
+"""The gNMI server: independent clients read the switch's counters in every mode and with every kind of security."""
 
 import itertools
 import json
@@ -20,19 +20,19 @@ LIMIT_S = 60
 PORTS = 8
 List, Sub = gnmi_pb2.SubscriptionList, gnmi_pb2.Subscription
 
-# pygnmi registers gnmi.proto a second time, so it runs in a process of its own and prints what it got.
+# pygnmi registers gnmi.proto a second time, so it runs in a child process and prints its results.
 PYGNMI = """
 import json, sys
 from pygnmi.client import gNMIclient
-asked = json.loads(sys.argv[1])
-with gNMIclient(**{**asked["client"], "target": tuple(asked["client"]["target"])}) as client:
-    for call, arguments in asked["calls"]:
+requested = json.loads(sys.argv[1])
+with gNMIclient(**{**requested["client"], "target": tuple(requested["client"]["target"])}) as client:
+    for call, arguments in requested["calls"]:
         if call == "subscribe_stream":
             messages = client.subscribe_stream(subscribe=arguments)
             got = []
             for message in messages:
                 got.append(message)
-                if len(got) == asked["messages"]:
+                if len(got) == requested["messages"]:
                     break
             messages.close()
             print(json.dumps(got))
@@ -96,16 +96,16 @@ def request(*subscriptions: Sub, mode: int = List.ONCE, encoding: int = gnmi_pb2
     return gnmi_pb2.SubscribeRequest(subscribe=wanted)
 
 
-def once(stub: gnmi_pb2_grpc.gNMIStub, asked: gnmi_pb2.SubscribeRequest) -> list[gnmi_pb2.Notification]:
+def once(stub: gnmi_pb2_grpc.gNMIStub, requested: gnmi_pb2.SubscribeRequest) -> list[gnmi_pb2.Notification]:
     """Return the notifications of a ONCE subscription, which must end with sync_response."""
-    *notes, last = stub.Subscribe(iter([asked]), timeout=LIMIT_S)
+    *notes, last = stub.Subscribe(iter([requested]), timeout=LIMIT_S)
     assert last.sync_response
     return [note.update for note in notes]
 
 
-def until(stub: gnmi_pb2_grpc.gNMIStub, asked: gnmi_pb2.SubscribeRequest, enough: Callable[[list], bool]) -> list:
-    """Return the messages of a stream up to the one with which they are enough."""
-    call, got = stub.Subscribe(iter([asked]), timeout=LIMIT_S), []
+def until(stub: gnmi_pb2_grpc.gNMIStub, requested: gnmi_pb2.SubscribeRequest, enough: Callable[[list], bool]) -> list:
+    """Return the messages of a stream until they are enough."""
+    call, got = stub.Subscribe(iter([requested]), timeout=LIMIT_S), []
     for message in call:
         got.append(message)
         if enough(got):
@@ -115,9 +115,9 @@ def until(stub: gnmi_pb2_grpc.gNMIStub, asked: gnmi_pb2.SubscribeRequest, enough
 
 
 def pygnmi(client: dict, *calls: tuple[str, dict], messages: int = 1) -> list:
-    """Run calls of pygnmi in a process of their own and return what they gave."""
-    asked = json.dumps({"client": client, "calls": calls, "messages": messages})
-    done = subprocess.run([sys.executable, "-c", PYGNMI, asked], capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    """Run calls of pygnmi in a child process and return their results."""
+    requested = json.dumps({"client": client, "calls": calls, "messages": messages})
+    done = subprocess.run([sys.executable, "-c", PYGNMI, requested], capture_output=True, text=True, timeout=LIMIT_S, check=False)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -134,7 +134,7 @@ SECURITY = {
 
 @pytest.mark.parametrize(("server", "client"), SECURITY.values(), ids=SECURITY)
 def test_pygnmi_gets_what_the_switch_counts(script, serve, certificates: Path, server, client):
-    """Over each kind of security pygnmi learns the models, gets and subscribes; every value is the switch's at its time."""
+    """With each kind of security pygnmi reads capabilities, gets and subscribes; all values are the switch's."""
     port = serve(**{name: certificates / file for name, file in server.items()}).port
     target = {"target": ["localhost", port]} | {key: str(certificates / v) if isinstance(v, str) else v for key, v in client.items()}
     counters = "/interfaces/interface[name=Ethernet16]/state/counters"
@@ -167,7 +167,7 @@ def test_pygnmi_gets_what_the_switch_counts(script, serve, certificates: Path, s
     assert [one["state"]["counters"]["out-octets"] for one in interfaces] == [str(v) for v in state.port("tx_bytes")[0]]
     assert interfaces[0]["openconfig-if-ethernet:ethernet"]["state"]["port-speed"] == "openconfig-if-ethernet:SPEED_400GB"
 
-    # pygnmi hands over all that comes up to sync_response as one message.
+    # pygnmi returns everything up to sync_response as one message.
     assert stream[0]["sync_response"]
     for message in stream[1:]:
         if "update" in message:
@@ -180,7 +180,7 @@ def test_pygnmi_gets_what_the_switch_counts(script, serve, certificates: Path, s
 
 
 def test_a_client_without_the_right_certificate_is_refused(serve, certificates: Path):
-    """By mTLS a client of another authority, and one that shows nothing, get no answer."""
+    """With mTLS a client of another authority, and one without a certificate, get no answer."""
     server = serve(**{name: certificates / file for name, file in SECURITY["mTLS"][0].items()})
     read = {name: (certificates / name).read_bytes() for name in ("ca.crt", "stranger.key", "stranger.crt", "client.key", "client.crt")}
     for key, chain, refused in (
@@ -199,7 +199,7 @@ def test_a_client_without_the_right_certificate_is_refused(serve, certificates: 
 
 
 def test_a_wrong_password_is_refused(serve):
-    """With users configured, a call needs a right name and password."""
+    """With users configured, a call needs a valid name and password."""
     server = serve(users={"admin": "secret"})
     with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         call = gnmi_pb2_grpc.gNMIStub(channel).Capabilities
@@ -212,7 +212,7 @@ def test_a_wrong_password_is_refused(serve):
 
 
 @pytest.mark.parametrize(
-    ("asked", "leaves"),
+    ("requested", "leaves"),
     [
         ("interfaces/interface[name=Ethernet8]/state/counters/in-octets", 1),
         ("interfaces/interface[name=*]/state/counters/in-octets", PORTS),
@@ -227,9 +227,9 @@ def test_a_wrong_password_is_refused(serve):
         ("/".join(["..."] * 5000), 0),
     ],
 )
-def test_paths_mean_what_their_wildcards_say(stub, asked, leaves):
-    """Keys left out or ``*`` mean all, ``*`` any element, ``...`` any number of them; what is not there gives no update."""
-    notes = once(stub, request(Sub(path=path(asked))))
+def test_paths_mean_what_their_wildcards_say(stub, requested, leaves):
+    """Missing keys and ``*`` match all, ``*`` any element, ``...`` any number; a path without matches gives no update."""
+    notes = once(stub, request(Sub(path=path(requested))))
     assert sum(len(note.update) for note in notes) == leaves
 
 
@@ -243,8 +243,8 @@ def test_prefix_target_and_origin_come_back(stub):
 
 
 @pytest.mark.parametrize("encoding", [gnmi_pb2.PROTO, gnmi_pb2.JSON, gnmi_pb2.JSON_IETF])
-def test_values_have_the_encoding_asked_for(script, stub, encoding):
-    """A 64-bit counter is a number in PROTO and JSON and a text in JSON_IETF, and always the switch's value."""
+def test_values_have_the_requested_encoding(script, stub, encoding):
+    """A 64-bit counter is a number in PROTO and JSON and a string in JSON_IETF, with the switch's value."""
     (note,) = once(stub, request(Sub(path=path("interfaces/interface[name=Ethernet0]/state/counters/in-octets")), encoding=encoding))
     value = note.update[0].val
     expected = int(script.at([note.timestamp]).port("rx_bytes")[0, 0])
@@ -258,7 +258,7 @@ def test_values_have_the_encoding_asked_for(script, stub, encoding):
 
 @pytest.mark.parametrize("encoding", [gnmi_pb2.JSON, gnmi_pb2.JSON_IETF])
 def test_a_device_may_send_trees(script, serve, encoding):
-    """With trees a subscription in JSON gets each object's leaves as one value, below the prefix that names the object."""
+    """With trees a subscription in JSON gets the leaves of each object as one value; the prefix names the object."""
     with grpc.insecure_channel(f"127.0.0.1:{serve(trees=True).port}") as channel:
         notes = once(gnmi_pb2_grpc.gNMIStub(channel), request(Sub(path=path("interfaces/interface/state/counters")), encoding=encoding))
     assert [text(note.prefix) for note in notes] == [f"interfaces/interface[name={name}]/state/counters" for name in script.switch.ports]
@@ -279,13 +279,13 @@ SONIC = {
 
 
 @pytest.mark.parametrize(("prefix", "head", "origin"), SONIC.values(), ids=SONIC)
-def test_the_database_answers_as_it_is_asked(script, stub, prefix, head, origin):
-    """COUNTERS_DB gives an object of texts for a port, objects by name for several, and repeats the path of the question."""
-    asked = [f"{head}COUNTERS/Ethernet0", f"{head}COUNTERS/Ethernet*", f"{head}COUNTERS/Ethernet0/Queues"]
-    asked += [f"{head}PERIODIC_WATERMARKS/Ethernet*/PriorityGroups", f"{head}COUNTERS/Ethernet0/SAI_PORT_STAT_IF_IN_OCTETS"]
-    subscriptions = [Sub(path=path(one, origin=origin)) for one in asked]
+def test_the_database_answers_in_the_form_of_the_request(script, stub, prefix, head, origin):
+    """COUNTERS_DB returns an object of strings for a port, objects by name for several, and the requested path."""
+    requested = [f"{head}COUNTERS/Ethernet0", f"{head}COUNTERS/Ethernet*", f"{head}COUNTERS/Ethernet0/Queues"]
+    requested += [f"{head}PERIODIC_WATERMARKS/Ethernet*/PriorityGroups", f"{head}COUNTERS/Ethernet0/SAI_PORT_STAT_IF_IN_OCTETS"]
+    subscriptions = [Sub(path=path(one, origin=origin)) for one in requested]
     notes = once(stub, request(*subscriptions, prefix=prefix, encoding=gnmi_pb2.JSON_IETF))
-    assert [text(note.update[0].path) for note in notes] == asked
+    assert [text(note.update[0].path) for note in notes] == requested
     assert [note.update[0].path.origin for note in notes] == [origin] * 5
     state = script.at([notes[0].timestamp])
     one, every, queues, groups = (json.loads(note.update[0].val.json_ietf_val) for note in notes[:4])
@@ -303,7 +303,7 @@ def test_the_database_answers_as_it_is_asked(script, stub, prefix, head, origin)
 
 
 def test_samples_come_at_their_interval(stub):
-    """Ten samples at 50 ms stand 50 ms apart on the device's clock, give or take the machine's load."""
+    """Ten samples at 50 ms are 50 ms apart on the device's clock, within the machine's load."""
     wanted = Sub(path=path("system/state/hostname"), mode=gnmi_pb2.SAMPLE, sample_interval=50_000_000)
     got = until(stub, request(wanted, mode=List.STREAM), lambda got: len(got) == 12)
     times = [message.update.timestamp for message in got if not message.sync_response]
@@ -313,7 +313,7 @@ def test_samples_come_at_their_interval(stub):
 
 
 def test_what_has_not_changed_is_left_out_until_the_heartbeat(stub):
-    """With suppress_redundant a constant leaf comes once, and again at each heartbeat."""
+    """With suppress_redundant a constant leaf is sent once, and again at each heartbeat."""
     name = path("interfaces/interface[name=Ethernet0]/state/name")
     octets = path("interfaces/interface[name=Ethernet0]/state/counters/in-octets")
     constant = Sub(path=name, mode=gnmi_pb2.SAMPLE, sample_interval=20_000_000, suppress_redundant=True, heartbeat_interval=300_000_000)
@@ -328,8 +328,8 @@ def test_what_has_not_changed_is_left_out_until_the_heartbeat(stub):
     assert count(got, "in-octets") > count(got, "name")
 
 
-def test_changes_are_told_and_what_is_gone_is_deleted(script, stub):
-    """ON_CHANGE tells a link's state when it changes; its neighbour is deleted while it is down and comes back whole."""
+def test_changes_are_sent_and_missing_values_are_deleted(script, stub):
+    """ON_CHANGE sends a link's state when it changes; its neighbour is deleted while it is down and sent again after."""
     last = script.switch.ports[-1]
     watches = [
         Sub(path=path(f"interfaces/interface[name={last}]/state/oper-status"), mode=gnmi_pb2.ON_CHANGE),
@@ -361,7 +361,7 @@ def test_updates_only_leaves_out_the_beginning(stub):
     assert [message.sync_response for message in got] == [True, False]
 
 
-def test_each_poll_gives_everything_anew(stub):
+def test_each_poll_sends_everything_again(stub):
     """A POLL subscription answers at once and after each poll, ending with sync_response; anything else is refused."""
     wanted = request(Sub(path=path("interfaces/interface/state/oper-status")), mode=List.POLL)
     poll = gnmi_pb2.SubscribeRequest(poll=gnmi_pb2.Poll())
@@ -373,7 +373,7 @@ def test_each_poll_gives_everything_anew(stub):
 
 
 def test_what_is_not_offered_is_refused(stub):
-    """An encoding or a path that the server has not is refused with the code of the specification."""
+    """An unsupported encoding or unknown path is refused with the code of the specification."""
     for call, code in (
         (lambda: stub.Get(gnmi_pb2.GetRequest(path=[path("interfaces")], encoding=gnmi_pb2.ASCII)), grpc.StatusCode.UNIMPLEMENTED),
         (lambda: stub.Get(gnmi_pb2.GetRequest(path=[path("nothing")], encoding=gnmi_pb2.PROTO)), grpc.StatusCode.NOT_FOUND),
@@ -386,7 +386,7 @@ def test_what_is_not_offered_is_refused(stub):
 
 
 def test_a_server_comes_back_on_its_port(serve):
-    """Stopping ends the streams with UNAVAILABLE; started again, the server is found where it was."""
+    """Stopping ends the streams with UNAVAILABLE; a restarted server has the same port."""
     server = serve()
     port = server.port
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -402,7 +402,7 @@ def test_a_server_comes_back_on_its_port(serve):
         assert stub.Capabilities(gnmi_pb2.CapabilityRequest(), timeout=LIMIT_S, wait_for_ready=True).supported_models
 
 
-def test_a_port_that_is_taken_is_said(serve, script):
+def test_a_port_in_use_is_reported(serve, script):
     """A second server on the same port fails in one sentence."""
     with pytest.raises(ServiceError, match=r"cannot listen on 127\.0\.0\.1:"):
         Server(script, ServerConfig(port=serve().port), SystemClock()).start()

@@ -1,4 +1,4 @@
-"""High-frequency telemetry: tshark and a reader by hand find in its IPFIX messages what the switch has counted, in every layout."""
+"""High-frequency telemetry: tshark and a minimal reader find the switch's counters in its IPFIX messages, in every layout."""
 
 import json
 import re
@@ -67,7 +67,7 @@ def templates(message: bytes) -> dict[int, list[tuple[int, int, int]]]:
 
 
 def values(body: bytes, fields: list[tuple[int, int, int]], tail: int) -> Iterator[tuple[int, list[int]]]:
-    """Yield time and counters of each record of a set, slots that are none left out."""
+    """Yield time and counters of each record of a set, without padding fields."""
     at, stride = 0, sum(size for _, size, _ in fields)
     while len(body) - at >= stride:
         seconds = ns = 0
@@ -99,7 +99,7 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 def test_every_layout_holds_the_counters_of_the_switch(script, layout):
-    """Read by its template, each record has its time and the switch's values, cut to the bytes that the field has."""
+    """Read by its template, each record has its time and the switch's values, truncated to the width of the field."""
     wanted = sessions(script)
     exporter = hft.HftExporter(script, wanted, layout)
     (announced,) = exporter.templates()
@@ -120,7 +120,7 @@ def test_every_layout_holds_the_counters_of_the_switch(script, layout):
 
 
 def test_fields_name_the_object_and_the_statistic(script):
-    """The element is the object's label under the enterprise bit; the enterprise is type and statistic, a vendor's with the top bit."""
+    """The element is the object's label with the enterprise bit; the enterprise is type and statistic, top bits for vendor extensions."""
     exporter = hft.HftExporter(script, sessions(script), hft.Layout(first_label=7))
     port, queue = templates(next(iter(exporter.templates()))).values()
     assert port[:4] == [(325, 8, 0), (0x8007, 8, 0x0001_0000), (0x8007, 8, 0x0001_0009), (0x8007, 8, 0x0001_8005)]
@@ -129,7 +129,7 @@ def test_fields_name_the_object_and_the_statistic(script):
 
 
 def test_tshark_reads_templates_and_counters(script, tshark):
-    """tshark finds the templates, every record, every counter's bytes, and the sequence without a gap."""
+    """tshark finds the templates, all records, all counters, and no gap in the sequence numbers."""
     exporter = hft.HftExporter(script, sessions(script), hft.Layout(widths=(8, 4), pad_every=5, records=3))
     sent = [*exporter.templates(), *exporter.data(TS)]
     out = tshark(sent, IPFIX_PORT, "-o", "cflow.max_template_fields:0", "-d", f"udp.port=={IPFIX_PORT},cflow", "-V")
@@ -152,18 +152,18 @@ def test_tshark_reads_templates_and_counters(script, tshark):
 
 
 def test_sequence_numbers_count_records(script):
-    """A message's sequence number is the number of data records before it in its domain, templates not counted."""
+    """The sequence number is the number of earlier data records in the domain, without templates."""
     exporter = hft.HftExporter(script, sessions(script), hft.Layout(records=4), domain=77)
     first, template, second = list(exporter.data(TS)), list(exporter.templates()), list(exporter.data(TS + 10**9))
     heads = [struct.unpack(">IIII", message[:16]) for message in (*first, *template, *second)]
     assert {head[3] for head in heads} == {77}
-    held = [4, 4, 4, 4, 2, 2]
-    assert [head[2] for head in heads] == [0, *np.cumsum(held).tolist(), *(20 + np.cumsum([0, *held[:-1]])).tolist()]
+    counts = [4, 4, 4, 4, 2, 2]
+    assert [head[2] for head in heads] == [0, *np.cumsum(counts).tolist(), *(20 + np.cumsum([0, *counts[:-1]])).tolist()]
     assert [head[1] for head in heads[:6]] == [int(TS[0]) // 10**9] * 6
 
 
 def test_generations_overlap(script):
-    """A stream configured anew has other template numbers; the old generation may go on beside it until it is withdrawn."""
+    """A reconfigured stream has new template numbers; the old generation may continue until it is withdrawn."""
     exporter = hft.HftExporter(script, sessions(script))
     renewed = exporter.renew(sessions(script)[:1], hft.Layout(widths=(4,)))
     old, new = (set(templates(next(iter(exporter.templates(number))))) for number in (0, renewed))
@@ -175,7 +175,7 @@ def test_generations_overlap(script):
 
 
 def test_a_large_session_is_split_over_templates():
-    """Where one message cannot hold a template, objects are spread over several, and labels count on through them."""
+    """A template too large for one message is split over several, with consecutive labels."""
     script = Script(Shape(ports=128))
     exporter = hft.HftExporter(script, [hft.session(script, sai.PORT)])
     announced = list(exporter.templates())
@@ -189,7 +189,7 @@ def test_a_large_session_is_split_over_templates():
 
 
 def test_the_side_channel_names_labels_and_holds_the_template(script):
-    """The database's record lists names and numbers of the objects in order, and its template is the one that is sent."""
+    """The STATE_DB record lists names and numbers of the objects in order, and its template equals the sent one."""
     exporter = hft.HftExporter(script, sessions(script))
     records = json.loads(json.dumps(exporter.side_channel("leaf", ids_on_wire=True)))
     assert list(records) == [f"HIGH_FREQUENCY_TELEMETRY_SESSION_TABLE|leaf|{group}" for group in ("PORT", "QUEUE")]
@@ -203,7 +203,7 @@ def test_the_side_channel_names_labels_and_holds_the_template(script):
 
 
 def test_messages_share_a_write(script):
-    """Several messages in one datagram, and all of them in one stream, are the same bytes in the same order."""
+    """Several messages per datagram, and all in one stream, have the same bytes in the same order."""
     made = hft.HftExporter(script, sessions(script)).data(TS)
     whole = b"".join(made)
     assert [len(list(hft.stream(made, each))) for each in (1, 3, 0)] == [20, 7, 1]
@@ -212,7 +212,7 @@ def test_messages_share_a_write(script):
 
 @pytest.mark.parametrize("piece_bytes", [0, 7, 1000])
 def test_a_connection_carries_the_same_bytes(script, piece_bytes):
-    """Over TCP all messages arrive in order, whatever the pieces in which they are written."""
+    """Over TCP all messages arrive in order, for any size of writes."""
     made = hft.HftExporter(script, sessions(script)).data(TS)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(10)
@@ -227,8 +227,8 @@ def test_a_connection_carries_the_same_bytes(script, piece_bytes):
     assert received == contents(made) == b"".join(made)
 
 
-def test_nobody_to_connect_to_is_said():
-    """Where nobody listens, connecting fails in one sentence with the mend."""
+def test_a_missing_listener_is_reported():
+    """Without a listener, connecting fails in one sentence with a hint."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = listener.getsockname()
     with pytest.raises(ServiceError, match="start the collector first"):

@@ -1,4 +1,4 @@
-"""The OTLP sender: a receiver made of the published stubs gets every value, and refusals are answered as countersyncd does."""
+"""The OTLP sender: a receiver made of the published stubs gets every value, and refusals are retried as by countersyncd."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ TS = [START_NS + 10**9 + n * 10**6 for n in range(3)]
 
 
 class Receiver(metrics_service_pb2_grpc.MetricsServiceServicer):
-    """Keeps what it is sent; refuses the first calls with the codes it is told."""
+    """Stores requests; refuses the first calls with the given codes."""
 
     def __init__(self, refusals: tuple[grpc.StatusCode, ...] = (), rejected: int = 0) -> None:
         self.requests: list[metrics_service_pb2.ExportMetricsServiceRequest] = []
@@ -41,7 +41,7 @@ class Receiver(metrics_service_pb2_grpc.MetricsServiceServicer):
         return [m for request in self.requests for r in request.resource_metrics for s in r.scope_metrics for m in s.metrics]
 
     def values(self) -> dict[tuple[str, str, int], float]:
-        """Return each point's value by metric, object and time; none came twice."""
+        """Return the value of each point by metric, object and time; check that none came twice."""
         found = {}
         for metric in self.metrics():
             for point in metric.gauge.data_points:
@@ -78,7 +78,7 @@ def script() -> Script:
 
 
 def sessions(script: Script) -> list[hft.Session]:
-    """Return ports' octets, lossless queues' fill, and the pool."""
+    """Return sessions of the ports' octets, the lossless queues' occupancy, and the pool."""
     return [
         hft.session(script, sai.PORT, ("IF_IN_OCTETS", "IF_OUT_OCTETS")),
         hft.session(script, sai.QUEUE, ("CURR_OCCUPANCY_BYTES",), (LOSSLESS,)),
@@ -102,7 +102,7 @@ def test_every_value_arrives_under_its_numbers(script, receive, kind):
             expected["sai_counter_type_21_stat_24", f"{name}|3", ts] = state.queue("occupancy_bytes")[row, index, LOSSLESS]
         expected["sai_counter_type_24_stat_1", script.switch.pool, ts] = state.pool("watermark_bytes")[row]
     assert receiver.values() == expected
-    assert (sender.sent, sender.given_up) == (len(expected), 0)
+    assert (sender.sent, sender.dropped) == (len(expected), 0)
     (resource,) = receiver.requests[0].resource_metrics
     assert [(one.key, one.value.string_value) for one in resource.resource.attributes] == [("service.name", "countersyncd")]
     (attributes,) = {tuple(a.key for a in p.attributes) for m in receiver.metrics() for p in m.gauge.data_points}
@@ -110,7 +110,7 @@ def test_every_value_arrives_under_its_numbers(script, receive, kind):
 
 
 def test_points_are_flushed_by_number_and_by_time(script, receive):
-    """A request holds at most the points that make a flush; what is fewer goes when it has waited long enough."""
+    """A request has at most the points of a flush; fewer are sent after the time limit."""
     receiver, port = receive()
     clock = ManualClock()
     sender = OtlpSender(script, OtlpSenderConfig(f"127.0.0.1:{port}", flush_points=20), clock)
@@ -142,7 +142,7 @@ def test_what_is_refused_for_now_is_sent_again(script, receive):
     assert (clock.monotonic_ns() - began) / 1e9 == pytest.approx(1 + 2 + 4)
     sender.stop()
     assert len(receiver.values()) == sum(len(one.ts) for one in made)
-    assert (sender.refusals, sender.given_up) == (3, 0)
+    assert (sender.refusals, sender.dropped) == (3, 0)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_what_is_refused_for_now_is_sent_again(script, receive):
     ids=["for good", "for too long"],
 )
 def test_what_is_refused_for_good_is_counted(script, receive, refusals, seconds):
-    """A refusal for good, or as many as are allowed, gives the points up and counts them; pauses are 10 s at most."""
+    """A permanent refusal, or the maximum of refusals, drops the points and counts them; pauses are at most 10 s."""
     receiver, port = receive(*refusals)
     clock = ManualClock()
     sender = OtlpSender(script, OtlpSenderConfig(f"127.0.0.1:{port}", flush_points=16, refusals_max=5), clock)
@@ -159,22 +159,22 @@ def test_what_is_refused_for_good_is_counted(script, receive, refusals, seconds)
     began = clock.monotonic_ns()
     sender.send(points(script, sessions(script)[:1], TS[:1]))
     assert (clock.monotonic_ns() - began) / 1e9 == pytest.approx(seconds)
-    assert (sender.sent, sender.given_up, receiver.values()) == (0, 16, {})
+    assert (sender.sent, sender.dropped, receiver.values()) == (0, 16, {})
     sender.stop()
 
 
 def test_points_that_the_receiver_drops_are_counted(script, receive):
-    """A partial success counts what was rejected as given up."""
+    """A partial success counts the rejected points as dropped."""
     _, port = receive(rejected=5)
     sender = OtlpSender(script, OtlpSenderConfig(f"127.0.0.1:{port}"), SystemClock())
     sender.start()
     sender.send(points(script, sessions(script)[:1], TS[:1]))
     sender.stop()
-    assert (sender.sent, sender.given_up) == (11, 5)
+    assert (sender.sent, sender.dropped) == (11, 5)
 
 
 def test_both_ends_show_certificates(script, receive, certificates: Path):
-    """By TLS the sender verifies the receiver and shows its own certificate where it is asked for."""
+    """With TLS the sender verifies the receiver and presents its own certificate on request."""
     read = {name: (certificates / name).read_bytes() for name in ("server.key", "server.crt", "ca.crt")}
     credentials = grpc.ssl_server_credentials([(read["server.key"], read["server.crt"])], read["ca.crt"], True)
     receiver, port = receive(credentials=credentials)
@@ -189,7 +189,7 @@ def test_both_ends_show_certificates(script, receive, certificates: Path):
         assert bool(receiver.requests) == arrives
 
 
-def test_a_missing_certificate_is_said(script, tmp_path: Path):
-    """A file that is not there is one sentence with its name."""
+def test_a_missing_certificate_is_reported(script, tmp_path: Path):
+    """A missing file is reported in one sentence with its name."""
     with pytest.raises(ServiceError, match=r"nothing\.crt cannot be read"):
         OtlpSender(script, OtlpSenderConfig(ca=tmp_path / "nothing.crt"), SystemClock()).start()

@@ -1,4 +1,4 @@
-"""The scripted switch: what it counts is conserved, never goes back, and is what a queue worked through step by step holds."""
+"""The scripted switch: counters conserve packets, never decrease, and agree with a queue simulated step by step."""
 
 import numpy as np
 import polars as pl
@@ -30,8 +30,8 @@ def test_the_same_seed_gives_the_same_switch():
     assert first == second
 
 
-def test_an_instant_does_not_depend_on_the_others_asked_with_it(script):
-    """What is counted at an instant is the same whether it is asked for alone or among many."""
+def test_an_instant_does_not_depend_on_others(script):
+    """The value at an instant is the same whether read alone or among many."""
     many = queue_frame(script.switch, script.at(TIMES[:50]))
     alone = queue_frame(script.switch, script.at(TIMES[49:50]))
     assert many.filter(pl.col("ts") == int(TIMES[49])).equals(alone)
@@ -49,7 +49,7 @@ def test_counters_never_go_back(script):
 
 
 def test_bytes_are_conserved(script):
-    """What came in is what went out, what was dropped and what stands in the buffer; queues sum to ports."""
+    """Packets in are packets out, dropped or in the buffer; queues sum to ports."""
     state = script.at(TIMES)
     kept = state.port("tx_bytes").sum(axis=1) + state.queue("dropped_bytes").sum(axis=(1, 2)) + state.pool("occupancy_bytes")
     assert (state.port("rx_bytes").sum(axis=1) == kept).all()
@@ -68,7 +68,7 @@ def test_no_port_is_faster_than_its_line(script):
 
 
 def test_a_queue_is_what_its_packets_make_it(script):
-    """Occupancy, drops and marks of each lossless queue are those of a queue followed in steps of a microsecond."""
+    """Occupancy, drops and marks of each lossless queue equal those of a queue simulated in steps of a microsecond."""
     plan, step, look = script.plan, 1000, 50_000
     ts = np.arange(0, 40_000_000, step)
     for queue in np.flatnonzero(plan.priority == LOSSLESS)[:6]:
@@ -90,12 +90,12 @@ def test_a_queue_is_what_its_packets_make_it(script):
         actual = [state.queue(name)[:, port, LOSSLESS] for name in ("occupancy_bytes", "dropped_packets", "ecn_marked_packets")]
         assert np.abs(actual[0] / size - expected[:, 0]).max() <= 12.0 + 2
         assert np.abs(actual[1] - expected[:, 1]).max() <= 12.0 + 2
-        # Marking begins where a slope crosses a line: a packet there is some microseconds of marks.
+        # Marking begins where a slope crosses a threshold: a packet there is some microseconds of marks.
         assert np.abs(actual[2] - expected[:, 2]).max() <= 0.02 * max(1.0, expected[-1, 2]) + 12
 
 
 def test_pauses_are_where_the_queue_is_high(script):
-    """A sender is told to pause while its queue stands above the threshold, and counts no more than time passes."""
+    """A sender is paused while the queue is above the threshold, and the paused time does not exceed the elapsed time."""
     plan = script.plan
     ts = START_NS + np.arange(0, 200_000_000, 10_000)
     state = script.at(ts)
@@ -103,7 +103,7 @@ def test_pauses_are_where_the_queue_is_high(script):
     size, xoff = int(plan.size[0]), int(plan.xoff[0])
     paused = np.diff(state.queue("pfc_tx_pause_us")[:, 0, LOSSLESS])
     assert paused.max() <= 10
-    # Fills are whole packets, give or take one or two that are on their way.
+    # Occupancies are whole packets, up to one or two in flight.
     high, low = standing > (xoff + 3) * size, standing < (xoff - 3) * size
     assert high.any() and low.any()
     assert (paused[high[:-1] & high[1:]] == 10).all()
@@ -111,7 +111,7 @@ def test_pauses_are_where_the_queue_is_high(script):
 
 
 def test_watermarks_hold_the_highest_fill(script):
-    """A watermark is at least every fill since it was cleared, and not more than the queue ever holds."""
+    """A watermark is at least every occupancy since it was cleared, and at most the queue's maximum."""
     ts = START_NS + 1_000_000_000 + np.arange(0, 990_000_000, 1_000_000)
     state = script.at(ts)
     highest = np.maximum.accumulate(state.queue("occupancy_bytes"), axis=0)
@@ -120,8 +120,8 @@ def test_watermarks_hold_the_highest_fill(script):
     assert watermark.max() <= (script.plan.buffer.max() + 2) * 4158
 
 
-def test_a_boot_starts_all_counters_anew():
-    """After the second boot counters begin at nothing again, and the boot's time is told."""
+def test_a_boot_restarts_all_counters():
+    """After the second boot counters restart at zero, and the boot time is reported."""
     again = START_NS + 5_000_000_000
     script = Script(Shape(ports=8, boots_ns=(START_NS, again)))
     state = script.at([START_NS + 4_999_000_000, again, again + 4_999_000_000])
@@ -132,7 +132,7 @@ def test_a_boot_starts_all_counters_anew():
 
 
 def test_one_link_goes_up_and_down(script):
-    """The last port is down for the last fifth of its rhythm, and each change is counted."""
+    """The last port is down for the last fifth of its period, and each change is counted."""
     state = script.at(START_NS + np.arange(0, 40) * 500_000_000)
     up, changes = state.port("oper_up")[:, -1].astype(bool), state.port("carrier_changes")[:, -1]
     assert np.diff(changes).tolist() == (up[1:] != up[:-1]).astype(int).tolist()
@@ -141,7 +141,7 @@ def test_one_link_goes_up_and_down(script):
 
 
 def test_the_truth_is_in_the_columns_of_the_families(script):
-    """The frames of the truth have the names, types and keys of the tables they stand for."""
+    """The truth's frames have the names, types and keys of their tables."""
     state = script.at(TIMES[:3])
     for family, frame, rows in (
         ("port", port_frame(script.switch, state), 3 * 16),

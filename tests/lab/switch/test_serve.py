@@ -1,4 +1,4 @@
-"""``weft lab serve``: every protocol comes from one switch, and what it prints is a configuration."""
+"""``weft lab serve``: one switch speaks every protocol, and the output is a configuration."""
 
 import os
 import select
@@ -69,7 +69,7 @@ def udp() -> socket.socket:
 
 
 def test_every_protocol_comes_from_one_switch(lab_process, tmp_path: Path):
-    """A listener of each protocol hears the switch, gNMI answers, the printed configuration names them, and a signal ends it well."""
+    """Listeners receive each protocol, gNMI answers, the printed configuration names their addresses, and a signal ends it cleanly."""
     takes = Takes()
     collector = grpc.server(futures.ThreadPoolExecutor(2))
     metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server(takes, collector)
@@ -102,7 +102,7 @@ def test_every_protocol_comes_from_one_switch(lab_process, tmp_path: Path):
 
 
 def test_certificates_make_it_safe(lab_process, certificates: Path):
-    """With a folder of certificates a client that shows one of the authority is answered."""
+    """With a folder of certificates a client with a certificate of the authority is answered."""
     _, printed = lab_process("--only", "gnmi", "--port", "gnmi=0", "--certificates", str(certificates), sections=1)
     (target,) = tomllib.loads(printed)["collect"]["gnmi"]["targets"]
     read = [Path(target[name]).read_bytes() for name in ("ca_file", "key_file", "cert_file")]
@@ -110,8 +110,8 @@ def test_certificates_make_it_safe(lab_process, certificates: Path):
         assert gnmi_pb2_grpc.gNMIStub(channel).Capabilities(gnmi_pb2.CapabilityRequest(), timeout=LIMIT_S).gNMI_version
 
 
-def test_it_ends_when_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """With --seconds it stops by itself, and has printed what it serves."""
+def test_it_ends_after_its_seconds(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """With --seconds it stops by itself after printing its addresses."""
     assert cli.main(["lab", "serve", "--only", "hft,gnmi", "--port", "gnmi=0", "--seconds", "0.1", "--data", str(tmp_path)]) == 0
     assert sorted(tomllib.loads(capsys.readouterr().out)["collect"]) == ["gnmi", "hft"]
 
@@ -124,8 +124,8 @@ def test_it_ends_when_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         (("--certificates", "nowhere"), 1, "weft: lab: nowhere has no server.crt"),
     ],
 )
-def test_a_wrong_command_line_is_said(capsys: pytest.CaptureFixture[str], arguments, code, said):
-    """What cannot be is one sentence and the exit code of its kind."""
+def test_a_wrong_command_line_is_reported(capsys: pytest.CaptureFixture[str], arguments, code, said):
+    """An invalid option is one sentence and the exit code of its kind."""
     try:
         ended = cli.main(["lab", "serve", *arguments])
     except SystemExit as end:
@@ -135,5 +135,5 @@ def test_a_wrong_command_line_is_said(capsys: pytest.CaptureFixture[str], argume
 
 
 def test_the_command_line_knows_the_protocols():
-    """The command's own list, which spares it loading the collectors, is that of the lab."""
+    """The command's list of protocols, which avoids loading the lab, equals the lab's."""
     assert lab._PROTOCOLS == serve.PROTOCOLS

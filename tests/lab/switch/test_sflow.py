@@ -1,4 +1,4 @@
-"""The sFlow agent: tshark and a reader by hand find in its datagrams what the switch has counted."""
+"""The sFlow agent: tshark and a minimal reader find the switch's counters in its datagrams."""
 
 import ctypes
 import socket
@@ -79,7 +79,7 @@ NARROW = {"ifinpkt", "ifoutpkt", "ifindisc", "ifinerr", "ifoutdisc", "ifouterr",
     ids=["compact", "expanded, IPv6 agent"],
 )
 def test_tshark_reads_the_counters_of_all_ports(script, tshark, config):
-    """Each counter of each port that tshark dissects is the switch's, cut to 32 bits where sFlow has no more."""
+    """Each counter that tshark dissects is the switch's, truncated to 32 bits where sFlow has only these."""
     names = ["ifindex", "ifadmin_status", "ifoper_status", *GENERIC_FIELDS]
     arguments = [part for name in names for part in ("-e", f"sflow_245.{name}")]
     out = tshark(Agent(script, config).counters(NOW), SFLOW_PORT, "-T", "fields", *arguments)
@@ -120,7 +120,7 @@ def test_tshark_reads_the_sampled_packets(script, tshark):
 
 
 def test_flow_samples_say_where_the_packet_waited(script):
-    """Egress queue, delay in the switch and depth of the queue stand in their own records; pool and sequence count up by source."""
+    """Egress queue, delay and depth are in their own records; pool and sequence count up per source."""
     flows = roce.sampled(script, NOW, 300)
     agent = Agent(script)
     seen: dict[int, list[int]] = {}
@@ -152,7 +152,7 @@ def test_dropped_packets_tell_their_reason(script):
 
 
 def test_every_counter_record_has_its_length(script):
-    """Names, optics, InfiniBand and queue lengths are of the size and the content that their structures have."""
+    """Records of names, optics, InfiniBand and queue lengths have the size and content of their structures."""
     every = AgentConfig(records=("generic", "ethernet", "infiniband", "optics", "queue_length", "port_name"))
     state, named = script.at([NOW]), {}
     for datagram in Agent(script, every).counters(NOW):
@@ -171,7 +171,7 @@ def test_every_counter_record_has_its_length(script):
     assert [named[index] for index in sorted(named)] == list(script.switch.ports)
 
 
-def test_sequence_numbers_begin_anew_with_a_boot():
+def test_sequence_numbers_restart_with_a_boot():
     """Datagrams are counted without a gap; after a boot numbers and uptime start again."""
     again = START_NS + 2_000_000_000
     agent = Agent(Script(Shape(ports=8, boots_ns=(START_NS, again))))
@@ -184,7 +184,7 @@ def test_sequence_numbers_begin_anew_with_a_boot():
 
 @pytest.mark.parametrize("opcode", [roce.WRITE_FIRST, roce.WRITE_MIDDLE, roce.WRITE_LAST, roce.ACKNOWLEDGE, roce.CONGESTION])
 def test_scapy_dissects_the_made_packets(script, opcode):
-    """Scapy reads Ethernet, IPv4 with a right checksum, UDP to port 4791 and the BTH with the operation."""
+    """Scapy reads Ethernet, IPv4 with a valid checksum, UDP to port 4791 and the BTH with the operation."""
     flows = roce.sampled(script, NOW, 5, opcode)
     for number in range(5):
         packet = Ether(flows.header[number].tobytes())
@@ -213,7 +213,7 @@ def test_datagrams_arrive_as_they_were_made(monkeypatch, bulk):
         sender = Udp("127.0.0.1", receiver.getsockname()[1], SystemClock())
         sender.start()
         received = []
-        # In parts that any receive buffer holds.
+        # In parts that fit into any receive buffer.
         for first in range(0, 3000, 50):
             part = MessageBuffer(datagrams.buffer, datagrams.offsets[first : first + 50], datagrams.lengths[first : first + 50])
             sender.send(part)
@@ -224,7 +224,7 @@ def test_datagrams_arrive_as_they_were_made(monkeypatch, bulk):
 
 
 def test_a_rate_is_kept():
-    """At 2,000 datagrams a second, 400 take a fifth of a second by the clock, never less."""
+    """At 2,000 datagrams per second, 400 take at least a fifth of a second."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
         receiver.bind(("127.0.0.1", 0))
         clock = SystemClock()
@@ -238,7 +238,7 @@ def test_a_rate_is_kept():
 
 
 def test_nobody_listening_is_no_error():
-    """A port at which nobody listens is counted, and later datagrams are sent all the same."""
+    """A refusal by a closed port is counted, and later datagrams are still sent."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
         receiver.bind(("127.0.0.1", 0))
         port = receiver.getsockname()[1]

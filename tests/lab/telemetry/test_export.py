@@ -1,4 +1,4 @@
-"""What is exported of the virtual fabric fits the tables, agrees with the fabric, and lies only where a fault says so."""
+"""Exported rows fit the tables and agree with the fabric, except where a fault of the telemetry acts."""
 
 import numpy as np
 import polars as pl
@@ -31,14 +31,14 @@ def run(*faults: InjectedFault, calls: int = 4, **more) -> dict[str, pl.DataFram
 
 @pytest.fixture(scope="module")
 def rows() -> dict[str, pl.DataFrame]:
-    """A second in health but for a flap, so that there are events, and a link that loses packets, so that its ends differ."""
+    """Return a second with a flap, for events, and with a lossy link, for a difference between its ends."""
     return run(
         InjectedFault("link_flap", f"{LEAF}/Ethernet16", 100 * MS, 150 * MS, 1.0), InjectedFault("silent_loss", LOSSY, severity=1e-3)
     )
 
 
 def test_every_family_has_its_columns(rows):
-    """Frames have the names, order and types of their tables, keys without nulls, and are marked as made."""
+    """Frames have the names, order and types of their tables, no null keys, and the source ``lab``."""
     assert set(rows) == {"port", "queue", "nic", "nvlink", "gpu", "burst_sample", "packet", "latency", "event", "inventory"}
     for family, frame in rows.items():
         assert frame.schema == pl.Schema(FAMILIES[family].polars), family
@@ -49,7 +49,7 @@ def test_every_family_has_its_columns(rows):
 
 
 def test_samples_add_up_to_the_counters(rows):
-    """The bytes of a port's samples between two readings are the difference of its counters, sent and received."""
+    """The samples of a port between two counter samples sum to the difference of its counters, sent and received."""
     ports = rows["port"].filter(pl.col("device") == LEAF).sort("ts")
     samples = rows["burst_sample"].filter(pl.col("device") == LEAF)
     for (port,), counters in ports.group_by("port"):
@@ -61,7 +61,7 @@ def test_samples_add_up_to_the_counters(rows):
 
 
 def test_both_ends_of_a_link_agree(rows):
-    """What one end has sent the other has received, but on the link that loses."""
+    """Both ends of a link agree on the bytes, except on the lossy link."""
     links = (
         rows["inventory"]
         .filter(pl.col("kind") == "link")
@@ -78,7 +78,7 @@ def test_both_ends_of_a_link_agree(rows):
 
 
 def test_sampled_packets_are_one_in_n(rows):
-    """Samples stand for the packets that were received, by flow in order, with sequence numbers of whole strides."""
+    """Sampled packets represent the received ones, in order within a flow, with sequence numbers a whole stride apart."""
     packets, nics = rows["packet"], rows["nic"].filter(pl.col("ts") == pl.col("ts").max())
     assert packets.height * 100 == pytest.approx(nics["rx_packets"].sum(), rel=0.02)
     assert set(packets["opcode"]) <= {6, 7, 8} and set(packets["ecn"]) <= {2, 3}
@@ -97,7 +97,7 @@ def test_gpus_and_nvlink(rows):
 
 
 def test_a_frozen_counter_stands_still():
-    """During the fault a device repeats itself with new times; before and after, and elsewhere, it tells the truth."""
+    """A frozen device repeats its values with new times; before, after and elsewhere values are true."""
     sound = run()["port"].sort("device", "port", "ts")
     frozen = run(InjectedFault("frozen_counter", LEAF, 300 * MS, 300 * MS))["port"].sort("device", "port", "ts")
     start = sound["ts"].min() - 100 * MS
@@ -108,7 +108,7 @@ def test_a_frozen_counter_stands_still():
 
 
 def test_a_reset_counter_starts_again():
-    """From the reset on, counters are what has come since, and the epoch has changed; gauges and others are as before."""
+    """After a reset counters count from zero in a new epoch; gauges and other devices are unchanged."""
     sound = run()
     reset = run(InjectedFault("counter_reset", LEAF, 450 * MS))
     for family, column, tx in (("port", "tx_bytes", pl.lit(True)), ("queue", "packets", pl.col("direction") == "tx")):
@@ -125,7 +125,7 @@ def test_a_reset_counter_starts_again():
 
 
 def test_a_lossy_collector_loses_its_share():
-    """About half of a device's readings are missing, all families of one together; nobody else's are."""
+    """About half of a device's counter samples are missing, all families at once; those of other devices are not."""
     rows = run(InjectedFault("lossy_collector", LEAF, severity=0.5), calls=20)
     kept = rows["port"].filter(pl.col("device") == LEAF)["ts"].n_unique()
     assert 1 <= kept <= 9
@@ -135,7 +135,7 @@ def test_a_lossy_collector_loses_its_share():
 
 
 def test_late_and_skewed():
-    """A late collector's rows come later by its delay; a skewed clock's stamps run ahead, on the grid of samples still."""
+    """Rows of a late collector are received later by its delay; a skewed clock's timestamps run ahead and stay on the grid."""
     rows = run(
         InjectedFault("late_collector", LEAF, severity=0.7),
         InjectedFault("skewed_clock", "leaf-01-0", 500 * MS, severity=0.25),
@@ -150,7 +150,7 @@ def test_late_and_skewed():
 
 
 def test_inventory_names_everything():
-    """Each device, each end of each link with its peer, and each host of each job stand in the inventory once."""
+    """Each device, each end of each link with its peer, and each host of each job is in the inventory once."""
     topology = rail_fabric(racks=2, racks_per_pod=1)
     fabric = Fabric(FabricConfig(topology, (Job("a", (0, 5), (Phase(MS),)),)), 1)
     rows = FabricExporter(fabric).inventory()

@@ -1,4 +1,4 @@
-"""A run of the fabric as recordings: the same bytes for the same seed, and what is read back is what the fabric did."""
+"""A run of the fabric as recordings: the same seed gives the same bytes, and collectors read back the fabric's values."""
 
 import hashlib
 from pathlib import Path
@@ -25,7 +25,7 @@ def recorded(folder: Path, *faults: str, seed: int = 1) -> Path:
 
 
 def rows_of(folder: Path) -> dict[str, pl.DataFrame]:
-    """Return everything that a folder tells, by family."""
+    """Return all rows of a folder, by family."""
     parts: dict[str, list[pl.DataFrame]] = {}
     for batch in read(folder, None, Options()):
         parts.setdefault(batch.family, []).append(batch.frame)
@@ -40,7 +40,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def rows(run: Path) -> dict[str, pl.DataFrame]:
-    """Return what the folder tells."""
+    """Return the rows of the folder."""
     return rows_of(run)
 
 
@@ -59,7 +59,7 @@ def test_the_same_seed_gives_the_same_bytes(run, tmp_path):
 
 
 def test_samples_are_the_true_series_of_each_link(run, rows):
-    """High-frequency telemetry, read by its collector, has each port's bytes of each millisecond as the answers have them."""
+    """High-frequency telemetry, read by its collector, has each port's bytes of each millisecond as in the ground truth."""
     links = pl.read_parquet(run / "truth" / "links" / "*.parquet").filter(pl.col("device").str.contains("leaf|spine"))
     samples = rows["burst_sample"].filter(pl.col("source") == "hft").sort("ts")
     assert samples["device"].n_unique() == links["device"].n_unique() > 1
@@ -73,20 +73,20 @@ def test_samples_are_the_true_series_of_each_link(run, rows):
     assert links.explode("sent")["sent"].sum() > 0
 
 
-def test_each_thing_is_told_by_one_source(rows):
-    """No column of a device's ports or queues, no signal and no kind of latency has values of two sources in one place."""
+def test_each_value_has_one_source(rows):
+    """No column of a port or queue, no signal and no kind of latency has values of two sources."""
     for family, keys in (("port", ["device", "port"]), ("queue", ["device", "port", "queue", "direction"])):
         frame = rows[family]
         values = [name for name in frame.columns if name not in {*keys, "ts", "recv_ts", "source", "epoch", "speed_bps"}]
-        told = frame.group_by(keys).agg(*(pl.col("source").filter(pl.col(name).is_not_null()).n_unique().alias(name) for name in values))
-        doubled = [name for name in values if told[name].max() > 1]  # type: ignore[operator]
+        sources = frame.group_by(keys).agg(*(pl.col("source").filter(pl.col(name).is_not_null()).n_unique().alias(name) for name in values))
+        doubled = [name for name in values if sources[name].max() > 1]  # type: ignore[operator]
         assert not doubled, family
     for family, keys in (("burst_sample", ["device", "port", "queue", "signal"]), ("latency", ["device", "kind"]), ("packet", ["device"])):
         assert rows[family].group_by(keys).agg(pl.col("source").n_unique())["source"].max() == 1, family
 
 
 def test_every_protocol_brings_its_part(rows):
-    """gNMI, high-frequency telemetry, sFlow, a capture and the hosts' own readings are all in the folder, under the devices' names."""
+    """The folder has gNMI, high-frequency telemetry, sFlow, a capture and the hosts' own samples, under the devices' names."""
     brought = {(family, source) for family, frame in rows.items() for source in frame["source"].unique().to_list()}
     assert {("port", "gnmi"), ("queue", "gnmi"), ("burst_sample", "hft"), ("packet", "sflow"), ("packet", "packets")} <= brought
     assert {("nic", "lab"), ("nvlink", "lab"), ("gpu", "lab"), ("latency", "lab"), ("inventory", "lab")} <= brought
@@ -96,28 +96,28 @@ def test_every_protocol_brings_its_part(rows):
 
 
 def test_pings_take_what_the_queues_take(rows):
-    """In the capture every ping has its acknowledgement, and it comes after twice the way without queues at least."""
+    """Every captured ping has its acknowledgement, not earlier than a round trip without queues."""
     pings = rows["packet"].filter(pl.col("source") == "packets")
-    asked, answered = pings.filter(pl.col("opcode") == 4), pings.filter(pl.col("opcode") == 17)
-    assert asked.height == answered.height and asked.height % (SECONDS * 1000) == 0
-    answers = answered.select("qp", psn=pl.col("ack_psn"), back="ts")
-    trips = asked.select("qp", "psn", "ts").join(answers, on=["qp", "psn"])
+    requests, answers = pings.filter(pl.col("opcode") == 4), pings.filter(pl.col("opcode") == 17)
+    assert requests.height == answers.height and requests.height % (SECONDS * 1000) == 0
+    answers = answers.select("qp", psn=pl.col("ack_psn"), back="ts")
+    trips = requests.select("qp", "psn", "ts").join(answers, on=["qp", "psn"])
     taken = trips["back"] - trips["ts"]
     # Hosts of one leaf are two hops apart, of 900 ns each.
-    assert trips.height == asked.height and taken.min() >= 2 * 2 * 900 and taken.max() < 100 * NS_PER_MS  # type: ignore[operator]
+    assert trips.height == requests.height and taken.min() >= 2 * 2 * 900 and taken.max() < 100 * NS_PER_MS  # type: ignore[operator]
 
 
 def test_a_lossy_device_is_silent_for_its_share(tmp_path):
-    """With everything lost from the first second on, a switch's telemetry ends there; the others' goes on."""
+    """A switch that loses everything after the first second has no telemetry from then on; the others do."""
     rows = rows_of(recorded(tmp_path / "run", "lossy_collector@leaf-00-0@1@2@1"))
     ends = rows["burst_sample"].group_by("device").agg(end=(pl.col("ts") + pl.col("values").list.len() * NS_PER_MS).max())
     last = {device: (end - START) / NS_PER_S for device, end in ends.iter_rows()}
-    # What is of a tenth of a second goes together; how full a queue is holds for the millisecond that follows.
+    # Samples are lost by tenths of a second; a depth is of the following millisecond.
     assert last["leaf-00-0"] == pytest.approx(0.9, abs=0.01) and last["leaf-01-0"] == pytest.approx(2.0, abs=0.01)
 
 
 def test_a_folder_is_written_once(run):
-    """A folder that is there is left alone."""
+    """An existing folder is refused and left unchanged."""
     with pytest.raises(ServiceError, match="is there already"):
         recorded(run)
 
@@ -129,20 +129,20 @@ def test_a_folder_is_written_once(run):
         ("slow_nic@host-0009/mlx5_0", "no device"),
         ("slow_nic@host-0001", "names no port"),
         ("slow_nic@host-0001/mlx5_7", "has no port"),
-        ("slow_nic@@soon", "no number"),
+        ("slow_nic@@soon", "not a number"),
         ("slow_nic@@-1", "out of range"),
         ("slow_nic@@nan", "out of range"),
         ("slow_nic@a@b@c@d@e", "too many parts"),
     ],
 )
-def test_a_fault_that_cannot_be_is_told(text, problem):
-    """A mistake in a fault is told before anything runs."""
+def test_an_invalid_fault_is_reported(text, problem):
+    """An invalid fault is reported before anything runs."""
     with pytest.raises(InputError, match=problem):
         scenario("toy", [text], 1, SECONDS)
 
 
 def test_what_is_left_out_of_a_fault_is_chosen():
-    """Times follow from the length of the run, the place from the seed: some place of the kind that the fault wants."""
+    """Default times follow from the length of the run, the default place from the seed, and it fits the fault."""
     topology = layout("toy")
     fault = fault_of(topology, "slow_nic", 1, 9)
     assert (fault.begin_ns, fault.duration_ns, fault.severity) == (3 * NS_PER_S, 4.5 * NS_PER_S, 0.5)

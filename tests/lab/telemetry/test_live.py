@@ -1,4 +1,4 @@
-"""A fabric in real time: never ahead of the clock, behind it only where it says so, and its rows are the fabric's."""
+"""A fabric in real time: never ahead of the clock, its delay is counted, and no row is lost."""
 
 import tomllib
 
@@ -14,7 +14,7 @@ S = 1_000_000_000
 
 @pytest.fixture
 def made(tmp_path):
-    """Return a function that starts a toy fabric without protocols on a clock that is moved by hand; it is stopped after the test."""
+    """Return a function that starts a toy fabric without protocols on a manual clock; the test's end stops it."""
     running = []
 
     def make(*faults: str, onset_s: float = 1.0, protocols: tuple[str, ...] = ()) -> tuple[LiveFabric, ManualClock]:
@@ -41,7 +41,7 @@ def drained(fabric: LiveFabric, clock: ManualClock, seconds: float) -> dict[str,
 
 
 def test_time_is_the_clock_s(made):
-    """The fabric is never ahead of the clock, and each whole tick that has passed has happened."""
+    """The fabric is never ahead of the clock, and every tick that has passed is computed."""
     fabric, clock = made()
     for _ in range(47):
         clock.advance(0.07)
@@ -52,7 +52,7 @@ def test_time_is_the_clock_s(made):
 
 
 def test_what_falls_behind_is_counted(made, caplog):
-    """After a stall of five seconds the fabric catches up tick by tick, counts how late it was, and says so once."""
+    """After a stall of five seconds the fabric catches up tick by tick, counts its delay, and warns once."""
     fabric, clock = made()
     clock.advance(6.0)
     fabric.drain()
@@ -67,7 +67,7 @@ def test_what_falls_behind_is_counted(made, caplog):
 
 
 def test_rows_are_whole_and_marked(made):
-    """Every family of a fabric is handed out, marked as made, and the samples of a port follow each other without a hole."""
+    """All families are returned with the source ``lab``, and the samples of a port have no gap."""
     fabric, clock = made("link_flap")
     rows = drained(fabric, clock, 6.5)
     assert set(rows) == {"port", "queue", "nic", "nvlink", "gpu", "burst_sample", "packet", "latency", "event", "inventory"}
@@ -80,7 +80,7 @@ def test_rows_are_whole_and_marked(made):
 
 
 def test_late_readings_come_late(made):
-    """Readings of a device whose collector is late are handed out when they come, and none is lost."""
+    """Rows of a late collector are returned at their time of receiving, and none is lost."""
     fabric, clock = made("late_collector@spine-00")
     early = drained(fabric, clock, 5.0)["port"].filter(device="spine-00")
     rest = drained(fabric, clock, 5.0)["port"].filter(device="spine-00")
@@ -91,7 +91,7 @@ def test_late_readings_come_late(made):
 
 
 def test_truth_and_settings_are_written(made, tmp_path):
-    """The folder holds the settings of the collectors, and when it has stopped the faults and every link's series as they were."""
+    """The folder has the settings of the collectors, and after the end the faults and the true series of every link."""
     fabric, clock = made("pause_storm@host-0001/mlx5_0", protocols=("hft", "sflow"))
     settings = tomllib.loads((tmp_path / "collect.toml").read_text())["collect"]
     assert set(settings) == {"hft", "sflow"}

@@ -1,4 +1,4 @@
-"""What a live fabric shows: layouts, jobs, faults and their places, and that each thing is told by one source."""
+"""Scenes of a live fabric: layouts, jobs, faults and their places, and one source for each value."""
 
 import polars as pl
 import pytest
@@ -15,7 +15,7 @@ MS = 1_000_000
 
 @pytest.mark.parametrize(("scale", "gpus"), [("toy", 8), ("rail", 64), ("clos", 32), ("16", 16), ("64", 64), ("96", 96), ("256", 256)])
 def test_a_scale_is_a_layout_or_a_number_of_gpus(scale, gpus):
-    """A name gives its layout, a number a fabric of so many GPUs, and a job runs on all of its hosts."""
+    """A name gives its layout, a number a fabric of so many GPUs, and a job uses all hosts."""
     topology = scene.layout(scale)
     assert topology.gpus == gpus
     (job,) = scene.jobs(topology, 1)
@@ -24,7 +24,7 @@ def test_a_scale_is_a_layout_or_a_number_of_gpus(scale, gpus):
 
 @pytest.mark.parametrize("scale", ["0", "17", "200", "100000", "torus", "-8"])
 def test_another_scale_is_refused_with_what_there_is(scale):
-    """A number that fills no racks and a name that is none are told with what to give."""
+    """A number that does not fill racks and an unknown name are refused with valid values."""
     with pytest.raises(ConfigError, match="multiple of 16"):
         scene.layout(scale)
 
@@ -42,7 +42,7 @@ def test_jobs_share_no_host_and_cross_the_spines():
 
 @pytest.mark.parametrize("kind", FAULTS)
 def test_every_fault_finds_a_place(kind):
-    """Whatever is asked for without a place gets one that the fabric takes; the same seed gives the same."""
+    """A fault without a place gets a valid one; the same seed gives the same place."""
     topology = scene.layout("rail")
     (fault,) = scene.place_faults([kind], topology, 3, 1.0, 5.0)
     assert (fault.kind, fault.begin_ns) == (kind, 1000 * MS)
@@ -61,8 +61,8 @@ def test_every_fault_finds_a_place(kind):
         ("frozen_counter@spine-9", "did you mean 'spine-0"),
     ],
 )
-def test_a_place_that_is_not_there_is_told(text, words):
-    """A fault or a place that is misspelt is refused with the nearest there is."""
+def test_an_unknown_place_is_refused(text, words):
+    """A misspelt fault or place is refused with the nearest name."""
     with pytest.raises(ConfigError, match=words):
         scene.place_faults([text], scene.layout("rail"), 1, 10.0, 5.0)
 
@@ -77,23 +77,23 @@ def test_a_place_that_is_not_there_is_told(text, words):
     ],
 )
 def test_a_protocol_carries_what_it_can_tell(fault, device, protocol):
-    """The leaf where something goes wrong is carried by a protocol that shows it, and by none where only the lab's own rows can."""
+    """A protocol that shows the fault carries its leaf, and none does where only the lab's own rows show it."""
     topology = scene.layout("rail")
     carried = scene.carriers(topology, (fault,))
     assert carried.get(device) == protocol
-    assert sorted(carried.values()) == sorted(scene.TELLS)
+    assert sorted(carried.values()) == sorted(scene.CARRIED)
     assert all(topology.tier[topology.device_names.index(name)] == LEAF for name in carried)
 
 
-def test_what_a_protocol_tells_is_told_by_it_alone():
-    """Of a carried switch the lab's rows leave out the families of its protocol and no others; of all other devices nothing."""
+def test_a_carried_family_has_one_source():
+    """The lab's rows leave out exactly the families that a protocol carries, for the carried switches only."""
     fabric = Fabric(FabricConfig(scene.layout("toy"), scene.jobs(scene.layout("toy"), 1), step_ns=100_000, packet_sampling=100), 1)
     frames = FabricExporter(fabric).frames(fabric.advance(200 * MS))
     carried = scene.carriers(fabric.topology, ())
     assert len(carried) == 4
-    left = scene.untold(frames, carried)
+    left = scene.uncarried(frames, carried)
     for family, frame in frames.items():
-        told = {device for device, protocol in carried.items() if family in scene.TELLS[protocol]}
+        devices = {device for device, protocol in carried.items() if family in scene.CARRIED[protocol]}
         rest = left.get(family, frame.clear())
-        assert rest.equals(frame.filter(~pl.col("device").is_in(list(told))))
-        assert not set(rest["device"]) & told
+        assert rest.equals(frame.filter(~pl.col("device").is_in(list(devices))))
+        assert not set(rest["device"]) & devices

@@ -1,4 +1,4 @@
-"""A switch of the virtual fabric is a source as the exporters take it, and says what the fabric did."""
+"""A tapped switch of the virtual fabric is a source for the exporters and reports the fabric's values."""
 
 import numpy as np
 import polars as pl
@@ -19,7 +19,7 @@ JOB = Job("ring", (0, 1, 2, 3), (Phase(MS, "allreduce", "rail", 5_000_000),))
 
 
 def tapped(*faults: InjectedFault) -> tuple[Tap, dict[str, pl.DataFrame]]:
-    """Return a leaf after half a second in five calls, and the rows that were exported of it."""
+    """Return a tap of a leaf after half a second in five calls, and its exported rows."""
     fabric = Fabric(FabricConfig(toy(), (JOB,), faults, step_ns=100_000, clock_skew_ns=0), 1)
     tap, exporter, parts = Tap(fabric, LEAF), FabricExporter(fabric), []
     for call in range(1, 6):
@@ -42,7 +42,7 @@ def tapped(*faults: InjectedFault) -> tuple[Tap, dict[str, pl.DataFrame]]:
     ],
 )
 def test_exporters_and_rows_agree(faults):
-    """At each reading, the state that protocols carry has the values of the exported rows, column by column, under faults too."""
+    """At each counter sample, the tapped state equals the exported rows, column by column, also with faults."""
     tap, rows = tapped(*faults)
     mine = pl.col("device") == LEAF
     ts = rows["port"].filter(mine)["ts"].unique().sort()
@@ -75,7 +75,7 @@ def test_exporters_and_rows_agree(faults):
 
 
 def test_telemetry_of_a_tapped_switch():
-    """The exporter of high-frequency telemetry writes a tapped switch's bytes at every millisecond, and they are the readings'."""
+    """High-frequency telemetry of a tapped switch has its bytes every millisecond, equal to the counter samples."""
     tap, rows = tapped()
     session = hft.session(tap, sai.PORT, ("IF_OUT_OCTETS",))
     ts = tap.fabric.config.start_ns + MS * np.arange(1, 500)
@@ -89,7 +89,7 @@ def test_telemetry_of_a_tapped_switch():
 
 
 def test_a_skewed_clock_calls_another_moment_now():
-    """With its clock ahead by 4 ms, what a switch says at a time is what was true 4 ms before."""
+    """With its clock ahead by 4 ms, a switch reports the values of 4 ms before."""
     tap, _ = tapped()
     ahead, _ = tapped(InjectedFault("skewed_clock", LEAF, severity=4.0))
     ts = tap.fabric.config.start_ns + MS * np.arange(50, 400, 7)
