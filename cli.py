@@ -1,7 +1,7 @@
-"""The command line: the roof of the house, where parts from all rooms are put together.
+"""The command line.
 
-Each command builds its parts from the configuration by hand and runs them. What a user did wrong is one sentence on
-standard error and exit code 1 (2 for a wrong command line), never a traceback.
+Each command builds its parts from the configuration and runs them. A user's error is one sentence on standard error and exit code 1 (2 for
+a wrong command line), never a traceback.
 """
 
 import argparse
@@ -24,27 +24,26 @@ from .pipeline.supervise import follow_supervisor
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One line of ``COMMANDS``: what it does, and the module of ``commands`` that does it.
+    """One line of ``COMMANDS``: description and module in ``commands``.
 
-    A module is loaded when its command is asked for: a supervisor should not carry what its services compute with, and nobody
-    waits for the benchmarks to read the help.
+    A module is loaded only for its own command, so that a supervisor does not load the modules of its services and help is quick.
     """
 
     doc: str
     module: str
     examples: tuple[str, ...] = ()
-    # Its data folder unless told.
+    # The default data folder.
     data: str = "weft-data"
 
     def load(self, name: str) -> tuple[Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]:
-        """Return what adds the command's own options to a parser, and what runs it."""
+        """Return the function that adds the command's options to a parser, and the one that runs it."""
         module = import_module(f".commands.{self.module}", __package__)
         return getattr(module, f"{name}_options", None) or module.options, getattr(module, name)
 
 
 COMMANDS: dict[str, Command] = {
     "demo": Command(
-        "watch a virtual fabric in which something goes wrong, next to this machine's own interfaces",
+        "watch a virtual fabric with a fault, next to this machine's own interfaces",
         "demo",
         ("weft demo", "weft demo --fault incast --fault link_flap@leaf-00-0/Ethernet32", "weft demo --seconds 60 --no-dashboard"),
         data="weft-demo",
@@ -56,7 +55,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "collect": Command("run the configured live collectors", "services", ("weft collect",)),
     "process": Command("compute windows; run several to share the work", "services", ("weft process --member process-1",)),
-    "analyze": Command("store, judge and publish; one per store", "services", ("weft analyze",)),
+    "analyze": Command("store, evaluate the rules and publish; one per store", "services", ("weft analyze",)),
     "dash": Command("serve the dashboard", "services", ("weft dash --port 8600",)),
     "replay": Command(
         "feed a recording through the whole pipeline to its end",
@@ -69,7 +68,7 @@ COMMANDS: dict[str, Command] = {
         ("weft decode capture.pcap", "weft decode capture.pcap --format json | head", "weft decode night.weft --family port --format csv"),
     ),
     "record": Command(
-        "write what the live collectors see to a file, to replay later",
+        "write the rows of the live collectors to a file, to replay later",
         "recordings",
         ("weft record night.weft --seconds 600",),
     ),
@@ -79,7 +78,7 @@ COMMANDS: dict[str, Command] = {
         ('weft sql "SELECT * FROM bursts ORDER BY bytes DESC LIMIT 10"', 'weft sql --format csv "FROM ports_1m"'),
     ),
     "counters": Command(
-        "explain a counter: what it counts, where Weft keeps it, what each vendor calls it",
+        "explain a counter: what it counts, where Weft stores it, its name at each vendor",
         "counters",
         (
             "weft counters PFC_3_RX",
@@ -90,7 +89,7 @@ COMMANDS: dict[str, Command] = {
         ),
     ),
     "lab": Command(
-        "be a switch that speaks every protocol, or a whole fabric, on this machine; or record a run of the fabric",
+        "simulate a switch that speaks every protocol, or a whole fabric, on this machine; or record a run of the fabric",
         "lab",
         (
             "weft lab serve --seconds 60 --only gnmi,sflow",
@@ -99,12 +98,12 @@ COMMANDS: dict[str, Command] = {
         ),
     ),
     "check": Command(
-        "validate the configuration and the surroundings, each finding with its mend",
+        "validate the configuration and the environment; each finding has a hint",
         "check",
         ("weft check", "weft check --dump"),
     ),
     "bench": Command(
-        "measure rates and memory on this machine, each beside its limit; or what the rules find of faults whose truth is known",
+        "measure rates and memory on this machine, each beside its limit; or score the rules against known faults",
         "bench",
         ("weft bench", "weft bench --only bursts", "weft bench detect", "weft bench detect --faults pause_storm,link_flap --seeds 3"),
     ),
@@ -112,7 +111,7 @@ COMMANDS: dict[str, Command] = {
 
 
 def parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
-    """Return the parser of the command line, with the own options of the commands that are among the arguments."""
+    """Return the parser of the command line, with the options of the commands that occur in the arguments."""
     top = argparse.ArgumentParser(prog="weft", description="Telemetry and analytics for the back-end fabric of GPU clusters.")
     top.add_argument("--version", action="version", version=f"weft {__version__}")
     subparsers = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -144,13 +143,16 @@ def _shared(command: Command) -> argparse.ArgumentParser:
         help=f"folder of the store and the embedded bus (default: ./{command.data})",
     )
     shared.add_argument(
-        "--log-level", default="info", choices=("debug", "info", "warning", "error"), help="what is said on standard error (default: info)"
+        "--log-level",
+        default="info",
+        choices=("debug", "info", "warning", "error"),
+        help="least severe messages on standard error (default: info)",
     )
     return shared
 
 
 def options_of(name: str) -> list[tuple[str, str]]:
-    """Return the options of one command, as the generated docs list them: flags and meaning."""
+    """Return the options of one command for the generated docs: flags and meaning."""
     sub = argparse.ArgumentParser(add_help=False)
     COMMANDS[name].load(name)[0](sub)
     listed = []
@@ -193,12 +195,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _refuse(sub: argparse.ArgumentParser, word: str) -> NoReturn:
-    """End with what is wrong with a word that the command does not know."""
+    """Exit with a message about an unknown argument."""
     flags = [flag for action in sub._actions for flag in action.option_strings]
     near = get_close_matches(word.partition("=")[0], flags, n=1)
     sub.error(f"there is no {word!r} here; {f'did you mean {near[0]}' if near else f'see {sub.prog} --help'}")
 
 
 def _abandon_output() -> None:
-    """Let what is left of the output go nowhere; Python would complain while flushing it at exit."""
+    """Discard the rest of the output, which Python would fail to flush at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

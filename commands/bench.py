@@ -11,11 +11,18 @@ from ..lab.bench.bursts import DEVICES, PORTS
 from ..lab.bench.detect import detect
 from ..lab.bench.table import PARTS, table
 from ..pipeline.errors import ServiceError
+from .lab import fault_text
 
 
 def options(parser: ArgumentParser) -> None:
-    parser.add_argument("part", nargs="*", type=_part, metavar="PART", help="only these parts; or detect, which has tables of its own")
-    parser.add_argument("--only", choices=tuple(PARTS), action="append", help="only this part, may be repeated")
+    parser.add_argument(
+        "part",
+        nargs="*",
+        type=_part,
+        metavar="PART",
+        help=f"only these of {', '.join(PARTS)}; or detect, which scores the rules against known faults",
+    )
+    parser.add_argument("--only", choices=tuple(PARTS), action="append", help="the same as PART; may be repeated")
     parser.add_argument(
         "--seconds",
         type=int,
@@ -70,9 +77,4 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _faults(text: str) -> tuple[str, ...]:
-    from ..lab.fabric.faults import FAULTS
-
-    names = () if text == "none" else _names(text)
-    if unknown := [name for name in names if name.partition("@")[0] not in FAULTS]:
-        raise ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(FAULTS)}")
-    return names
+    return () if text == "none" else tuple(map(fault_text, _names(text)))

@@ -1,4 +1,4 @@
-"""``weft counters``: what a counter is, where Weft keeps it, and what everybody else calls it."""
+"""``weft counters``: the meaning of a counter, where Weft stores it, and its name in each source."""
 
 import json
 import sys
@@ -10,7 +10,7 @@ from ..pipeline.dictionary import Alias, Counter, Dictionary, Found, Source, dic
 from ..pipeline.errors import InputError
 from ..pipeline.tables.families import FAMILIES
 
-# Counters that are shown with all their names, and those that are only named after them.
+# Maximum of counters shown with all their names, and of counters only listed after them.
 _FULL_MAX = 3
 _BRIEF_MAX = 20
 
@@ -27,7 +27,7 @@ def options(parser: ArgumentParser) -> None:
 
 
 def counters(chosen: Namespace) -> int:
-    """Explain a name, list a source or list the sources. Raises ``InputError`` for a name that nobody uses."""
+    """Explain a name, list a source or list the sources. Raises ``InputError`` for an unknown name."""
     known = dictionary()
     source = chosen.source
     if source is not None and source not in known.sources:
@@ -47,7 +47,7 @@ def counters(chosen: Namespace) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """A counter that was meant, the index that was meant if it was one, the name that led here, and the names to show."""
+    """A matching counter, the matched index if it is unique, the matched name, and the names to show."""
 
     counter: Counter
     n: int | None
@@ -62,11 +62,11 @@ def _answers(known: Dictionary, found: Sequence[Found], source: str | None) -> l
     answers = []
     for counter, those in indices.items():
         n = next(iter(those)) if len(those) == 1 else None
-        led = next(one.alias for one in found if one.alias.counter is counter)
+        matched = next(one.alias for one in found if one.alias.counter is counter)
         named = (alias for alias in known.of(counter.key) if source in (None, alias.source))
         aliases = tuple(alias for alias in named if n is None or alias.span is None or n in alias.indices())
         if aliases:
-            answers.append(_Answer(counter, n, led.spell(n), aliases))
+            answers.append(_Answer(counter, n, matched.spell(n), aliases))
     return answers
 
 
@@ -104,7 +104,7 @@ def _full(answer: _Answer) -> list[str]:
 
 
 def place(counter: Counter) -> str:
-    """Say where Weft keeps it: what has no column in a family is a reading of that name."""
+    """Describe where Weft stores a counter: in a column of a family, or as a ``reading`` of that name."""
     table = FAMILIES.get(counter.family)
     if counter.family == "reading" or table is None or counter.name not in table.polars:
         return f"kept as a reading named {counter.name}"
@@ -112,32 +112,32 @@ def place(counter: Counter) -> str:
 
 
 def notes(alias: Alias, n: int | None = None) -> str:
-    """Say what a reader of the raw value has to know."""
-    said = []
+    """Describe what a reader of the raw value has to know."""
+    parts = []
     number = alias.number(n)
     if number is not None:
-        said.append(f"id {number:#x}" if alias.source == "sai" else f"field {number}")
+        parts.append(f"id {number:#x}" if alias.source == "sai" else f"field {number}")
         if n is None and alias.step is not None:
-            said[-1] += f" + {alias.step}n"
+            parts[-1] += f" + {alias.step}n"
     if alias.span is not None and n is None:
-        said.append(f"n = {alias.span[0]} to {alias.span[1]}")
+        parts.append(f"n = {alias.span[0]} to {alias.span[1]}")
     if alias.scale != 1:
-        said.append(f"times {alias.scale:g}")
+        parts.append(f"times {alias.scale:g}")
     if alias.kind == "watermark":
-        said.append("cleared by the device or by reading")
+        parts.append("cleared by the device or by reading")
     elif alias.kind != "counter":
-        said.append(alias.kind)
+        parts.append(alias.kind)
     if alias.saturates:
-        said.append(f"stops at {2**alias.width - 1}")
+        parts.append(f"stops at {2**alias.width - 1}")
     elif alias.kind == "counter" and alias.width < 64:
-        said.append(f"wraps at 2^{alias.width}")
+        parts.append(f"wraps at 2^{alias.width}")
     if alias.unknown is not None:
-        said.append("all ones: unknown")
-    return ", ".join(said)
+        parts.append("all ones: unknown")
+    return ", ".join(parts)
 
 
 def _listing(known: Dictionary, source: str | None, form: str) -> None:
-    """Print every name of one source, or the sources; as JSON every name of all."""
+    """Print all names of one source, or the sources; as JSON all names of all sources."""
     aliases = [one for one in known.aliases if source in (None, one.source)]
     if form == "json":
         _lines(Found(one, None) for one in aliases)

@@ -1,4 +1,4 @@
-"""``weft demo``: a virtual fabric in which something goes wrong, its telemetry through real protocols, and the whole product on it."""
+"""``weft demo``: a virtual fabric with a fault, its telemetry through real protocols, and the whole product on it."""
 
 import shutil
 from argparse import ArgumentParser, Namespace
@@ -16,7 +16,7 @@ from .settings import claim_data_folder, load, passed_on
 
 DEFAULT_FAULTS = ("pause_storm",)
 MARKER = "this-is-a-weft-demo"
-# What a demo makes in its folder, and takes away when another one begins there.
+# Created by a demo in its folder, and removed when the next one starts there.
 _MADE = ("store", "bus", "lab", "weft.toml", "hft-templates.json")
 PATIENCE_S = 60.0
 
@@ -36,44 +36,44 @@ QUERIES = (
 
 
 def options(parser: ArgumentParser) -> None:
-    parser.add_argument("--seconds", type=float, metavar="N", help="stop after so many seconds")
+    parser.add_argument("--seconds", type=float, metavar="N", help="stop after N seconds")
     fabric_options(parser)
     parser.add_argument("--no-dashboard", action="store_true", help="do not serve the dashboard")
     parser.add_argument("--port", type=int, help="port of the dashboard (default: 8501)")
 
 
 def demo(chosen: Namespace) -> int:
-    """Run until Ctrl-C or for some seconds; then say what went wrong and what the store says about it."""
+    """Run until Ctrl-C or for some seconds; then print the fault and what the store shows of it."""
     from ..dashboards import service as dashboard
 
     if chosen.config is not None:
         raise ServiceError("the demo brings its own configuration", "leave --config out, or run 'weft up' with it")
     make_folder(chosen)
     chosen.config = chosen.data / "weft.toml"
-    # Of its own sections alone: a supervisor should not carry what its services compute with.
+    # Only its own sections, so that the supervisor does not load the modules of its services.
     dash = load(chosen, dash=dashboard.DashConfig).dash
     port = chosen.port if chosen.port is not None else dash.port
     if not chosen.no_dashboard:
         dashboard.check_port(replace(dash, port=port))
     compile_first(*PARTS)
     clock = SystemClock()
-    asked = listen()
+    stop = listen()
     deadline = clock.monotonic_ns() + int(chosen.seconds * NS_PER_S) if chosen.seconds is not None else None
     lab, tree = Supervisor([_lab(chosen)], clock), Supervisor(children(chosen, port), clock)
     watch = Watch(chosen.data)
     began = clock.monotonic_ns()
     try:
         lab.start()
-        collects = _wait_for_settings(chosen, lab, clock, asked, deadline)
+        collects = _wait_for_settings(chosen, lab, clock, stop, deadline)
         if collects:
             tree.start()
             _welcome(chosen, f"http://{dash.address}:{port}")
-        while collects and not asked.is_set() and (deadline is None or clock.monotonic_ns() < deadline):
+        while collects and not stop.is_set() and (deadline is None or clock.monotonic_ns() < deadline):
             lab.step(0.1)
             tree.step(0.1)
             watch.step(clock, (clock.monotonic_ns() - began) / NS_PER_S)
     finally:
-        # Who listens first, so that nobody complains of the fabric's end; then the others come to theirs.
+        # Stop the collectors first, so that they do not report the end of the fabric; then the others finish.
         tree.stop("collect")
         lab.stop()
         tree.stop()
@@ -83,16 +83,18 @@ def demo(chosen: Namespace) -> int:
 
 
 def make_folder(chosen: Namespace) -> None:
-    """Make the demo's folder, or empty it of what an earlier demo left.
+    """Create the demo's folder, or remove the data of an earlier demo from it.
 
     Raises:
-        ServiceError: it holds something that is not a demo's, or cannot be made.
-        StoreError: a demo runs in it.
+        ServiceError: it holds other data, or cannot be created.
+        StoreError: a demo is running in it.
     """
     data: Path = chosen.data
     claim_data_folder(chosen)
     if any(data.iterdir()) and not (data / MARKER).exists():
-        raise ServiceError(f"{data} holds something that is not a demo's, which begins afresh", "choose another folder with --data")
+        raise ServiceError(
+            f"{data} holds data that is not a demo's, and a demo starts with an empty folder", "choose another folder with --data"
+        )
     try:
         for name in _MADE:
             path = data / name
@@ -113,7 +115,7 @@ def _lab(chosen: Namespace) -> Child:
 
 
 def children(chosen: Namespace, port: int) -> list[Child]:
-    """Return the services that a fabric needs to be seen, in the order in which they start and stop."""
+    """Return the services that show the fabric, in the order in which they start and stop."""
     shared = passed_on(chosen)
     collect = (*passed_on(Namespace(**{**vars(chosen), "config": chosen.data / "lab" / "collect.toml"})),)
     dash = [] if chosen.no_dashboard else [Child("dash", ("dash", "--port", str(port), *shared))]
@@ -125,24 +127,24 @@ def children(chosen: Namespace, port: int) -> list[Child]:
     ]
 
 
-def _wait_for_settings(chosen: Namespace, lab: Supervisor, clock: Clock, asked: StopRequest, deadline: int | None) -> bool:
-    """Wait until the fabric says how to collect from it; return whether it did before the end was asked for."""
+def _wait_for_settings(chosen: Namespace, lab: Supervisor, clock: Clock, stop: StopRequest, deadline: int | None) -> bool:
+    """Wait until the fabric has written its settings; return whether it did before the demo was stopped."""
     patience = clock.monotonic_ns() + int(PATIENCE_S * NS_PER_S)
     while not (chosen.data / "lab" / "collect.toml").exists():
         lab.step(0.05)
-        if asked.is_set() or (deadline is not None and clock.monotonic_ns() >= deadline):
+        if stop.is_set() or (deadline is not None and clock.monotonic_ns() >= deadline):
             return False
         if clock.monotonic_ns() >= patience:
-            raise ServiceError(f"the fabric was not there within {PATIENCE_S:.0f} s", "choose a smaller --scale")
+            raise ServiceError(f"the fabric did not start within {PATIENCE_S:.0f} s", "choose a smaller --scale")
     return True
 
 
 def _welcome(chosen: Namespace, address: str) -> None:
     lines = [
-        "A virtual fabric is running, and something will go wrong in it after some ten seconds. Ctrl-C stops it and tells what it was.",
+        "A virtual fabric is running; a fault begins after some ten seconds. Ctrl-C stops it and shows where the fault was.",
         *([] if chosen.no_dashboard else [f"  dashboard  {address}"]),
         f"  DuckDB     duckdb -readonly {chosen.data / 'store' / 'current.duckdb'}",
-        "  to ask     (in DuckDB, or with weft sql)",
+        "  queries    (in DuckDB, or with weft sql)",
         *(f'  weft sql --data {chosen.data} "{query}"' for query in QUERIES),
     ]
     print("\n".join(lines), flush=True)

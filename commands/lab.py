@@ -1,4 +1,4 @@
-"""``weft lab``: the device side of every protocol, to see collectors at work without a network: live, or as recordings."""
+"""``weft lab``: a scripted switch or a virtual fabric, to run collectors without a network: live, or as recordings."""
 
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
@@ -11,7 +11,7 @@ from ..pipeline.errors import ServiceError
 from .settings import bus_of, load
 
 _PROTOCOLS = ("gnmi", "sflow", "hft", "otlp")
-# Those of ``lab/fabric/faults.py``, which takes too long to load for a word of help.
+# Those of ``lab/fabric/faults.py``, which takes too long to load for help.
 FAULT_NAMES = (
     *("slow_nic", "pause_storm", "dirty_fibre", "link_flap", "rail_down", "hash_polarization", "few_qps", "incast", "ecn_thresholds"),
     *("pfc_off", "cyclic_buffers", "slow_gpu", "noisy_neighbour", "silent_loss", "frozen_counter", "counter_reset", "lossy_collector"),
@@ -26,10 +26,19 @@ def options(parser: ArgumentParser) -> None:
         help="serve: one scripted switch on loopback; fabric: a virtual fabric in real time; record: a run of it, for weft replay",
     )
     parser.add_argument("folder", type=Path, nargs="?", help="record: the new folder to write")
-    parser.add_argument("--seconds", type=float, metavar="N", help="stop after so many seconds (record: default 10)")
-    parser.add_argument("--only", type=_names, default=_PROTOCOLS, metavar="NAMES", help=f"of {','.join(_PROTOCOLS)} (default: all)")
+    parser.add_argument("--seconds", type=float, metavar="N", help="stop after N seconds (record: default 10)")
     parser.add_argument(
-        "--certificates", type=Path, metavar="DIR", help="TLS with server.crt and server.key; with ca.crt clients need certificates too"
+        "--only",
+        type=_names,
+        default=_PROTOCOLS,
+        metavar="NAMES",
+        help=f"serve: only these protocols of {','.join(_PROTOCOLS)} (default: all)",
+    )
+    parser.add_argument(
+        "--certificates",
+        type=Path,
+        metavar="DIR",
+        help="serve: TLS with server.crt and server.key; with ca.crt clients need certificates too",
     )
     parser.add_argument(
         "--port",
@@ -37,28 +46,28 @@ def options(parser: ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=PORT",
-        help="serve: where gnmi listens (0: any), where another one sends to; may be repeated",
+        help="serve: port on which gnmi listens (0: any) or to which another protocol sends; may be repeated",
     )
     fabric_options(parser)
 
 
 def fabric_options(parser: ArgumentParser) -> None:
-    """Add what a virtual fabric is made by."""
+    """Add the options of a virtual fabric."""
     parser.add_argument("--scale", default="rail", metavar="SIZE", help="GPUs, or a layout: toy, rail (64 GPUs), clos (default: rail)")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="training jobs on the fabric in real time (default: 1)")
-    parser.add_argument("--seed", type=int, default=1, metavar="N", help="of everything that is drawn (default: 1)")
+    parser.add_argument("--seed", type=int, default=1, metavar="N", help="seed of all random choices (default: 1)")
     parser.add_argument(
         "--fault",
-        type=_fault,
+        type=fault_text,
         action="append",
         metavar="NAME[@PLACE]",
-        help=f"what goes wrong, and where (default: drawn), and in a recording when, for how long and how badly: "
+        help=f"a fault and its place (default: drawn at random); in a recording also when, for how long and how severe: "
         f"NAME[@PLACE[@ONSET[@DURATION[@SEVERITY]]]], times in seconds; may be repeated. One of {', '.join(FAULT_NAMES)}",
     )
 
 
 def lab(chosen: Namespace) -> int:
-    """Serve or run until asked to stop, and print where and the configuration that collects from it; or record."""
+    """Serve or run until stopped, and print the addresses and a configuration that collects from them; or record."""
     if chosen.action == "fabric":
         return _fabric(chosen)
     if chosen.action == "record":
@@ -66,7 +75,7 @@ def lab(chosen: Namespace) -> int:
     from ..lab.switch.serve import Lab, LabConfig
 
     clock = SystemClock()
-    service = _Announced(
+    service = _AnnouncedLab(
         Lab(LabConfig(chosen.only, dict(chosen.port), _folder(chosen.certificates)), clock, (chosen.data / "lab").absolute())
     )
     run(service, clock, seconds=chosen.seconds)
@@ -96,7 +105,7 @@ def _record(chosen: Namespace) -> int:
 
     seconds = 10.0 if chosen.seconds is None else chosen.seconds
     if chosen.folder is None or not seconds > 0:
-        raise ServiceError("lab: record writes a folder, of more than 0 seconds", "name a new folder: weft lab record FOLDER --seconds 10")
+        raise ServiceError("lab: record needs a new folder and more than 0 seconds", "write: weft lab record FOLDER --seconds 10")
     config = scenario(chosen.scale, chosen.fault or (), chosen.seed, seconds)
     size = 0
 
@@ -110,13 +119,13 @@ def _record(chosen: Namespace) -> int:
     for fault in config.faults:
         at = f" at {fault.place}" if fault.place else ""
         print(f"{fault.kind}{at}, from {fault.begin_ns / NS_PER_S:g} s for {fault.duration_ns / NS_PER_S:g} s, severity {fault.severity:g}")
-    print(f"recorded {seconds:g} s, {size / 1e6:,.1f} MB; what happened is in {chosen.folder / 'truth'}")
+    print(f"recorded {seconds:g} s, {size / 1e6:,.1f} MB; the ground truth is in {chosen.folder / 'truth'}")
     print(f"replay it with: weft replay {chosen.folder}")
     return 0
 
 
-class _Announced:
-    """The lab as a service that says where it is once it is there."""
+class _AnnouncedLab:
+    """The lab as a service that prints its addresses once it has started."""
 
     def __init__(self, lab) -> None:
         self._lab = lab
@@ -138,7 +147,8 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(name for name in _PROTOCOLS if name in names)
 
 
-def _fault(text: str) -> str:
+def fault_text(text: str) -> str:
+    """Check the name of a fault, for ``argparse``."""
     name = text.partition("@")[0]
     if name not in FAULT_NAMES:
         near = get_close_matches(name, FAULT_NAMES, n=1)

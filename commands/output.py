@@ -1,4 +1,4 @@
-"""Rows to standard output: a table for eyes, CSV, JSON lines or Parquet for programs."""
+"""Rows to standard output: a table for readers, CSV, JSON lines or Parquet for programs."""
 
 import io
 import shutil
@@ -10,7 +10,7 @@ TABLE_ROWS_MAX = 60
 
 
 class Printer:
-    """Prints frames as they come; frames of different columns get their own header."""
+    """Prints frames as they come; a frame with other columns gets its own header."""
 
     def __init__(self, form: str) -> None:
         self._form = form
@@ -19,7 +19,7 @@ class Printer:
         self._shown = 0
 
     def add(self, frame: pl.DataFrame, title: str = "") -> None:
-        """Print a frame, or keep it where the form needs all of them at once (Parquet)."""
+        """Print a frame, or keep it until ``close`` (Parquet)."""
         if self._form == "parquet":
             self._frames.append(frame)
         elif self._form == "csv":
@@ -34,7 +34,7 @@ class Printer:
     def close(self) -> None:
         """Finish the output."""
         if self._form == "parquet" and self._frames:
-            # Polars hides what kind of error a write met; a reader that has gone is none.
+            # Polars hides the kind of a write error, and a closed pipe is none.
             whole = io.BytesIO()
             pl.concat(self._frames, how="diagonal").write_parquet(whole)
             sys.stdout.buffer.write(whole.getbuffer())
@@ -43,7 +43,7 @@ class Printer:
     def _table(self, frame: pl.DataFrame, title: str) -> None:
         if self._shown >= TABLE_ROWS_MAX and title:
             return
-        # A family has a column for whatever anybody tells; those of which nothing is here only take place.
+        # Leave out the columns of a family that have no values here.
         frame = frame[[column.name for column in frame if column.null_count() < frame.height]] if title else frame
         width = max(200, shutil.get_terminal_size().columns) if sys.stdout.isatty() else 1000
         with pl.Config(

@@ -17,17 +17,14 @@ def options(parser: ArgumentParser) -> None:
 
 
 def sql(chosen: Namespace) -> int:
-    """Run one query, or those that are typed."""
+    """Run one query, or those typed at a prompt."""
     from ..analytics.store.reader import Reader
 
     folder = chosen.data / "store"
-    if chosen.query is not None:
-        _answer(Reader(folder), chosen.query, chosen.format)
-        return 0
-    if not sys.stdin.isatty():
-        _answer(Reader(folder), sys.stdin.read(), chosen.format)
-        return 0
-    return _prompt(folder, chosen.format)
+    if chosen.query is None and sys.stdin.isatty():
+        return _prompt(folder, chosen.format)
+    _answer(Reader(folder), sys.stdin.read() if chosen.query is None else chosen.query, chosen.format)
+    return 0
 
 
 def _answer(reader, query: str, form: str) -> None:

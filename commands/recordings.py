@@ -14,7 +14,7 @@ from ..pipeline.supervise import Child, Supervisor
 from .compile import COLLECTORS, PROCESS, compile_first
 from .settings import at_least_one, bus_of, claim_data_folder, load, passed_on
 
-# Exit code of a feed that met a bus away for too long: neither done nor wrong.
+# Exit code of a feed whose bus was unreachable for too long: the supervisor starts it again.
 AGAIN = 3
 
 WAIT_S_MAX = 600.0
@@ -51,16 +51,16 @@ def _recording_options(parser: ArgumentParser) -> None:
         help="capture (RoCEv2, sFlow), gNMI or IPFIX recording, Millisampler file or folder, topology, counter CSV or Parquet, "
         "a folder of recordings, or what 'weft record' wrote",
     )
-    parser.add_argument("--kind", help=f"what it is, where the file does not tell: {kinds}")
+    parser.add_argument("--kind", help=f"kind of the recording, if the file does not show it: {kinds}")
     parser.add_argument("--line-rate", type=_rate, metavar="BPS", help="line rate of the recorded ports in bit/s, such as 12.5e9")
-    parser.add_argument("--device", help="name of the device that recorded it, where the file does not tell")
+    parser.add_argument("--device", help="name of the device that recorded it, if the file does not contain it")
     parser.add_argument("--check-icrc", action="store_true", help="check the invariant CRC of every RoCEv2 packet")
     parser.add_argument(
         "--run-samples",
         type=at_least_one,
         default=1000,
         metavar="N",
-        help="samples per run; any value gives the same tables (default: 1000)",
+        help="samples per segment; any value gives the same tables (default: 1000)",
     )
 
 
@@ -75,7 +75,7 @@ def _rate(text: str) -> int:
         rate = float(text)
         if 1 <= rate < 2**62:
             return int(rate)
-    raise ArgumentTypeError(f"{text} is no line rate: write bits per second, such as 400e9")
+    raise ArgumentTypeError(f"{text} is not a line rate: write bits per second, such as 400e9")
 
 
 def replay_options(parser: ArgumentParser) -> None:
@@ -102,7 +102,7 @@ def replay(chosen: Namespace) -> int:
     if (earlier := job.done()) is not None:
         bus.close()
         if earlier.get("problem"):
-            raise ServiceError(str(earlier["problem"]), f"what was good before it is in {chosen.data} since an earlier replay")
+            raise ServiceError(str(earlier["problem"]), f"everything before it is in {chosen.data} since an earlier replay")
         print(f"{chosen.path} has been replayed into {chosen.data} before; nothing to do (choose another --data to replay it again)")
         return 0
     compile_first(PROCESS, COLLECTORS)
@@ -120,7 +120,7 @@ def replay(chosen: Namespace) -> int:
     bus.close()
     _summary(chosen, note, (clock.monotonic_ns() - began) / NS_PER_S, dict(supervisor.restarts))
     if note.get("problem"):
-        raise ServiceError(str(note["problem"]), "what was good before it is stored")
+        raise ServiceError(str(note["problem"]), "everything before it is stored")
     return 0
 
 
@@ -148,11 +148,11 @@ def _feed(chosen: Namespace, settings: Any, clock: SystemClock, speed: float | N
         if job.done() is None:
             job.run(show)
     except BusError as error:
-        # Whether the last transaction happened is for the next try to find out; the supervisor starts it.
+        # The next attempt, started by the supervisor, finds out whether the last transaction was committed.
         print(f"weft: {error}", file=sys.stderr)
         return AGAIN
     except WeftError:
-        # The note on the bus holds the problem; whoever waits for this feed tells it, after what was good is stored.
+        # The note on the bus holds the problem; the waiting replay reports it after the good part is stored.
         if job.done() is None:
             raise
     bus.close()
@@ -177,7 +177,7 @@ def _until_stored(supervisor: Supervisor, bus: Any, job: Any, clock: SystemClock
         if left != last:
             idle_since, last = clock.monotonic_ns(), left
         if clock.monotonic_ns() - idle_since > WAIT_S_MAX * NS_PER_S:
-            raise ServiceError(f"nothing has moved for {WAIT_S_MAX:.0f} s with {sum(left)} messages left", "see the services' log above")
+            raise ServiceError(f"no progress for {WAIT_S_MAX:.0f} s with {sum(left)} messages left", "see the services' log above")
 
 
 def _speed(text: str) -> float | None:
@@ -188,7 +188,7 @@ def _speed(text: str) -> float | None:
     except ValueError:
         speed = 0.0
     if speed <= 0:
-        raise ServiceError(f"--speed {text!r} is no speed", "write max, 1x, 10x ...")
+        raise ServiceError(f"--speed {text!r} is not a speed", "write max, 1x, 10x ...")
     return speed
 
 
@@ -224,11 +224,11 @@ def decode_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--format", choices=("table", "csv", "json", "parquet"), default="table", help="how rows are printed (default: table)"
     )
-    parser.add_argument("--limit", type=at_least_one, metavar="N", help="stop after so many rows")
+    parser.add_argument("--limit", type=at_least_one, metavar="N", help="stop after N rows")
 
 
 def decode(chosen: Namespace) -> int:
-    """Print the rows of a recording as its collector makes them."""
+    """Print the rows that a collector makes of a recording."""
     from ..collectors.replay import read
     from .output import Printer
 
@@ -251,13 +251,13 @@ def decode(chosen: Namespace) -> int:
 
 def record_options(parser: ArgumentParser) -> None:
     parser.add_argument("path", type=Path, help="file (.weft) or folder to write")
-    parser.add_argument("--seconds", type=float, help="stop after so many seconds (default: on Ctrl-C)")
+    parser.add_argument("--seconds", type=float, metavar="N", help="stop after N seconds (default: on Ctrl-C)")
     parser.add_argument("--interface", action="append", default=[], help="interface to read, may be repeated (default: all that are up)")
-    parser.add_argument("--interval-ms", type=float, help="time between two readings, 0.5 to 100 (default: 1)")
+    parser.add_argument("--interval-ms", type=float, help="time between two polls, 0.5 to 100 (default: 1)")
 
 
 def record(chosen: Namespace) -> int:
-    """Write what the live collectors see."""
+    """Write the rows of the live collectors to a file."""
     from ..collectors.record import RecordService
     from ..pipeline.component import run
     from ..pipeline.report import Report

@@ -1,4 +1,4 @@
-"""``weft collect``, ``process``, ``analyze``, ``dash``: one service each, for one machine or container each."""
+"""``weft collect``, ``process``, ``analyze``, ``dash``: single services, each for its own machine or container."""
 
 import socket
 from argparse import ArgumentParser, Namespace
@@ -12,11 +12,11 @@ from .settings import bus_of, load
 
 def collect_options(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "--member", default=f"collect-{socket.gethostname()}", help="name of this collector, of which there is one (default: collect-HOST)"
+        "--member", default=f"collect-{socket.gethostname()}", help="name of this collector; run only one (default: collect-HOST)"
     )
-    parser.add_argument("--seconds", type=float, help="stop after so many seconds")
+    parser.add_argument("--seconds", type=float, metavar="N", help="stop after N seconds")
     parser.add_argument("--interface", action="append", default=[], help="interface to read, may be repeated (default: all that are up)")
-    parser.add_argument("--interval-ms", type=float, help="time between two readings, 0.5 to 100 (default: 1)")
+    parser.add_argument("--interval-ms", type=float, help="time between two polls, 0.5 to 100 (default: 1)")
 
 
 def collect(chosen: Namespace) -> int:
@@ -52,7 +52,7 @@ def _with_options(config, chosen: Namespace):
 
 
 def process_options(parser: ArgumentParser) -> None:
-    parser.add_argument("--seconds", type=float, help="stop after so many seconds")
+    parser.add_argument("--seconds", type=float, metavar="N", help="stop after N seconds")
     parser.add_argument(
         "--member", default=f"process-{socket.gethostname()}", help="stable name of this member of the group (default: process-HOST)"
     )
@@ -77,7 +77,7 @@ def process(chosen: Namespace) -> int:
 
 
 def analyze_options(parser: ArgumentParser) -> None:
-    parser.add_argument("--seconds", type=float, help="stop after so many seconds")
+    parser.add_argument("--seconds", type=float, metavar="N", help="stop after N seconds")
 
 
 def analyze(chosen: Namespace) -> int:

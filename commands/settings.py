@@ -1,7 +1,7 @@
 """The configuration of each command: the sections it needs, composed of the parts' own dataclasses.
 
-A service reads its own sections and leaves the others unjudged, so that a collector does not load what only the
-store needs; ``weft check`` and ``weft up`` judge the whole file.
+A service reads and validates its own sections only, so that a collector does not load the modules of the store; ``weft check`` and
+``weft up`` validate the whole file.
 """
 
 import dataclasses
@@ -16,16 +16,16 @@ from ..pipeline.errors import ConfigError, ServiceError, StoreError
 
 SECTIONS = ("bus", "collect", "process", "analyze", "dash")
 
-# The file that is read where --config names none, if it is there.
+# The file that is read without --config, if it exists.
 DEFAULT_FILE = Path("weft.toml")
 
 T = TypeVar("T")
 
 
 def at_least_one(text: str) -> int:
-    """Return the number of an option of which there must be one at least; ``argparse`` tells who writes something else."""
+    """Parse the value of an option that is at least 1, for ``argparse``."""
     if not text.isdecimal() or int(text) < 1:
-        raise ArgumentTypeError(f"{text!r} is no number from 1 on")
+        raise ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
 
 
@@ -57,10 +57,10 @@ def bus_of(chosen: Namespace, settings: Any) -> Bus:
 
 
 def claim_data_folder(chosen: Namespace) -> None:
-    """Make the data folder where it is missing, and see that no other Weft uses it before its services are disturbed.
+    """Create the data folder if it is missing, and check that no other Weft uses it before any service starts.
 
     Raises:
-        ServiceError: it cannot be made.
+        ServiceError: it cannot be created.
         StoreError: another process writes the store in it.
     """
     from ..analytics.store.light_reader import is_locked
@@ -68,7 +68,7 @@ def claim_data_folder(chosen: Namespace) -> None:
     try:
         chosen.data.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ServiceError(f"the data folder {chosen.data} cannot be made ({error.strerror})", "choose another with --data") from None
+        raise ServiceError(f"the data folder {chosen.data} cannot be created ({error.strerror})", "choose another with --data") from None
     store = chosen.data / "store"
     if (store / "hot.duckdb").exists() and is_locked(store):
         raise StoreError(f"another process writes {store}", "stop it, or choose another folder with --data")

@@ -11,7 +11,7 @@ from .settings import at_least_one, claim_data_folder, everything, passed_on
 
 
 def options(parser: ArgumentParser) -> None:
-    parser.add_argument("--seconds", type=float, help="stop after so many seconds")
+    parser.add_argument("--seconds", type=float, metavar="N", help="stop after N seconds")
     parser.add_argument("--no-dashboard", action="store_true", help="do not serve the dashboard")
     parser.add_argument("--port", type=int, help="port of the dashboard (default: 8501)")
     parser.add_argument("--process", type=at_least_one, default=1, metavar="N", help="number of process services (default: 1)")
@@ -29,12 +29,12 @@ def up(chosen: Namespace) -> int:
     compile_first(PROCESS, COLLECTORS)
     clock = SystemClock()
     supervisor = Supervisor(children(chosen, dash.port), clock)
-    asked = listen()
+    stop = listen()
     deadline = clock.monotonic_ns() + int(chosen.seconds * 1e9) if chosen.seconds is not None else None
     try:
         supervisor.start()
         _welcome(chosen, f"http://{dash.address}:{dash.port}")
-        while not asked.is_set() and (deadline is None or clock.monotonic_ns() < deadline):
+        while not stop.is_set() and (deadline is None or clock.monotonic_ns() < deadline):
             supervisor.step()
     finally:
         supervisor.stop()

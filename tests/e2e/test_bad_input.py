@@ -82,7 +82,7 @@ def test_input_that_cannot_be_read(weft: Any, recording: Any, tmp_path: Path) ->
     said = weft.fails("replay", recording.path.parent, *data)
     assert "is a folder without recordings.toml, which lists its recordings; name one of its files, or write it" in said
     assert "empty.pcap: is empty; copy or record it again" in weft.fails("replay", tmp_path / "empty.pcap", *data)
-    assert "--speed 'fast' is no speed; write max" in weft.fails("replay", recording.path, "--speed", "fast", *data)
+    assert "--speed 'fast' is not a speed; write max" in weft.fails("replay", recording.path, "--speed", "fast", *data)
     assert not (tmp_path / "data").exists()
 
 
@@ -99,11 +99,11 @@ def test_a_recording_of_nothing_ends(weft: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        (("--process", "0"), "'0' is no number from 1 on"),
-        (("--line-rate", "-5"), "-5 is no line rate: write bits per second, such as 400e9"),
-        (("--line-rate", "nan"), "nan is no line rate"),
-        (("--line-rate", "12.5g"), "12.5g is no line rate: write bits per second, such as 400e9"),
-        (("--run-samples", "0"), "'0' is no number from 1 on"),
+        (("--process", "0"), "'0' is not a whole number of at least 1"),
+        (("--line-rate", "-5"), "-5 is not a line rate: write bits per second, such as 400e9"),
+        (("--line-rate", "nan"), "nan is not a line rate"),
+        (("--line-rate", "12.5g"), "12.5g is not a line rate: write bits per second, such as 400e9"),
+        (("--run-samples", "0"), "'0' is not a whole number of at least 1"),
     ],
 )
 def test_options_that_cannot_be_are_refused(weft: Any, recording: Any, tmp_path: Path, wrong: tuple[str, str], says: str) -> None:
@@ -146,7 +146,7 @@ def test_places_that_cannot_be_used(weft: Any, recording: Any, tmp_path: Path) -
     """A data folder that cannot be made, a store where nothing is, a broker that is not there: each says its mend."""
     (tmp_path / "file").touch()
     said = weft.fails("replay", recording.path, "--data", tmp_path / "file" / "data")
-    assert "cannot be made" in said and "choose another with --data" in said
+    assert "cannot be created" in said and "choose another with --data" in said
     assert "nothing is published" in weft.fails("sql", "--data", tmp_path / "none", "SELECT 1")
     nowhere = {"WEFT_BUS__KIND": "kafka", "WEFT_BUS__SERVERS": "127.0.0.1:1", "WEFT_BUS__PATIENCE_S": "2"}
     said = weft.fails("replay", recording.path, "--data", tmp_path / "data", environment=nowhere)

@@ -1,4 +1,4 @@
-"""The command line as users meet it: help, formats, pipes, a prompt, recordings of one's own, and what it says of the surroundings."""
+"""The command line as users see it: help, formats, pipes, a prompt, own recordings, and checks of the environment."""
 
 import contextlib
 import csv
@@ -25,7 +25,7 @@ LIMIT_S = 60.0
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help_with_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """``--help`` of each command says what it does and shows a call of it that its own parser takes."""
+    """``--help`` of each command describes it and shows an example."""
     with pytest.raises(SystemExit) as left:
         main([name, "--help"])
     said = capsys.readouterr().out
@@ -34,7 +34,7 @@ def test_every_command_has_help_with_an_example(name: str, capsys: pytest.Captur
 
 
 def test_version_and_wrong_command_lines(weft: Any) -> None:
-    """``--version`` names the version; a command that does not exist is exit code 2 with the list of those that do."""
+    """``--version`` prints the version; an unknown command is exit code 2 with the list of commands."""
     assert weft.run("--version").stdout == f"weft {__version__}\n"
     assert "choose from" in weft.run("frobnicate", expect=2).stderr
     assert "usage: weft" in weft.run(expect=2).stderr
@@ -51,8 +51,8 @@ def _decoded(weft: Any, path: Path, form: str) -> list[dict[str, Any]]:
     return [{name: json.loads(text) if name == "values" else text for name, text in row.items()} for row in rows]
 
 
-def test_decode_says_the_same_in_every_format(weft: Any, recording: Any, tmp_path: Path) -> None:
-    """CSV, JSON and Parquet of a recording hold equal rows, which are the samples of the recording; the table shows them too."""
+def test_decode_prints_the_same_in_every_format(weft: Any, recording: Any, tmp_path: Path) -> None:
+    """CSV, JSON and Parquet of a recording have equal rows, the samples of the recording; the table shows them too."""
     path = tmp_path / "part.csv"
     path.write_text("".join(recording.path.read_text().splitlines(keepends=True)[:21]))
     parquet, rows, texts = (_decoded(weft, path, form) for form in ("parquet", "json", "csv"))
@@ -81,7 +81,7 @@ def test_readers_may_leave(weft: Any, recording: Any, undisturbed: Path) -> None
         assert "Traceback" not in said and "Exception" not in said and "error" not in said.lower()
 
 
-def test_a_full_disk_under_the_output_is_said(weft: Any, undisturbed: Path) -> None:
+def test_a_full_disk_under_the_output_is_reported(weft: Any, undisturbed: Path) -> None:
     """Output that cannot be written is one sentence and exit code 1."""
     with Path("/dev/full").open("w") as full:
         said = weft.run("sql", "--data", undisturbed, "SELECT 1", stdout=full, expect=1).stderr
@@ -107,7 +107,7 @@ def test_sql_formats(weft: Any, undisturbed: Path) -> None:
 
 
 def test_sql_errors(weft: Any, undisturbed: Path) -> None:
-    """A query that is wrong, that would write, or whose result cannot be shown says so, with exit code 1."""
+    """An invalid query, one that would write, and one whose result cannot be shown are reported with exit code 1."""
     arguments = ("sql", "--data", undisturbed)
     assert "Table with name nothing does not exist" in weft.fails(*arguments, "SELECT * FROM nothing")
     assert "syntax error" in weft.fails(*arguments, "SELEC 1")
@@ -116,7 +116,7 @@ def test_sql_errors(weft: Any, undisturbed: Path) -> None:
 
 
 def _talk(weft: Any, arguments: list[str], lines: list[tuple[str, str]]) -> tuple[str, int]:
-    """Run ``weft`` on a terminal: await each text, then type what belongs to it; return all that was shown and the exit code."""
+    """Run ``weft`` on a terminal: await each text, then type its answer; return the output and the exit code."""
     terminal, inside = pty.openpty()
     process = weft.start(*arguments, stdin=inside, stdout=inside, stderr=inside, environment={"TERM": "dumb"}, start_new_session=True)
     os.close(inside)
@@ -150,7 +150,7 @@ def test_a_prompt_on_a_terminal(weft: Any, undisturbed: Path) -> None:
 
 
 def test_record_and_replay(weft: Any, tmp_path: Path) -> None:
-    """What ``record`` writes of live interfaces ``decode`` prints and ``replay`` stores: the same samples."""
+    """The samples that ``record`` writes are those that ``decode`` prints and ``replay`` stores."""
     path = tmp_path / "night.weft"
     said = weft.run("record", path, "--seconds", 2, "--interface", "lo", "--interval-ms", 5).stdout
     assert f"replay them with: weft replay {path}" in said
@@ -168,8 +168,8 @@ def test_record_and_replay(weft: Any, tmp_path: Path) -> None:
     assert "there is no interface 'nope'" in weft.fails("record", tmp_path / "x.weft", "--interface", "nope", "--seconds", 1)
 
 
-def test_check_says_what_is_and_what_to_do(weft: Any, tmp_path: Path, undisturbed: Path) -> None:
-    """``check`` prints one line a finding, as text or JSON, and fails only where something must be mended."""
+def test_check_reports_findings_with_hints(weft: Any, tmp_path: Path, undisturbed: Path) -> None:
+    """``check`` prints one line per finding, as text or JSON, and fails only if something must be corrected."""
     found = json.loads(weft.run("check", "--data", undisturbed, "--format", "json").stdout)
     states = {finding["what"]: finding["state"] for finding in found}
     assert {states[what] for what in ("configuration", "alert rules", "bus", "store", "interfaces")} == {"ok"}
@@ -205,7 +205,7 @@ def test_check_runs_the_tests_of_the_users_rules(weft: Any, tmp_path: Path) -> N
 
 
 def test_check_tries_what_up_would(weft: Any, tmp_path: Path) -> None:
-    """A receiver's address, an interface and a file that cannot be used fail by name; an address that another has is a warning."""
+    """An unusable address of a receiver, interface and file fail by name; an address in use is a warning."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
@@ -217,7 +217,7 @@ def test_check_tries_what_up_would(weft: Any, tmp_path: Path) -> None:
         )
         arguments = ("check", "--config", config, "--data", tmp_path, "--format", "json")
         found = json.loads(weft.run(*arguments, expect=1).stdout)
-    told = {finding["what"]: (finding["state"], finding["text"]) for finding in found}
+    states = {finding["what"]: (finding["state"], finding["text"]) for finding in found}
     expected = {
         "alert rules": ("fail", "the url cannot be used; write it as in https://"),
         "collect.host": ("ok", "starts"),
@@ -225,12 +225,12 @@ def test_check_tries_what_up_would(weft: Any, tmp_path: Path) -> None:
         "collect.packets": ("fail", "there is no interface 'nope'"),
         "collect.inventory": ("fail", "/none.csv: cannot be read"),
     }
-    assert {what: told[what][0] for what in expected} == {what: state for what, (state, _) in expected.items()}
-    assert [what for what, (_, text) in expected.items() if text not in told[what][1]] == []
+    assert {what: states[what][0] for what in expected} == {what: state for what, (state, _) in expected.items()}
+    assert [what for what, (_, text) in expected.items() if text not in states[what][1]] == []
 
 
 def test_a_word_that_a_command_does_not_know_is_named_with_the_nearest(weft: Any) -> None:
-    """The usage is the command's own, and the last line says which word is wrong and what was meant."""
+    """The usage is the command's own, and the last line names the unknown word and the nearest option."""
     said = weft.run("replay", "x.pcap", "--sped", "1x", expect=2).stderr
     assert (
         said.startswith("usage: weft replay")

@@ -169,7 +169,7 @@ def test_the_names_of_the_command_line_are_those_of_the_fabric():
     """Help, symptoms and defaults speak of faults and rules that there are."""
     assert set(FAULT_NAMES) == set(FAULTS)
     assert set(demo_findings.SYMPTOMS) <= set(FAULTS)
-    watching = {rule for kind in FAULTS for rule in demo_findings.watching(kind)}
+    watching = {rule for kind in FAULTS for rule in demo_findings.rules_for(kind)}
     assert watching <= {rule.name for rule in load_rules(AlertsConfig(profile="training"))}
 
 

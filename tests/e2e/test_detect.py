@@ -11,12 +11,12 @@ def test_a_dead_link_is_found_and_quiet_is_quiet(capsys: pytest.CaptureFixture[s
     """The rules name both ends of a dead link within two seconds and nothing else; metrics without faults are those of the fabric."""
     arguments = ("--faults", "rail_down", "--quiet-seeds", "1", "--scales", "toy", "--run-seconds", "4", "--format", "json")
     assert main(["bench", "detect", *arguments]) == 0
-    said = json.loads(capsys.readouterr().out)
-    (found,) = said["faults"]
+    report = json.loads(capsys.readouterr().out)
+    (found,) = report["faults"]
     assert (found["kind"], found["recall"], found["precision"], found["localised"]) == ("rail_down", 1.0, 1.0, 1.0)
     assert 0 < found["detect_s"] <= 2 and "link-flap" in found["rules"]
-    assert said["false_alarms"]["alarms"] == 0 and said["false_alarms"]["seconds"] == 4
-    errors = {error["metric"]: error for error in said["errors"]}
+    assert report["false_alarms"]["alarms"] == 0 and report["false_alarms"]["seconds"] == 4
+    errors = {error["metric"]: error for error in report["errors"]}
     for metric in ("utilisation, mean", "utilisation, highest sample", "bursts of a port, number", "bursts of a port, time"):
         assert errors[metric]["worst"] < 1e-9 and errors[metric]["count"] > 0, metric
     for metric in ("latency of a path, p50", "latency of a path, p99"):
@@ -24,13 +24,13 @@ def test_a_dead_link_is_found_and_quiet_is_quiet(capsys: pytest.CaptureFixture[s
         assert errors[metric]["worst"] <= 0.011 and errors[metric]["count"] > 0, metric
 
 
-def test_what_is_none_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    """A fault, a scale or a part that does not exist is told by name, and detect runs alone."""
+def test_unknown_names_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    """An unknown fault, scale or part is reported by name, and detect runs alone."""
     for arguments, code in ((("detect", "--faults", "slow_nics"), 2), (("detects",), 2)):
         with pytest.raises(SystemExit) as stopped:
             main(["bench", *arguments])
         assert stopped.value.code == code
-        assert "slow_nic" in (said := capsys.readouterr().err) or "detects" in said
+        assert "slow_nic" in (error := capsys.readouterr().err) or "detects" in error
     assert main(["bench", "detect", "--faults", "none", "--scales", "65"]) == 1
     assert "65" in capsys.readouterr().err
     assert main(["bench", "detect", "bursts"]) == 1

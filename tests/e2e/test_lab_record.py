@@ -1,4 +1,4 @@
-"""``weft lab record`` and ``weft replay`` of its folder: the same tables on both buses, and those are what happened."""
+"""``weft lab record`` and ``weft replay`` of its folder: the same tables on both buses, equal to the ground truth."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ TABLES = (
 
 
 def tables(data: Path) -> dict[str, pl.DataFrame]:
-    """Return what the store holds, rows in the order of all their columns."""
+    """Return the tables of the store, rows sorted by all columns."""
     reader = Reader(data / "store")
     known = set(reader.frame("SELECT view_name FROM duckdb_views() WHERE schema_name = 'state'")["view_name"].to_list())
     frames = {name: reader.frame(f"SELECT * FROM state.{name} ORDER BY ALL") for name in TABLES if name in known}
@@ -25,7 +25,7 @@ def tables(data: Path) -> dict[str, pl.DataFrame]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return three recorded seconds of the smallest fabric in which a link flaps."""
+    """Return a recording of three seconds of the smallest fabric, with a flapping link."""
     from weft.cli import main
 
     path = tmp_path_factory.mktemp("lab") / "run"
