@@ -1,4 +1,4 @@
-"""IPFIX messages built by hand with ``struct``, from RFC 7011 and the layouts that SONiC switches send: the tests' own pen."""
+"""IPFIX messages built with ``struct``, from RFC 7011 and the layouts that SONiC switches send, independent of the decoder."""
 
 import struct
 

@@ -1,4 +1,4 @@
-"""Section ``[collect.hft]`` and the collector's line of the table, apart from what it takes to run."""
+"""Section ``[collect.hft]`` and the collector's entry of the table, without the modules that it runs."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
@@ -9,7 +9,7 @@ from ..base import Collector, lazy
 from ..sampling.config import Paced
 
 if TYPE_CHECKING:
-    from .ipfix import Decoder
+    from .ipfix import IpfixDecoder
 
 SOURCE = "hft"
 PORT = 4739
@@ -24,15 +24,15 @@ class HftConfig(Paced):
     port: int = PORT
     udp: bool = True
     tcp: bool = True
-    # File with the names of labels (and templates) by device or address; "*" for all others. Read again when it changes.
+    # Files with names of labels (and templates) by device or address, "*" for all others; read again when they change.
     sessions: dict[str, str] = field(default_factory=dict)
-    # Folder in which templates are kept over a restart; empty = nowhere.
+    # Folder in which templates are saved for a restart; empty = none.
     state: str = ""
     buffer_bytes_max: int = 64 * 2**20
     receive_buffer_bytes: int = 32 * 2**20
     connections_max: int = 32
     connection_bytes_max: int = 8 * 2**20
-    # Data that waits for its template: so much, so long.
+    # Limits on data that waits for its template.
     held_bytes_max: int = 16 * 2**20
     held_s_max: float = 60.0
     exporters_max: int = 1024
@@ -44,11 +44,11 @@ class HftConfig(Paced):
         if not 1 <= self.exporters_max <= 16_384:
             self.refuse("exporters_max", "choose from 1 to 16384")
 
-    def decoder(self) -> "Decoder":
-        from .ipfix import Decoder
+    def decoder(self) -> "IpfixDecoder":
+        from .ipfix import IpfixDecoder
 
         limits = {"held_bytes_max": self.held_bytes_max, "held_ns_max": int(self.held_s_max * NS_PER_S)}
-        return Decoder(**limits, templates_max=self.templates_max)
+        return IpfixDecoder(**limits, templates_max=self.templates_max)
 
 
 HFT = Collector(

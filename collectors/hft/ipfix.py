@@ -1,11 +1,10 @@
-"""IPFIX messages to columns: templates kept by who sent them, records of many messages decoded in one call.
+"""IPFIX messages to columns: one call decodes the records of many messages by the templates of their senders.
 
-A template is valid for the exporter and observation domain that sent it. One that is sent again changes nothing; one that
-changes opens a new generation from the set on behind which it stands. Data whose template is not known (yet) is held, bounded
-by bytes and time, and decoded when the template comes; what is dropped in the end is admitted. Sequence numbers are
-followed per observation domain, whatever they count.
+A template is valid for the exporter and observation domain that sent it. Sent again unchanged, it changes nothing; a changed one
+applies to the sets behind it. Data without a known template waits for it, bounded by bytes and time; what is dropped in the end is
+reported as a loss. Sequence numbers are followed per observation domain, whatever they count.
 
-Memory: the input, the columns made of it, the templates, and what is held.
+Memory: the input, the columns made of it, the templates, and the waiting data.
 """
 
 from collections import Counter, deque
@@ -16,22 +15,22 @@ import numpy as np
 
 from ..wire.octets import octets
 from . import ipfix_kernel as kernel
-from .ipfix_template import Fault, Template, compile_template, split
+from .ipfix_template import Template, TemplateFault, compile_template, split
 
 EXPORTERS_MAX = 2**15 - 1
 DOMAINS_MAX = 4096
 _GAPS_MAX = 1000
 _REPEATS_MAX = 1024
-# Field specifiers of all templates together; a plan takes some six times as much.
+# Field specifiers of all templates together; a compiled template takes some six times as much.
 _TEMPLATES_BYTES_MAX = 32 * 2**20
-# What a held stretch and each of its sets cost beside their bytes.
-_HELD_COST_BYTES, _SET_COST_BYTES = 512, 16
+# Memory of waiting data and of each of its sets, beside their bytes.
+_WAITING_COST_BYTES, _SET_COST_BYTES = 512, 16
 _OPTIONS, _DATA = 3, 256
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Records of one template in the order in which they came: ``times`` (n) int64 ns, -1 unknown; ``values`` (n, counters) uint64."""
+    """Records of one template in the order of arrival: ``times`` (n,) int64 ns, -1 unknown; ``values`` (n, counters) uint64."""
 
     exporter: int
     domain: int
@@ -41,8 +40,8 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True)
-class Loss:
-    """What is missing of an exporter: ``first`` sequence number where there is one."""
+class IpfixLoss:
+    """Losses of an exporter; ``first`` is the first missing sequence number, if known."""
 
     exporter: int
     what: str
@@ -52,7 +51,7 @@ class Loss:
 
 
 @dataclass(frozen=True, slots=True)
-class _Held:
+class _WaitingSets:
     key: int
     since_ns: int
     content: np.ndarray
@@ -61,12 +60,12 @@ class _Held:
 
     @property
     def cost(self) -> int:
-        return len(self.content) + _SET_COST_BYTES * len(self.lengths) + _HELD_COST_BYTES
+        return len(self.content) + _SET_COST_BYTES * len(self.lengths) + _WAITING_COST_BYTES
 
 
 @dataclass(slots=True)
 class _Call:
-    """What was walked in one call, and the records of each message, -1 where they cannot be told."""
+    """The state of one call; ``records`` of each message, -1 if unknown."""
 
     buffer: np.ndarray
     walked: kernel.Walked
@@ -75,59 +74,61 @@ class _Call:
     blocks: list[Block] = field(default_factory=list)
 
 
-class Decoder:
-    """Keeps the templates of all exporters and what waits for one. Exporters are numbers below ``EXPORTERS_MAX``."""
+class IpfixDecoder:
+    """Keeps the templates of all exporters and the data that waits for them. Exporters are numbers below ``EXPORTERS_MAX``."""
 
     def __init__(self, *, held_bytes_max: int = 16 * 2**20, held_ns_max: int = 60 * 10**9, templates_max: int = 1024) -> None:
-        self._held_bytes_max, self._held_ns_max, self._templates_max = held_bytes_max, held_ns_max, templates_max
+        self._waiting_bytes_max, self._waiting_ns_max, self._templates_max = held_bytes_max, held_ns_max, templates_max
         self._templates_of: Counter[int] = Counter()
         self._templates_bytes = 0
-        self._waiting: Counter[int] = Counter()
+        self._waiting_count: Counter[int] = Counter()
         self._templates: dict[int, Template] = {}
         self._last_ns: dict[int, int] = {}
         self._repeats: dict[int, set[int]] = {}
-        self._held: deque[_Held] = deque()
-        self._held_bytes = 0
+        self._waiting: deque[_WaitingSets] = deque()
+        self._waiting_bytes = 0
         self._sequences: dict[int, np.ndarray] = {}
-        self._losses: list[Loss] = []
+        self._losses: list[IpfixLoss] = []
         self._counts: dict[str, int] = {}
         self.changes = 0
 
     def feed(self, buffer: np.ndarray, offsets: np.ndarray, lengths: np.ndarray, exporters: np.ndarray, now_ns: int) -> list[Block]:
-        """Decode datagrams ``buffer[offsets[k] : offsets[k] + lengths[k]]`` of ``exporters[k]``; what is wrong is counted."""
+        """Decode datagrams ``buffer[offsets[k] : offsets[k] + lengths[k]]`` of ``exporters[k]``; count errors."""
         return self._feed(buffer, offsets, lengths, exporters, now_ns, stream=False)[0]
 
     def feed_stream(self, buffer: np.ndarray, exporter: int, now_ns: int) -> tuple[list[Block], int, str]:
-        """Decode a stretch of a stream; return blocks, bytes used, and what is wrong where it stopped (empty: it wants more)."""
+        """Decode a part of a stream; return blocks, bytes used, and the error where it stopped (empty: it needs more)."""
         one = np.array([0], np.int64)
         blocks, used, counts = self._feed(buffer, one, one + len(buffer), one + exporter, now_ns, stream=True)
-        wrong = {"version": "is no IPFIX message (version 10)", "length": "says that it is shorter than its header"}
-        return blocks, int(used[0]), next((text for reason, text in wrong.items() if counts[kernel.REASONS.index(reason)]), "")
+        errors = {"version": "is no IPFIX message (version 10)", "length": "has a length shorter than its header"}
+        return blocks, int(used[0]), next((text for reason, text in errors.items() if counts[kernel.REASONS.index(reason)]), "")
 
     def learn(self, exporter: int, messages: bytes, now_ns: int) -> list[Block]:
-        """Take the templates of whole messages that came another way; return what waited for them."""
+        """Learn the templates of whole messages from another source; return the blocks that waited for them."""
         buffer = np.frombuffer(messages, np.uint8)
         one = np.array([0], np.int64)
         return self._feed(buffer, one, one + len(buffer), one + exporter, now_ns, stream=False, templates_only=True)[0]
 
     def expire(self, now_ns: int) -> None:
-        """Give up what has waited for its template for too long, and admit it."""
-        while self._held and (self._held_bytes > self._held_bytes_max or now_ns - self._held[0].since_ns > self._held_ns_max):
-            self._give_up(self._held.popleft())
+        """Drop data that has waited too long for its template, and report it as lost."""
+        while self._waiting and (
+            self._waiting_bytes > self._waiting_bytes_max or now_ns - self._waiting[0].since_ns > self._waiting_ns_max
+        ):
+            self._abandon(self._waiting.popleft())
 
     def end(self) -> None:
-        """Give up all that waits: no template comes any more."""
-        self._held_bytes_max = -1
+        """Drop all waiting data: no more templates follow."""
+        self._waiting_bytes_max = -1
         self.expire(0)
 
-    def losses(self) -> list[Loss]:
-        """Return, once, what was found missing since the last call."""
+    def losses(self) -> list[IpfixLoss]:
+        """Return the losses found since the last call."""
         losses, self._losses = self._losses, []
         return losses
 
     def counts(self) -> Mapping[str, int]:
-        """Return how much of what there was since the start; ``held_bytes`` and ``templates`` are of now."""
-        return self._counts | {"held_bytes": self._held_bytes, "templates": len(self._templates)}
+        """Return counts since the start, and the current ``held_bytes`` and ``templates``."""
+        return self._counts | {"held_bytes": self._waiting_bytes, "templates": len(self._templates)}
 
     def templates(self) -> dict[int, list[tuple[int, int, bytes]]]:
         """Return domain, id and field specifiers of all templates that have counters, by exporter."""
@@ -138,14 +139,14 @@ class Decoder:
         return found
 
     def forget(self, exporter: int) -> None:
-        """Forget an exporter that will not be heard again, and give up what waits of it."""
+        """Forget an exporter that has left, and drop its waiting data."""
         self._remove([key for key in self._templates if key >> 48 == exporter])
         self._repeats = {key: seen for key, seen in self._repeats.items() if key >> 32 != exporter}
         self._sequences = {key: state for key, state in self._sequences.items() if key >> 32 != exporter}
-        mine = [one for one in self._held if one.key >> 48 == exporter]
-        self._held = deque(one for one in self._held if one.key >> 48 != exporter)
+        mine = [one for one in self._waiting if one.key >> 48 == exporter]
+        self._waiting = deque(one for one in self._waiting if one.key >> 48 != exporter)
         for old in mine:
-            self._give_up(old)
+            self._abandon(old)
 
     def _feed(
         self,
@@ -184,10 +185,10 @@ class Decoder:
         return call.blocks, walked.consumed, walked.counts
 
     def _learn(self, call: _Call, domain: int, kind: int, content: bytes) -> None:
-        """Take in a set of templates or options templates; data that waited for one of them is decoded now."""
+        """Learn a set of templates or options templates; decode the data that waited for them."""
         before, options = self.changes, kind == _OPTIONS
         for one in split(content, options):
-            if isinstance(one, Fault):
+            if isinstance(one, TemplateFault):
                 self._count(f"bad_{one.problem}", 1)
                 break
             name, fields = one
@@ -214,7 +215,7 @@ class Decoder:
             self._repeats.pop(next(iter(self._repeats)))
 
     def _withdraw(self, domain: int, kind: int, name: int) -> None:
-        # The id of the kind of set itself stands for all of them.
+        # The id of the template set itself withdraws all of them.
         gone = [key for key in self._templates if key >> 16 == domain and name in (kind, key & 0xFFFF)]
         self._remove(gone)
         self._count("templates_withdrawn", len(gone))
@@ -227,14 +228,14 @@ class Decoder:
             self._templates_of[key >> 48] -= 1
 
     def _release(self, call: _Call, key: int) -> None:
-        """Decode what has waited for a template."""
-        if not self._waiting[key]:
+        """Decode the data that waited for a template."""
+        if not self._waiting_count[key]:
             return
-        waiting = [one for one in self._held if one.key == key]
-        self._held = deque(one for one in self._held if one.key != key)
-        del self._waiting[key]
+        waiting = [one for one in self._waiting if one.key == key]
+        self._waiting = deque(one for one in self._waiting if one.key != key)
+        del self._waiting_count[key]
         for one in waiting:
-            self._held_bytes -= one.cost
+            self._waiting_bytes -= one.cost
             starts = np.cumsum(one.lengths) - one.lengths
             self._decode(call, one.content, key, starts, one.lengths, one.exported)
 
@@ -256,7 +257,7 @@ class Decoder:
         starts, lengths, messages = walked.at[places], walked.size[places], walked.message[places]
         exported = walked.exported[messages]
         if key not in self._templates:
-            self._hold(call, key, starts, lengths, exported)
+            self._wait(call, key, starts, lengths, exported)
             call.records[messages] = -1
             return
         kernel.tally(call.records, messages, self._decode(call, call.buffer, key, starts, lengths, exported))
@@ -284,28 +285,28 @@ class Decoder:
             call.blocks.append(Block(key >> 48, (key >> 16) & 0xFFFFFFFF, template, times, values))
         return counts
 
-    def _hold(self, call: _Call, key: int, starts: np.ndarray, lengths: np.ndarray, exported: np.ndarray) -> None:
+    def _wait(self, call: _Call, key: int, starts: np.ndarray, lengths: np.ndarray, exported: np.ndarray) -> None:
         size = int(lengths.sum())
-        if size + _SET_COST_BYTES * len(lengths) + _HELD_COST_BYTES > self._held_bytes_max:
+        if size + _SET_COST_BYTES * len(lengths) + _WAITING_COST_BYTES > self._waiting_bytes_max:
             self._drop(key, len(lengths), size)
             return
         self._count("held_sets", len(lengths))
-        held = _Held(key, call.now_ns, octets(kernel.gather(call.buffer, starts, lengths)), lengths.copy(), exported)
-        self._held.append(held)
-        self._waiting[key] += 1
-        self._held_bytes += held.cost
+        waiting = _WaitingSets(key, call.now_ns, octets(kernel.gather(call.buffer, starts, lengths)), lengths.copy(), exported)
+        self._waiting.append(waiting)
+        self._waiting_count[key] += 1
+        self._waiting_bytes += waiting.cost
 
-    def _give_up(self, old: _Held) -> None:
-        self._held_bytes -= old.cost
-        self._waiting[old.key] -= 1
-        if not self._waiting[old.key]:
-            del self._waiting[old.key]
+    def _abandon(self, old: _WaitingSets) -> None:
+        self._waiting_bytes -= old.cost
+        self._waiting_count[old.key] -= 1
+        if not self._waiting_count[old.key]:
+            del self._waiting_count[old.key]
         self._drop(old.key, len(old.lengths), len(old.content))
 
     def _drop(self, key: int, sets: int, size: int) -> None:
         self._count("unknown_template_sets", sets)
         self._count("unknown_template_bytes", size)
-        self._losses.append(Loss(key >> 48, "sets", sets, "no_template"))
+        self._losses.append(IpfixLoss(key >> 48, "sets", sets, "no_template"))
 
     def _follow(self, domains: np.ndarray, sequences: np.ndarray, records: np.ndarray) -> None:
         """Follow the sequence numbers of each observation domain of the call."""
@@ -331,7 +332,7 @@ class Decoder:
             self._counts[what] = self._counts.get(what, 0) + number
 
 
-def _gaps(exporter: int, gaps: Iterable[list[int]], total: int) -> list[Loss]:
-    found = [Loss(exporter, "records", missed, "sequence", first) for first, missed in gaps]
+def _gaps(exporter: int, gaps: Iterable[list[int]], total: int) -> list[IpfixLoss]:
+    found = [IpfixLoss(exporter, "records", missed, "sequence", first) for first, missed in gaps]
     rest = total - sum(loss.missed for loss in found)
-    return [*found, Loss(exporter, "records", rest, "sequence")] if rest else found
+    return [*found, IpfixLoss(exporter, "records", rest, "sequence")] if rest else found

@@ -1,11 +1,10 @@
-"""The byte loops of IPFIX: where messages and sets are, and what the records of a template say.
+"""The kernels of IPFIX: find messages and sets, and decode the records of a template.
 
-The first kernel walks the messages of many datagrams (or of a stretch of a stream) and writes down every set; the others
-read the records of all sets of one template into columns. No length on the wire is believed before it is compared with
-the bytes that are there, so nothing is read beyond them, and each byte is looked at a fixed number of times.
+The first kernel walks the messages of many datagrams (or of a part of a stream) and lists their sets; the others decode the records
+of all sets of one template into columns. Every length on the wire is checked against the bytes received, so nothing is read beyond
+them, and each byte is read a bounded number of times.
 
-Runs of counters that stand side by side and are equally wide are read as one stretch: for eight and four bytes that is a
-byte swap of whole words.
+Adjacent counters of equal width are decoded together: for eight and four bytes that is a byte swap of whole words.
 """
 
 from typing import NamedTuple
@@ -13,32 +12,24 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
+from ..wire.octets import u16, u32, u64
+
 HEADER_BYTES = 16
 SET_HEADER_BYTES = 4
 
-# Why a walk stopped or passed something over; the columns of its counts.
+# Why a walk stopped or skipped a set; the columns of its counts.
 REASONS = ("version", "length", "cut", "set_length", "reserved_set")
 _VERSION, _LENGTH, _CUT, _SET_LENGTH, _RESERVED = range(len(REASONS))
 
-# How a record tells its time: not at all, nanoseconds since 1970 in eight bytes, seconds and nanoseconds in four bytes each,
+# Encodings of a record's time: none, nanoseconds since 1970 in eight bytes, seconds and nanoseconds in four bytes each,
 # nanoseconds within the second in which the message was sent.
 TIME_NONE, TIME_NS, TIME_SPLIT, TIME_WITHIN = range(4)
 
 _NS_PER_S = 1_000_000_000
 # Seconds from 1900, where NTP begins, to 1970.
 _NTP_EPOCH_S = 2_208_988_800
-# Beyond 2116 a number is no time.
+# A number beyond the year 2116 is not a time.
 _TIME_MAX = np.uint64(2**62)
-
-
-@numba.njit(inline="always")
-def _half(buffer, at):
-    return (np.int64(buffer[at]) << 8) | np.int64(buffer[at + 1])
-
-
-@numba.njit(inline="always")
-def _word(buffer, at):
-    return (_half(buffer, at) << 16) | _half(buffer, at + 2)
 
 
 class Sets(NamedTuple):
@@ -50,7 +41,7 @@ class Sets(NamedTuple):
 
 
 class TimeField(NamedTuple):
-    """How records tell their time, one of ``TIME_*``, and the offsets in the record of seconds and nanoseconds in bytes."""
+    """The encoding of a record's time, one of ``TIME_*``, and the offsets of its seconds and nanoseconds in bytes."""
 
     mode: int
     seconds_at: int
@@ -58,10 +49,11 @@ class TimeField(NamedTuple):
 
 
 class Walked(NamedTuple):
-    """What a walk found, in columns. ``domain`` of a message is its exporter (bits 32 and up) and observation domain.
+    """Messages and sets in columns, all int64.
 
-    ``key`` of a set is the domain of its message and below it, in 16 bits, the set's id. ``at`` and ``size``: its content.
-    ``counts``: pieces or messages given up, by ``REASONS``. ``consumed``: of each piece, the bytes of its whole messages.
+    Of each message: ``domain``, its exporter (bits 32 and up) and observation domain; ``sequence``; ``exported``, seconds since 1970.
+    Of each set: ``key``, the domain of its message above 16 bits of set id; the index of its ``message``; ``at`` and ``size`` of its
+    content in bytes. ``counts``: pieces or messages given up, by ``REASONS``. ``consumed``: of each piece, the bytes of whole messages.
     """
 
     domain: np.ndarray
@@ -77,9 +69,10 @@ class Walked(NamedTuple):
 
 @numba.njit(cache=True, nogil=True)
 def walk(buffer, offsets, lengths, exporters, stream):
-    """Walk the messages that stand one after another in each piece ``buffer[offsets[k] : offsets[k] + lengths[k]]``.
+    """Walk the messages in each piece ``buffer[offsets[k] : offsets[k] + lengths[k]]``; return a ``Walked``.
 
-    With ``stream`` the pieces are stretches of a stream: a message that is cut at the end is not an error but left.
+    ``buffer`` uint8; ``offsets``, ``lengths`` and ``exporters`` (n,) int64. With ``stream`` the pieces are parts of a stream: a message
+    that is cut at the end is not an error but left for the next part.
     """
     total = 0
     for k in range(len(offsets)):
@@ -98,12 +91,12 @@ def walk(buffer, offsets, lengths, exporters, stream):
             if reason >= 0:
                 counts[reason] += not (stream and reason == _CUT)
                 break
-            domain[m] = (exporters[k] << 32) | _word(buffer, at + 12)
-            sequence[m], exported[m] = _word(buffer, at + 8), _word(buffer, at + 4)
+            domain[m] = (exporters[k] << 32) | u32(buffer, at + 12)
+            sequence[m], exported[m] = u32(buffer, at + 8), u32(buffer, at + 4)
             inner, last = at + HEADER_BYTES, at + length
-            # What is shorter than a set's header at the end is padding.
+            # A rest shorter than a set's header is padding.
             while last - inner >= SET_HEADER_BYTES:
-                kind, size = _half(buffer, inner), _half(buffer, inner + 2)
+                kind, size = u16(buffer, inner), u16(buffer, inner + 2)
                 if kind == 0 and size == 0:
                     break
                 if size < SET_HEADER_BYTES or size > last - inner:
@@ -124,11 +117,11 @@ def walk(buffer, offsets, lengths, exporters, stream):
 
 @numba.njit(inline="always")
 def _header(buffer, at, end):
-    """Return why there is no whole message at ``at`` (-1: there is one), and its length."""
+    """Return the reason why there is no whole message at ``at`` (-1: there is one), and its length."""
     if end - at < HEADER_BYTES:
         return _CUT, 0
-    length = _half(buffer, at + 2)
-    if _half(buffer, at) != 10:
+    length = u16(buffer, at + 2)
+    if u16(buffer, at) != 10:
         return _VERSION, 0
     if length < HEADER_BYTES:
         return _LENGTH, 0
@@ -139,7 +132,7 @@ def _header(buffer, at, end):
 
 @numba.njit(cache=True, nogil=True)
 def tally(records, messages, counts):
-    """Add the records of sets to those of their messages; -1 stays, and says that nobody can tell."""
+    """Add ``counts`` (sets,) of records to ``records`` of their ``messages`` (sets,), all int64; -1, unknown, stays."""
     for k in range(len(messages)):
         if records[messages[k]] >= 0:
             records[messages[k]] += counts[k]
@@ -149,8 +142,7 @@ def tally(records, messages, counts):
 def records(buffer, sets, segments, counters):
     """Return the counters of all records of ``sets``, a ``Sets``, (n, counters) uint64 in the order of ``segments``.
 
-    ``buffer`` uint8; ``segments`` (k, 3) int64: offset within the record and width in bytes, 1 to 8, and number of the counters
-    that stand side by side there.
+    ``buffer`` uint8; ``segments`` (k, 3) int64 of adjacent counters: offset within the record, width in bytes (1 to 8), number.
     """
     starts, counts, record_bytes = sets
     values = np.empty((counts.sum(), counters), np.uint64)
@@ -183,7 +175,7 @@ def records(buffer, sets, segments, counters):
 
 @numba.njit(inline="always")
 def _swapped(x):
-    """Return a 64-bit word with its bytes the other way round; the compiler makes one instruction of it."""
+    """Return a 64-bit word with its bytes reversed, which compiles to one instruction."""
     low, high = np.uint64(0x00FF00FF00FF00FF), np.uint64(0x0000FFFF0000FFFF)
     x = ((x >> np.uint64(8)) & low) | ((x & low) << np.uint64(8))
     x = ((x >> np.uint64(16)) & high) | ((x & high) << np.uint64(16))
@@ -192,6 +184,7 @@ def _swapped(x):
 
 @numba.njit(inline="always")
 def _swapped_half(x):
+    """Return a 32-bit word with its bytes reversed, uint64."""
     return _swapped(np.uint64(x)) >> np.uint64(32)
 
 
@@ -218,18 +211,16 @@ def times(buffer, sets, field, exported, last):
         for _ in range(counts[k]):
             time = np.int64(-1)
             if mode == TIME_NS:
-                raw = (np.uint64(_word(buffer, base + nanoseconds_at)) << np.uint64(32)) | np.uint64(
-                    _word(buffer, base + nanoseconds_at + 4)
-                )
+                raw = u64(buffer, base + nanoseconds_at)
                 if raw >> np.uint64(63):
                     fraction = np.int64(raw & np.uint64(0xFFFFFFFF))
                     time = (np.int64(raw >> np.uint64(32)) - _NTP_EPOCH_S) * _NS_PER_S + ((fraction * _NS_PER_S) >> 32)
                 elif raw < _TIME_MAX:
                     time = np.int64(raw)
             elif mode == TIME_SPLIT:
-                time = _word(buffer, base + seconds_at) * _NS_PER_S + _word(buffer, base + nanoseconds_at)
+                time = u32(buffer, base + seconds_at) * _NS_PER_S + u32(buffer, base + nanoseconds_at)
             elif mode == TIME_WITHIN:
-                time = exported[k] * _NS_PER_S + _word(buffer, base + nanoseconds_at)
+                time = exported[k] * _NS_PER_S + u32(buffer, base + nanoseconds_at)
                 if last >= 0 and 0 <= time - _NS_PER_S - last < _NS_PER_S // 2 <= time - last:
                     time -= _NS_PER_S
                 last = time
@@ -248,7 +239,7 @@ def _before_the_first(buffer, sets, at, exported):
     first, before = np.int64(-1), np.int64(-1)
     for k in range(len(starts)):
         for r in range(counts[k]):
-            time = exported[k] * _NS_PER_S + _word(buffer, starts[k] + r * record_bytes + at)
+            time = exported[k] * _NS_PER_S + u32(buffer, starts[k] + r * record_bytes + at)
             if first < 0:
                 first = time
             elif before - time > _NS_PER_S // 2:
@@ -261,7 +252,10 @@ def _before_the_first(buffer, sets, at, exported):
 
 @numba.njit(cache=True, nogil=True)
 def count_varying(buffer, starts, lengths, widths):
-    """Return how many whole records of a template with variable lengths (width 65535) each set has (RFC 7011, 7)."""
+    """Return how many whole records of a template with variable lengths each set has (RFC 7011, 7), (sets,) int64.
+
+    ``buffer`` uint8; ``starts`` and ``lengths`` (sets,) int64 bytes; ``widths`` (fields,) int64, 65535 where variable.
+    """
     counts = np.zeros(len(starts), np.int64)
     for k in range(len(starts)):
         at, end = starts[k], starts[k] + lengths[k]
@@ -276,7 +270,7 @@ def count_varying(buffer, starts, lengths, widths):
 
 @numba.njit(cache=True, nogil=True)
 def _record_end(buffer, at, end, widths):
-    """Return where the record at ``at`` ends; beyond ``end`` if it is cut."""
+    """Return the end of the record at ``at``; beyond ``end`` if it is cut."""
     for width in widths:
         size = width
         if width == 65535:
@@ -287,7 +281,7 @@ def _record_end(buffer, at, end, widths):
             if size == 255:
                 if at + 2 > end:
                     return end + 1
-                size = _half(buffer, at)
+                size = u16(buffer, at)
                 at += 2
         at += size
         if at > end:
@@ -295,18 +289,18 @@ def _record_end(buffer, at, end, widths):
     return at
 
 
-# Columns of what is known of the sequence of one observation domain.
+# The state of one observation domain's sequence.
 SEQUENCE, PENDING, UNIT, SEQUENCE_COLUMNS = 0, 1, 2, 3
 UNIT_UNKNOWN, UNIT_RECORDS, UNIT_MESSAGES, UNIT_NONE = range(4)
 
 
 @numba.njit(cache=True, nogil=True)
 def follow(state, sequences, counts, missed):
-    """Follow the sequence numbers of one domain; ``counts``: data records of each message, -1 where nobody can tell.
+    """Follow the sequence numbers of one domain; return the gaps written, how many units are missing, and the restarts.
 
-    ``state`` (3) is carried from call to call, its sequence -1 before the first. RFC 7011 counts records, some devices count
-    messages, some nothing: what fits is learnt. ``missed`` (k, 2) takes the first missing number and how many are
-    missing. Returns the gaps written, all that is missing, and how often the sequence began anew.
+    ``state`` (3,) int64 is carried between calls, its sequence -1 before the first. ``sequences`` (n,) int64 of messages; ``counts``
+    (n,) int64 of their data records, -1 if unknown. ``missed`` (k, 2) int64 receives the first missing number and how many are
+    missing. RFC 7011 counts records; some devices count messages, or nothing: the unit that fits is learnt.
     """
     gaps = total = restarts = 0
     for i in range(len(sequences)):
@@ -337,7 +331,7 @@ def follow(state, sequences, counts, missed):
 
 @numba.njit(cache=True, nogil=True)
 def gather(buffer, starts, lengths):
-    """Return a copy of the stretches, one behind the other."""
+    """Return the pieces ``buffer[starts[k] : starts[k] + lengths[k]]`` (uint8; int64) joined."""
     out = np.empty(lengths.sum(), np.uint8)
     at = 0
     for k in range(len(starts)):

@@ -1,9 +1,9 @@
-"""IPFIX templates, compiled once: which bytes of a record are its time, which are counters, which are nothing.
+"""IPFIX templates, compiled once: which bytes of a record are its time and its counters.
 
-SONiC's high-frequency telemetry is IPFIX by its framing only. The enterprise number of a field is no enterprise: it holds
-a SAI object type and a SAI statistic, 15 bits each under a bit that says *extension*; the element id is the label of the
-object, and what it is called comes from elsewhere. Fields with element 0 and enterprise 0 are placeholders.
-Everything else that a template may hold (addresses, variable lengths, real enterprises) is passed over by its length.
+SONiC's high-frequency telemetry is IPFIX by its framing only. A field's enterprise number holds a SAI object type and a SAI
+statistic, 15 bits each under an *extension* bit; the element id is the label of the object, whose name comes from another source.
+Fields with element 0 and enterprise 0 are placeholders. Other fields (addresses, variable lengths, real enterprises) are skipped by
+their length.
 """
 
 import struct
@@ -14,7 +14,7 @@ import numpy as np
 
 from . import ipfix_kernel as kernel
 
-# A field's length that says: the record tells.
+# A length that means: each record has its own.
 VARIABLE = 65535
 
 _SECONDS, _NANOSECONDS = 322, 325
@@ -23,7 +23,7 @@ _EXTENSION = 0x2000_0000
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A template and its plan. ``labels``, ``types``, ``stats``, ``widths``: one entry per SAI counter, in the record's order."""
+    """A compiled template. ``labels``, ``types``, ``stats``, ``widths``: one entry per SAI counter, in the record's order."""
 
     id: int
     content: bytes
@@ -42,16 +42,16 @@ class Template:
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
-    """A set of templates is broken from some place on."""
+class TemplateFault:
+    """A set of templates is malformed from here on."""
 
     problem: str
 
 
-def split(content: bytes, options: bool = False) -> Iterator[tuple[int, bytes] | Fault]:
-    """Yield ``(id, content)`` of each template of a template set; empty content withdraws it. A ``Fault`` is the last.
+def split(content: bytes, options: bool = False) -> Iterator[tuple[int, bytes] | TemplateFault]:
+    """Yield ``(id, content)`` of each template of a template set; empty content withdraws it. A ``TemplateFault`` is the last.
 
-    ``options``: the set holds options templates, whose heads are longer by the number of scope fields.
+    ``options``: the set holds options templates, whose headers also have a number of scope fields.
     """
     at = 0
     while len(content) - at >= 4:
@@ -64,28 +64,28 @@ def split(content: bytes, options: bool = False) -> Iterator[tuple[int, bytes] |
             at += 4
             continue
         if name < 256:
-            yield Fault("template_id")
+            yield TemplateFault("template_id")
             return
         begin = end = at + (6 if options else 4)
         for _ in range(fields):
             if end + 4 > len(content):
-                yield Fault("template_cut")
+                yield TemplateFault("template_cut")
                 return
             end += 8 if content[end] & 0x80 else 4
         if end > len(content):
-            yield Fault("template_cut")
+            yield TemplateFault("template_cut")
             return
         yield name, content[begin:end]
         at = end
 
 
 def compile_template(name: int, content: bytes, options: bool = False) -> Template:
-    """Return the template of the field specifiers ``content``, which is whole (see ``split``); options hold no counters."""
+    """Return the template of whole field specifiers (see ``split``); options have no counters."""
     elements, lengths, enterprises = _fields(content)
     own = enterprises >= 0
     varying = lengths if (lengths == VARIABLE).any() else None
     starts = np.cumsum(lengths) - lengths
-    # An extension bit alone makes a type that is not 0, too.
+    # An extension bit alone makes a type other than 0, too.
     sai = own & (enterprises >> 16 > 0) & (lengths >= 1) & (lengths <= 8)
     if varying is not None or options:
         sai[:] = False
@@ -106,9 +106,9 @@ def compile_template(name: int, content: bytes, options: bool = False) -> Templa
 
 
 def _fields(content: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return element id, length and enterprise (-1 where there is none) of each field; many counters make a long template."""
+    """Return element id, length and enterprise (-1: none) of each field; templates may have thousands."""
     words = np.frombuffer(content, ">u2").astype(np.int64)
-    # Nearly all templates are of one shape: a few fields without enterprise, then only fields with one.
+    # Nearly all templates have a few fields without enterprise, then only fields with one.
     plain = int(np.argmax(words[::2] & 0x8000 > 0)) if (words[::2] & 0x8000).any() else len(words) // 2
     rest = words[2 * plain :]
     if len(rest) % 4 == 0 and (rest[::4] & 0x8000).all():
@@ -142,7 +142,7 @@ def _time(elements: np.ndarray, lengths: np.ndarray, starts: np.ndarray, own: np
 
 
 def _segments(at: np.ndarray, widths: np.ndarray) -> np.ndarray:
-    """Return offset, width and number of each stretch of counters that stand side by side and are equally wide."""
+    """Return offset, width and number of each group of adjacent counters of equal width, (k, 3) int64."""
     if not len(at):
         return np.zeros((0, 3), np.int64)
     begins = np.concatenate(([True], (np.diff(at) != widths[:-1]) | (np.diff(widths) != 0)))

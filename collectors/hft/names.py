@@ -1,18 +1,18 @@
-"""What the labels of high-frequency telemetry are called: the side channel beside the stream.
+"""Names of the labels of high-frequency telemetry, read from a file beside the stream.
 
-A SONiC switch sends counters under numbers; names, the templates and the poll's interval stand in its databases, in the
-records ``HIGH_FREQUENCY_TELEMETRY_SESSION_TABLE|<profile>|<group>`` of STATE_DB. A file brings them here: a dump of these
-records as JSON (``sonic-db-dump -n STATE_DB -y``, or any object whose keys end so), or written by hand, as TOML or JSON::
+A SONiC switch sends counters under numbers. Names, templates and the poll interval are in its databases, in the records
+``HIGH_FREQUENCY_TELEMETRY_SESSION_TABLE|<profile>|<group>`` of STATE_DB. The file is a dump of these records as JSON
+(``sonic-db-dump -n STATE_DB -y``, or any object with such keys), or written by hand, as TOML or JSON::
 
     [[session]]
     name = "profile|PORT"            # the last part is the group: PORT, QUEUE, INGRESS_PRIORITY_GROUP, BUFFER_POOL
     poll_interval_us = 100
     object_names = ["Ethernet0", "Ethernet4"]
     object_ids = [1, 2]
-    session_config = "000a..."       # templates as an IPFIX message, hex or base64; may be left out
+    session_config = "000a..."       # templates as an IPFIX message, hex or base64; optional
 
-Lists may also be texts with commas, as the database has them. Labels count within their group; where one is not found there,
-a label of any group does.
+Lists may also be comma-separated texts, as in the database. Labels are unique within their group; a label not found there is looked up
+in all groups.
 """
 
 import base64
@@ -38,19 +38,19 @@ _HINT = "dump the records again, or write them as the documentation of the colle
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """Names of labels by SAI type (0: any), templates as IPFIX messages, and the interval of the poll, 0 where nobody said."""
+    """Names of labels by SAI type (0: any), templates as IPFIX messages, and the poll interval, 0 if unknown."""
 
     names: Mapping[tuple[int, int], str] = field(default_factory=dict)
     templates: tuple[bytes, ...] = ()
     interval_ns: int = 0
 
     def of(self, kind: int, label: int) -> str:
-        """Return what a label of a SAI type is called; made of type and number where nobody said."""
+        """Return the name of a label of a SAI type, made of type and number if there is none."""
         return self.names.get((kind, label)) or self.names.get((0, label)) or f"{SAI_OBJECTS.get(kind, 'label')}{label}"
 
 
 def read_names(path: Path) -> Names:
-    """Read a file of sessions. Raises ``InputError`` where it cannot be read or is not one."""
+    """Read a file of sessions. Raises ``InputError`` if it cannot be read or is malformed."""
     try:
         with path.open("rb") as file:
             content = file.read(FILE_BYTES_MAX + 1)
@@ -66,7 +66,7 @@ def read_names(path: Path) -> Names:
 
 
 def _sessions(path: Path, tree: Any) -> list[tuple[str, Mapping[str, Any]]]:
-    """Return name and fields of each session that the file tells of."""
+    """Return name and fields of each session of the file."""
     if not isinstance(tree, Mapping):
         raise InputError(str(path), "is no table of sessions", _HINT)
     written = tree.get("session")
@@ -79,7 +79,7 @@ def _sessions(path: Path, tree: Any) -> list[tuple[str, Mapping[str, Any]]]:
             fields = record.get("value", record)
             found.append((name, fields if isinstance(fields, Mapping) else {}))
     if not found:
-        raise InputError(str(path), "tells of no session", _HINT)
+        raise InputError(str(path), "has no session", _HINT)
     return found
 
 
@@ -91,7 +91,7 @@ def _names(path: Path, sessions: list[tuple[str, Mapping[str, Any]]]) -> Names:
         kind = _GROUPS.get(session.rpartition("|")[2].upper(), 0)
         objects, ids = _list(fields.get("object_names", [])), _list(fields.get("object_ids", []))
         if not ids and objects:
-            # Before labels were stored, they were the places in the list, from 1.
+            # Older versions store no labels: they are the indices in the list, from 1.
             ids = [str(place) for place in range(1, len(objects) + 1)]
         if len(objects) != len(ids):
             raise InputError(str(path), f"session {session!r} has {len(objects)} names and {len(ids)} ids", _HINT)
@@ -119,7 +119,7 @@ def _interval(path: Path, session: str, value: Any) -> int:
 
 
 def _binary(path: Path, session: str, value: Any) -> bytes:
-    """Return the templates, of hex, of base64, or of the bytes themselves, one character each; all begin with version 10."""
+    """Return the templates from hex, base64, or the bytes as characters; all begin with version 10."""
     text = str(value)
     for decode in (bytes.fromhex, lambda plain: base64.b64decode(plain.strip(), validate=True), lambda plain: plain.encode("latin-1")):
         try:

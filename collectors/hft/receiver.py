@@ -1,9 +1,8 @@
 """SONiC high-frequency telemetry: counters of a switch every 10 us to some ms, as IPFIX over UDP, over TCP, or in a file.
 
-The stream carries numbers alone: SAI types, statistics and labels. ``decode.ipfix`` makes columns of it, a side channel
-names the labels (``hft_names``), ``sai`` says what the statistics are, and ``readings`` turns the columns into runs of
-samples and rows of counters. The switch itself hands the messages to a local socket only, so something has to
-send them here: a relay on the switch, or a recording of that socket.
+The stream carries only numbers: SAI types, statistics and labels. ``ipfix`` decodes it to columns, a file names the labels (``names``),
+``sampling.sai`` names the statistics, and ``sampling.readings`` turns the columns into segments of samples and rows of counters. The
+switch sends the messages to a local socket only; a relay on the switch, or a recording of that socket, brings them here.
 """
 
 import json
@@ -22,11 +21,11 @@ from ...pipeline.errors import InputError, ServiceError
 from ..base import Batch
 from ..sampling.readings import Pace
 from ..wire import capture, listen, roce, udp
-from ..wire.listen import Datagrams, UdpListener
+from ..wire.listen import ReceivedDatagrams, UdpListener
 from ..wire.listen_tcp import Stretch, TcpListener
 from ..wire.octets import octets
 from .config import PORT, SOURCE, HftConfig
-from .ipfix import Decoder, Loss
+from .ipfix import IpfixDecoder, IpfixLoss
 from .ipfix_kernel import HEADER_BYTES
 from .names import Names, read_names
 from .streams import Streams, gaps
@@ -34,15 +33,15 @@ from .streams import Streams, gaps
 STATE_FILE = "hft-templates.json"
 STATE_BYTES_MAX = 64 * 2**20
 
-_LOOK_NS = NS_PER_S
+_CHECK_NS = NS_PER_S
 _GAUGES = ("held_bytes", "templates", "streams", "series", "unknown_series")
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class _File:
-    """A file of sessions as it was read last."""
+class _SessionFile:
+    """A file of sessions as last read."""
 
     names: Names
     stamp: tuple[int, int] | None = None
@@ -60,35 +59,35 @@ class Hft:
         self._senders: dict[str, int] = {}
         self._connections: dict[int, tuple[int, bytes]] = {}
         self._free = list(range(config.exporters_max - 1, -1, -1))
-        self._who: dict[int, tuple[str, Names]] = {}
+        self._devices: dict[int, tuple[str, Names]] = {}
         self._addresses: dict[int, str] = {}
-        self._files: dict[str, _File] = {}
-        self._kept = 0
-        self._look_ns = 0
+        self._files: dict[str, _SessionFile] = {}
+        self._saved = 0
+        self._next_check_ns = 0
         self._stopped = False
         self._counts: Counter[str] = Counter()
 
     @property
     def udp_port(self) -> int:
-        """The port that UDP came to be bound to."""
+        """The bound UDP port."""
         return self._udp.port if self._udp is not None else 0
 
     @property
     def tcp_port(self) -> int:
-        """The port that TCP came to be bound to."""
+        """The bound TCP port."""
         return self._tcp.port if self._tcp is not None else 0
 
     def start(self) -> None:
-        """Read the names, take up kept templates, and listen.
+        """Read the names, load saved templates, and listen.
 
         Raises:
-            InputError: a file of sessions cannot be read or is not one.
-            ServiceError: an address cannot be had.
+            InputError: a file of sessions cannot be read or is malformed.
+            ServiceError: an address is not available.
         """
         config = self._config
         for path in dict.fromkeys(config.sessions.values()):
-            self._files[path] = _File(read_names(Path(path)), _stamp(path))
-        self._take_up()
+            self._files[path] = _SessionFile(read_names(Path(path)), _stamp(path))
+        self._load_templates()
         warm()
         if config.udp:
             limits = {"buffer_bytes_max": config.buffer_bytes_max, "receive_buffer_bytes": config.receive_buffer_bytes}
@@ -111,14 +110,14 @@ class Hft:
         self._stopped = True
 
     def drain(self) -> list[Batch]:
-        """Return the rows of what has come since the last call."""
+        """Return the rows of the messages since the last call."""
         now_ns = self._clock.now_ns()
         batches: list[Batch] = []
-        losses: list[tuple[str, Loss]] = []
+        losses: list[tuple[str, IpfixLoss]] = []
         if self._udp is not None:
             batches += self._datagrams(self._udp.take(), now_ns)
             here = socket.gethostname()
-            losses += [(here, Loss(0, "datagrams", number, reason)) for reason, number in self._udp.lost().items() if number]
+            losses += [(here, IpfixLoss(0, "datagrams", number, reason)) for reason, number in self._udp.lost().items() if number]
         if self._tcp is not None:
             for stretch in self._tcp.take():
                 batches += self._stretch(stretch, now_ns)
@@ -126,34 +125,34 @@ class Hft:
             self._decoder.end()
             batches += self._streams.end(now_ns)
         self._decoder.expire(now_ns)
-        losses += self._lost()
+        losses += self._named_losses()
         batches += [*self._streams.quiet(now_ns), *gaps(losses, now_ns)]
-        if now_ns >= self._look_ns:
-            self._look_ns = now_ns + _LOOK_NS
-            batches += self._look(now_ns)
+        if now_ns >= self._next_check_ns:
+            self._next_check_ns = now_ns + _CHECK_NS
+            batches += self._check_files(now_ns)
         return batches
 
     def counters(self) -> Mapping[str, float]:
-        """Return messages, records, counters, samples, and what was lost or refused by reason."""
-        told = {**self._decoder.counts(), **self._streams.counters(), **self._counts}
-        named = {what if what in _GAUGES else f"{what}_total": float(number) for what, number in told.items()}
+        """Return messages, records, counters, samples, and losses and refusals by reason."""
+        counts = {**self._decoder.counts(), **self._streams.counters(), **self._counts}
+        named = {what if what in _GAUGES else f"{what}_total": float(number) for what, number in counts.items()}
         for prefix, listener in (("udp", self._udp), ("tcp", self._tcp)):
             named |= {f"{prefix}_{what}": float(number) for what, number in (listener.counters() if listener is not None else {}).items()}
         return {f"weft_collectors_{SOURCE}_{what}": number for what, number in named.items()}
 
-    def _datagrams(self, came: Datagrams, now_ns: int) -> list[Batch]:
-        if not len(came.offsets):
+    def _datagrams(self, got: ReceivedDatagrams, now_ns: int) -> list[Batch]:
+        if not len(got.offsets):
             return []
-        numbers = np.array([self._exporter(sender) for sender in came.senders], np.int64)
-        exporters, offsets, lengths = numbers[came.sender], came.offsets, came.lengths
+        numbers = np.array([self._exporter(sender) for sender in got.senders], np.int64)
+        exporters, offsets, lengths = numbers[got.sender], got.offsets, got.lengths
         if (numbers < 0).any():
             known = exporters >= 0
             self._counts["refused_exporters_datagrams"] += int((~known).sum())
             exporters, offsets, lengths = exporters[known], offsets[known], lengths[known]
-        return self._streams.take(self._decoder.feed(came.buffer, offsets, lengths, exporters, now_ns), self._who, now_ns)
+        return self._streams.take(self._decoder.feed(got.buffer, offsets, lengths, exporters, now_ns), self._devices, now_ns)
 
     def _stretch(self, stretch: Stretch, now_ns: int) -> list[Batch]:
-        """Decode what came on a connection; one that sends no IPFIX is cut off."""
+        """Decode the bytes of a connection; close one that sends no IPFIX."""
         number, left = self._connections.get(stretch.connection, (-1, b""))
         batches: list[Batch] = []
         if number < 0 and stretch.content:
@@ -164,10 +163,10 @@ class Hft:
         if number >= 0 and stretch.content:
             content = np.frombuffer(left + stretch.content, np.uint8)
             blocks, used, problem = self._decoder.feed_stream(content, number, now_ns)
-            batches += self._streams.take(blocks, self._who, now_ns)
+            batches += self._streams.take(blocks, self._devices, now_ns)
             self._connections[stretch.connection] = (number, b"" if problem else content[used:].tobytes())
             if problem and self._tcp is not None:
-                _log.warning("hft collector: connection from %s cut off: what it sends %s", stretch.sender, problem)
+                _log.warning("hft collector: closed the connection from %s: its message %s", stretch.sender, problem)
                 self._tcp.cut(stretch.connection, "not_ipfix")
         elif stretch.content and self._tcp is not None:
             self._tcp.cut(stretch.connection, "exporters_max")
@@ -177,16 +176,16 @@ class Hft:
             if number >= 0:
                 batches += self._streams.forget(number, now_ns)
                 self._decoder.forget(number)
-                batches += gaps(self._lost(), now_ns)
-                del self._who[number], self._addresses[number]
+                batches += gaps(self._named_losses(), now_ns)
+                del self._devices[number], self._addresses[number]
                 self._free.append(number)
         return batches
 
-    def _lost(self) -> list[tuple[str, Loss]]:
-        return [(self._who[loss.exporter][0], loss) for loss in self._decoder.losses()]
+    def _named_losses(self) -> list[tuple[str, IpfixLoss]]:
+        return [(self._devices[loss.exporter][0], loss) for loss in self._decoder.losses()]
 
     def _exporter(self, sender: str) -> int:
-        """Return the number of who sends datagrams, -1 where there are too many."""
+        """Return the number of a sender of datagrams, -1 beyond the limit."""
         if (number := self._senders.get(sender)) is None:
             number = self._number(sender)
             if number >= 0:
@@ -199,7 +198,7 @@ class Hft:
             return -1
         number = self._free.pop()
         device = self._config.devices.get(sender, sender)
-        self._who[number], self._addresses[number] = (device, self._names(sender)), sender
+        self._devices[number], self._addresses[number] = (device, self._names(sender)), sender
         return number
 
     def _path(self, sender: str) -> str | None:
@@ -212,14 +211,14 @@ class Hft:
         return self._files[path].names if path is not None else Names()
 
     def _learn_from_file(self, number: int, sender: str, now_ns: int) -> list[Batch]:
-        """Take the templates that the sender's file of sessions has; return the rows of what waited for one."""
+        """Learn the templates of the sender's file of sessions; return the rows of data that waited for them."""
         blocks = [block for message in self._names(sender).templates for block in self._decoder.learn(number, message, now_ns)]
-        return self._streams.take(blocks, self._who, now_ns)
+        return self._streams.take(blocks, self._devices, now_ns)
 
-    def _look(self, now_ns: int) -> list[Batch]:
-        """Once a second: keep templates that changed, and read files of sessions that did."""
-        if self._decoder.changes != self._kept:
-            self._keep()
+    def _check_files(self, now_ns: int) -> list[Batch]:
+        """Once a second: save changed templates, and read changed files of sessions."""
+        if self._decoder.changes != self._saved:
+            self._save_templates()
         changed = set()
         for path, file in self._files.items():
             if (stamp := _stamp(path)) is None or stamp == file.stamp:
@@ -234,17 +233,17 @@ class Hft:
         batches = []
         for number, sender in self._addresses.items() if changed else ():
             if self._path(sender) in changed:
-                self._who[number] = (self._who[number][0], self._names(sender))
+                self._devices[number] = (self._devices[number][0], self._names(sender))
                 batches += self._learn_from_file(number, sender, now_ns)
         return batches
 
-    def _keep(self) -> None:
-        """Write the templates of the senders of datagrams down, so that a restart can read on; a connection sends its own anew."""
-        self._kept = self._decoder.changes
+    def _save_templates(self) -> None:
+        """Save the templates of senders of datagrams for a restart; a new connection sends its own again."""
+        self._saved = self._decoder.changes
         if not self._config.state:
             return
         found = self._decoder.templates()
-        kept = {
+        saved = {
             sender: [[domain, name, content.hex()] for domain, name, content in found.get(number, [])]
             for sender, number in self._senders.items()
         }
@@ -252,14 +251,14 @@ class Hft:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             fresh = path.with_suffix(".new")
-            fresh.write_text(json.dumps({"version": 1, "templates": kept}))
+            fresh.write_text(json.dumps({"version": 1, "templates": saved}))
             os.replace(fresh, path)
         except OSError as error:
             self._counts["state_errors"] += 1
-            _log.warning("hft collector: templates cannot be kept in %s (%s)", self._config.state, error.strerror)
+            _log.warning("hft collector: templates cannot be saved in %s (%s)", self._config.state, error.strerror)
 
-    def _take_up(self) -> None:
-        """Take up the templates of an earlier life; what cannot be read is no loss but that of time."""
+    def _load_templates(self) -> None:
+        """Load the templates saved before a restart; if that fails, wait for the senders to repeat them."""
         path = Path(self._config.state) / STATE_FILE
         if not self._config.state or not path.is_file():
             return
@@ -272,20 +271,20 @@ class Hft:
                     self._decoder.learn(number, _message(int(domain), int(name), bytes.fromhex(content)), self._clock.now_ns())
         except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             self._counts["state_errors"] += 1
-            _log.warning("hft collector: %s is not what was kept there (%s), templates are waited for", path, error)
+            _log.warning("hft collector: %s cannot be read (%s), waiting for the senders to repeat their templates", path, error)
 
 
 def warm() -> None:
     """Compile the kernels of datagrams, streams and captures by decoding a few messages, so that none waits at its first use."""
     listen.warm()
     capture.warm()
-    decoder, one = Decoder(), np.array([0])
+    decoder, one = IpfixDecoder(), np.array([0])
     counter = b"\x80\x01\x00\x08\x00\x01\x00\x00"
     messages = [_message(0, 256, b"\x01\x45\x00\x08" + counter), _message(0, 257, b"\x00\x01\xff\xff")]
     for number in range(1, 4):
         record = (number * NS_PER_S).to_bytes(8, "big") + bytes(8)
         messages.insert(number, b"\x00\x0a\x00\x24" + bytes(12) + b"\x01\x00\x00\x14" + record)
-    # Of the variable length; and one whose template is missing.
+    # One record of variable length, and one without a template.
     messages += [b"\x00\x0a\x00\x18" + bytes(12) + name + b"\x00\x08" + bytes(4) for name in (b"\x01\x01", b"\x01\x02")]
     content = octets(b"".join(messages))
     for interval_ns in (0, NS_PER_MS):

@@ -1,7 +1,7 @@
 """Recorded high-frequency telemetry: IPFIX messages one after another in a file, or in the UDP packets of a capture.
 
-What labels are called stands in a file beside the recording, ``<recording>.toml`` or ``<recording>.json`` (``hft_names``); its
-templates are known before the first message.
+A file beside the recording, ``<recording>.toml`` or ``<recording>.json`` (``names``), names the labels; its templates are known before
+the first message.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,7 +17,7 @@ from ..base import Batch, Options
 from ..sampling.readings import Pace
 from ..sampling.runs import closing
 from .config import PORT
-from .ipfix import EXPORTERS_MAX, Block, Decoder, Loss
+from .ipfix import EXPORTERS_MAX, Block, IpfixDecoder, IpfixLoss
 from .ipfix_kernel import HEADER_BYTES
 from .names import Names, read_names
 from .streams import Streams, gaps
@@ -26,14 +26,12 @@ SPAN_NS = 1000 * NS_PER_MS
 SERIES_MAX = 500_000
 
 _PIECE_BYTES = 4 * 2**20
-# A capture is looked into so far to find out what it holds.
-_PEEK_BYTES = 64 * 1024
-_HINT = "record the messages again; what came before is used"
+_HINT = "record the messages again; those before are used"
 
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """Blocks of a piece of the file; ``problem`` says what is wrong with the message at byte ``at``, empty where nothing is."""
+    """Blocks of a piece of the file; ``problem`` is the error of the message at byte ``at``, empty if there is none."""
 
     blocks: list[Block]
     at: int = 0
@@ -42,23 +40,23 @@ class _Piece:
 
 
 class HftRecording:
-    """A file of IPFIX messages or a capture; see the module for the names."""
+    """A file of IPFIX messages or a capture."""
 
     def __init__(self, path: Path, options: Options) -> None:
         self._path, self._device = path, options.device
-        self._decoder = Decoder()
+        self._decoder = IpfixDecoder()
         rates = {"": options.line_rate_bps} if options.line_rate_bps else {}
         self._streams = Streams(Pace(0, SPAN_NS, rates), SERIES_MAX)
         self._names = Names()
         self._senders: dict[str, int] = {}
-        self._who: dict[int, tuple[str, Names]] = {}
+        self._devices: dict[int, tuple[str, Names]] = {}
 
     def batches(self) -> Iterator[Batch]:
         """Yield rows in slices of time; raise ``InputError`` after everything good."""
         yield from closing(self._open_ended())
 
     def counters(self) -> Mapping[str, float]:
-        """Return what the live collector counts, of this file."""
+        """Return the counters of the live collector for this file."""
         return {**self._decoder.counts(), **self._streams.counters()}
 
     def _open_ended(self) -> Iterator[Batch]:
@@ -72,24 +70,24 @@ class HftRecording:
                 head = file.read(HEADER_BYTES)
             for last in self._captured() if is_capture(head) else self._messages():
                 newest = max([newest, *(int(block.times.max()) for block in last.blocks if len(block.times))])
-                yield from self._streams.take(last.blocks, self._who, None)
-                yield from gaps(self._lost(last.dropped), newest)
+                yield from self._streams.take(last.blocks, self._devices, None)
+                yield from gaps(self._named_losses(last.dropped), newest)
         except InputError as error:
             fault = error
         except OSError as error:
             fault = InputError(str(self._path), f"cannot be read ({error.strerror})", "check the path and its permissions")
         self._decoder.end()
         yield from self._streams.end(None)
-        yield from gaps(self._lost(0), newest)
+        yield from gaps(self._named_losses(0), newest)
         if fault is None and last.problem:
             fault = InputError(str(self._path), f"the message at byte {last.at} {last.problem}", _HINT)
         if fault is not None:
             raise fault
 
-    def _lost(self, dropped: int) -> list[tuple[str, Loss]]:
-        lost = [(self._who[loss.exporter][0], loss) for loss in self._decoder.losses()]
+    def _named_losses(self, dropped: int) -> list[tuple[str, IpfixLoss]]:
+        lost = [(self._devices[loss.exporter][0], loss) for loss in self._decoder.losses()]
         here = self._device or self._path.stem
-        return [*lost, (here, Loss(0, "datagrams", dropped, "kernel_drop"))] if dropped else lost
+        return [*lost, (here, IpfixLoss(0, "datagrams", dropped, "kernel_drop"))] if dropped else lost
 
     def _messages(self) -> Iterator[_Piece]:
         number = self._exporter(self._device or self._path.stem)
@@ -121,35 +119,21 @@ class HftRecording:
             yield _Piece(blocks, dropped=piece.dropped)
 
     def _exporter(self, sender: str) -> int:
-        """Return the number of who sends, with the templates that the file beside has; all beyond the limit share the last one."""
+        """Return the number of a sender, with the templates of the names file; all beyond the limit share the last one."""
         if sender not in self._senders:
             number = self._senders[sender] = min(len(self._senders), EXPORTERS_MAX - 1)
-            self._who.setdefault(number, (self._device or sender, self._names))
+            self._devices.setdefault(number, (self._device or sender, self._names))
             for message in self._names.templates:
                 self._decoder.learn(number, message, 0)
         return self._senders[sender]
 
 
 def recognises(path: Path, head: bytes) -> bool:
-    """Return whether a file begins with a whole IPFIX header that the rest does not belie, or is a capture of IPFIX."""
+    """Return whether a file begins with an IPFIX header that fits the bytes behind it, or is a capture of IPFIX."""
     from ..wire.capture import is_capture
+    from ..wire.udp import is_capture_of
 
     if is_capture(head):
-        return _captures_ipfix(path)
+        return is_capture_of(path, PORT, b"\x00\x0a")
     length = int.from_bytes(head[2:4], "big")
     return head[:2] == b"\x00\x0a" and length >= HEADER_BYTES and head[length : length + 2] in (b"", b"\x00", b"\x00\x0a")
-
-
-def _captures_ipfix(path: Path) -> bool:
-    """Return whether the first packets of a capture hold more IPFIX than RoCEv2."""
-    from ..wire.capture import read_capture
-    from ..wire.headers import ROCE_PORT
-    from ..wire.udp import payloads
-
-    try:
-        piece = next(read_capture(path, _PEEK_BYTES))
-    except (InputError, StopIteration):
-        return False
-    packets = (piece.buffer, piece.offsets, piece.lengths, piece.links)
-    ten = sum(piece.buffer[at : at + 2].tobytes() == b"\x00\x0a" for at in payloads(*packets, PORT).offsets.tolist())
-    return ten > len(payloads(*packets, ROCE_PORT).at)

@@ -1,7 +1,7 @@
-"""Decoded records of high-frequency telemetry to rows: a ledger for each template of each device, gaps for what is lost.
+"""Decoded records of high-frequency telemetry to rows: a ledger for each template of each device, and gaps for losses.
 
-A switch whose session is reconfigured sends the same counters under a new template, at times beside the old one. The ledger
-of the new one goes on where the old one stands, so a sample that spans the change is not lost.
+A switch whose session is reconfigured sends the same counters under a new template, at times beside the old one. The new ledger
+continues from the old one, so that a sample that spans the change is not lost.
 """
 
 from collections import Counter
@@ -16,17 +16,16 @@ from ..sampling import kernel, readings
 from ..sampling.readings import Ledger, Pace
 from ..sampling.sai import series
 from .config import SOURCE
-from .ipfix import Block, Loss
+from .ipfix import Block, IpfixLoss
 from .ipfix_template import Template
 from .names import Names
 
-# IPFIX has it.
-# All rows of a device that are published together lie this close, so that none is late behind another.
+# All rows of a device that are published together lie this close, so that none is late.
 SLICE_NS = 250 * NS_PER_MS
 _SLICES_MAX = 64
-# Streams that a fresh one looks at for its counters, the newest first.
+# Streams that a new one may continue, the newest first.
 _NEAR_MAX = 64
-# A record further ahead of the collector's clock has no time that can be.
+# The time of a record further ahead of the collector's clock is invalid.
 _AHEAD_NS_MAX = 60 * NS_PER_S
 _BACK_NS = NS_PER_S
 _SILENT_NS = 3 * NS_PER_S
@@ -36,10 +35,9 @@ _ZERO = np.zeros(1, np.int64)
 
 @dataclass(slots=True)
 class _Stream:
-    """The records of one template: ``names`` is what its labels were called when the ledger was made.
+    """The records of one template; ``names`` of its labels when the ledger was made.
 
-    ``fresh`` until its first record, when it goes on where ``before`` stands, the ledger of the template's last generation, or
-    another one.
+    ``fresh`` until its first record, when it continues ``before``, the ledger of the template's last generation, or another one.
     """
 
     key: tuple[int, int, int]
@@ -48,36 +46,39 @@ class _Stream:
     ledger: Ledger
     before: Ledger | None = None
     fresh: bool = True
-    heard_ns: int = 0
+    received_ns: int = 0
 
 
 class Streams:
-    """All templates of all exporters. ``who`` are (device, names) by exporter number, kept by the caller."""
+    """The streams of all exporters and templates."""
 
     def __init__(self, pace: Pace, series_max: int) -> None:
         self._pace, self._series_max = pace, series_max
         self._streams: dict[tuple[int, int, int], _Stream] = {}
         self._counts: Counter[str] = Counter()
 
-    def take(self, blocks: Iterable[Block], who: Mapping[int, tuple[str, Names]], now_ns: int | None) -> list[Batch]:
-        """Return the rows of some blocks, in slices of time; ``now_ns`` is the collector's time, ``None`` for a recording."""
+    def take(self, blocks: Iterable[Block], devices: Mapping[int, tuple[str, Names]], now_ns: int | None) -> list[Batch]:
+        """Return the rows of some blocks, in slices of time.
+
+        ``devices`` are (device, names) by exporter; ``now_ns`` is the collector's time, ``None`` for a recording.
+        """
         batches: list[Batch] = []
         pieces, refused = [], []
         newest = 0
         for block in blocks:
-            device, names = who[block.exporter]
+            device, names = devices[block.exporter]
             times, values = self._ordered(block, now_ns)
             if len(times) < len(block.times):
-                refused.append((device, Loss(block.exporter, "records", len(block.times) - len(times), "timeless")))
+                refused.append((device, IpfixLoss(block.exporter, "records", len(block.times) - len(times), "timeless")))
             if not len(times):
                 continue
             newest = max(newest, int(times[-1]))
             stream = self._stream(block, device, names)
             if stream is None:
                 self._counts["refused_counters"] += values.size
-                refused.append((device, Loss(block.exporter, "counters", values.size, "series_max")))
+                refused.append((device, IpfixLoss(block.exporter, "counters", values.size, "series_max")))
                 continue
-            stream.heard_ns = now_ns or 0
+            stream.received_ns = now_ns or 0
             stream.ledger.look(times)
             pieces.append((stream, times, values))
         for stream, times, values in _slices(pieces):
@@ -89,34 +90,34 @@ class Streams:
         return batches + gaps(refused, newest if now_ns is None else now_ns)
 
     def quiet(self, now_ns: int) -> list[Batch]:
-        """Return the rows of streams that have fallen silent, which would otherwise wait for the next record."""
+        """Return the rows of idle streams, which would otherwise wait for the next record."""
         batches = []
         for stream in self._streams.values():
-            if stream.heard_ns and now_ns - stream.heard_ns > max(_SILENT_NS, 2 * self._pace.span_ns):
+            if stream.received_ns and now_ns - stream.received_ns > max(_SILENT_NS, 2 * self._pace.span_ns):
                 batches += stream.ledger.flush(now_ns)
-                stream.heard_ns = 0
+                stream.received_ns = 0
         return batches
 
     def end(self, now_ns: int | None) -> list[Batch]:
-        """Return the rows of spans that have begun: nothing follows."""
+        """Return the rows of all open spans: no records follow."""
         return [batch for stream in self._streams.values() for batch in stream.ledger.flush(now_ns)]
 
     def forget(self, exporter: int, now_ns: int) -> list[Batch]:
-        """Let go of an exporter that will not be heard again."""
+        """Return the last rows of an exporter that has left, and forget it."""
         gone = [key for key in self._streams if key[0] == exporter]
         return [batch for key in gone for batch in self._retire(key, now_ns)]
 
     def counters(self) -> Mapping[str, float]:
-        """Return readings, samples and what was refused since the start, and how many series and streams there are."""
+        """Return counter samples, samples and refusals since the start, and the current numbers of series and streams."""
         ledgers = [stream.ledger for stream in self._streams.values()]
-        told: Counter[str] = Counter(self._counts)
+        counts: Counter[str] = Counter(self._counts)
         for ledger in ledgers:
-            told.update(_told(ledger))
+            counts.update(_ledger_counts(ledger))
         known = {"streams": len(ledgers), "series": sum(len(one.series) for one in ledgers)}
-        return told | known | {"unknown_series": sum(ledger.unknown for ledger in ledgers)}
+        return counts | known | {"unknown_series": sum(ledger.unknown for ledger in ledgers)}
 
     def _ordered(self, block: Block, now_ns: int | None) -> tuple[np.ndarray, np.ndarray]:
-        """Return a block's records in order of time, without those that have none."""
+        """Return a block's records in order of time, without those that have no valid time."""
         times, values = block.times, block.values
         good = times >= 0 if now_ns is None else (times >= 0) & (times <= now_ns + _AHEAD_NS_MAX)
         if not good.all():
@@ -129,7 +130,7 @@ class Streams:
         return times, values
 
     def _stream(self, block: Block, device: str, names: Names) -> _Stream | None:
-        """Return the stream of a block's template, made anew if template or names changed; ``None`` where there are too many."""
+        """Return the stream of a block's template, a new one if template or names changed; ``None`` beyond the limit."""
         key = (block.exporter, block.domain, block.template.id)
         stream = self._streams.get(key)
         if stream is not None and stream.template is block.template and stream.names is names:
@@ -137,18 +138,18 @@ class Streams:
         if stream is not None and stream.template.content == block.template.content and stream.names.names == names.names:
             stream.template, stream.names = block.template, names
             return stream
-        held = sum(len(other.ledger.series) for other in self._streams.values()) - (len(stream.ledger.series) if stream else 0)
-        if held + block.template.counters > self._series_max:
+        series = sum(len(other.ledger.series) for other in self._streams.values()) - (len(stream.ledger.series) if stream else 0)
+        if series + block.template.counters > self._series_max:
             return None
         ledger = Ledger(SOURCE, device, replace(self._pace, interval_ns=self._pace.interval_ns or names.interval_ns))
         ledger.add(_series(block.template, names))
-        # Last in the order: what was made last is the first to go on from.
+        # Last in the order: the newest stream is the first to continue from.
         self._streams.pop(key, None)
         made = self._streams[key] = _Stream(key, block.template, names, ledger, before=stream.ledger if stream is not None else None)
         return made
 
     def _continue(self, stream: _Stream, times: np.ndarray, now_ns: int | None) -> list[Batch]:
-        """Let a fresh stream go on from what is known of its counters; return the last rows of the generation that it replaces."""
+        """Let a new stream continue an earlier one of the same counters; return the last rows of the generation that it replaces."""
         stream.fresh = False
         near = [one.ledger for other, one in reversed(self._streams.items()) if other[:2] == stream.key[:2] and one is not stream]
         before, stream.before = stream.before, None
@@ -156,16 +157,16 @@ class Streams:
             self._counts["streams_continued"] += 1
         if before is None:
             return []
-        self._counts.update(_told(before))
+        self._counts.update(_ledger_counts(before))
         return before.flush(now_ns)
 
     def _retire(self, key: tuple[int, int, int], now_ns: int | None) -> list[Batch]:
         stream = self._streams.pop(key)
-        self._counts.update(_told(stream.ledger))
+        self._counts.update(_ledger_counts(stream.ledger))
         return stream.ledger.flush(now_ns)
 
 
-def _told(ledger: Ledger) -> dict[str, int]:
+def _ledger_counts(ledger: Ledger) -> dict[str, int]:
     return {"samples": ledger.samples, **dict(zip(kernel.COUNTS, ledger.counts.tolist(), strict=True))}
 
 
@@ -175,7 +176,7 @@ def _series(template: Template, names: Names) -> list:
 
 
 def _slices(pieces: Sequence[tuple[_Stream, np.ndarray, np.ndarray]]) -> Iterator[tuple[_Stream, np.ndarray, np.ndarray]]:
-    """Yield the pieces cut into slices of time, slice by slice; no more slices than a call can bear."""
+    """Yield the pieces cut into slices of time, slice by slice, at most ``_SLICES_MAX``."""
     if not pieces:
         return
     spans = np.unique(np.concatenate([times // SLICE_NS for _, times, _ in pieces]))
@@ -190,6 +191,6 @@ def _slices(pieces: Sequence[tuple[_Stream, np.ndarray, np.ndarray]]) -> Iterato
                 yield stream, times[low:high], values[low:high]
 
 
-def gaps(losses: Sequence[tuple[str, Loss]], now_ns: int) -> list[Batch]:
+def gaps(losses: Sequence[tuple[str, IpfixLoss]], now_ns: int) -> list[Batch]:
     """Return losses of devices as rows of ``gap``."""
     return readings.gaps(SOURCE, [(device, loss.what, loss.missed, loss.reason, loss.first) for device, loss in losses], now_ns)

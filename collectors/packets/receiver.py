@@ -1,11 +1,10 @@
-"""RoCEv2 packets from a capture file or an interface: the one door to scapy.
+"""RoCEv2 packets from a capture file or an interface; the only module that imports scapy.
 
-Files are indexed and decoded in bulk (``decode``). Live, scapy opens the packet socket (binding, promiscuous mode), a
-filter in the kernel lets RoCEv2 pass, and the kernel writes into a mapped ring that ``drain`` decodes in place; when the
-ring is full the kernel drops and counts, and the count becomes a row of ``gap``.
+Files are decoded in bulk (``wire.roce``). Live, scapy opens the packet socket (binding, promiscuous mode), a socket filter passes
+RoCEv2, and Linux writes into a mapped ring that ``drain`` decodes in place. When the ring is full, Linux drops and counts packets,
+and the count becomes a row of ``gap``.
 
-RDMA adapters send and receive behind the kernel's back: live capture sees mirrored ports, software RDMA (rxe) and
-adapters that hand copies to the kernel.
+RDMA adapters bypass the operating system: live capture sees mirrored ports, software RDMA (rxe) and adapters that copy packets to it.
 """
 
 import errno
@@ -33,7 +32,7 @@ BATCH_PACKETS = 20_000
 
 _PACKET, _GAP = FAMILIES["packet"], FAMILIES["gap"]
 
-# What a packet that gives no row is told to be, by ``decode.roce.REASONS``.
+# Texts for ``roce.REASONS``.
 _SKIPPED = {
     "other": "not RoCEv2",
     "fragment": "fragments",
@@ -52,8 +51,8 @@ _LOOPBACK = 772
 class PacketsConfig:
     """Live capture of RoCEv2 (UDP port 4791) on one interface; off while ``interface`` is empty.
 
-    ``device`` is the name under which the packets are published, the host's if empty. ``snap_bytes`` of each packet are
-    looked at (all of it with ``check_icrc``). The ring of ``ring_blocks`` blocks of ``block_bytes`` is what may wait between two drains.
+    ``device`` is the name under which the packets are published, the host's if empty. ``snap_bytes`` of each packet are captured (all
+    with ``check_icrc``). The ring of ``ring_blocks`` blocks of ``block_bytes`` bounds what may wait between two drains.
     """
 
     interface: str = ""
@@ -70,8 +69,8 @@ class PacketsConfig:
         return bool(self.interface)
 
 
-class _Frames:
-    """Makes the batches of one device and keeps the counts."""
+class _PacketFrames:
+    """Makes the batches of one device, and counts."""
 
     def __init__(self, device: str, check_icrc: bool) -> None:
         self.device, self.check_icrc = device, check_icrc
@@ -81,7 +80,7 @@ class _Frames:
         self.counts[what] = self.counts.get(what, 0) + number
 
     def of(self, piece: "Piece", recv_ts: int | None = None) -> list[Batch]:
-        """Return the packets of ``piece`` in time order, after the gaps that it admits; rows are received when stamped, unless told."""
+        """Return the packets of ``piece`` in time order, after its gaps; ``recv_ts`` defaults to the time stamps."""
         from ..wire.roce import decode
 
         decoded = decode(
@@ -135,7 +134,7 @@ class PacketRecording:
 
     def __init__(self, path: Path, options: Options) -> None:
         self._path = path
-        self._frames = _Frames(options.device or path.stem, options.check_icrc)
+        self._frames = _PacketFrames(options.device or path.stem, options.check_icrc)
 
     @property
     def counts(self) -> Mapping[str, int]:
@@ -143,39 +142,39 @@ class PacketRecording:
         return self._frames.counts
 
     def batches(self) -> Iterator[Batch]:
-        """Yield gaps and packets; what lies out of order within 4 MiB of the file comes in order.
+        """Yield gaps and packets; packets out of order within 4 MiB of the file are put in order.
 
-        Raises ``InputError`` where the file is cut or damaged, or at its end when an interface's link type is not known,
-        in both cases after everything good.
+        Raises ``InputError`` where the file is cut or damaged, or at its end if an interface's link type is unknown, in both
+        cases after everything good.
         """
         self._frames.counts.clear()
-        held, problem, strange = None, None, {}
+        pending, problem, strange = None, None, {}
         try:
             for batch in self._pieces(strange):
-                if held is not None:
-                    yield held
-                held = batch
+                if pending is not None:
+                    yield pending
+                pending = batch
         except InputError as error:
             problem = error
-        if held is None and problem is not None:
+        if pending is None and problem is not None:
             raise problem
-        last = held or self._frames.empty()
+        last = pending or self._frames.empty()
         yield Batch(last.family, last.frame, (self._frames.device,))
-        for line in self._told():
+        for line in self._summary():
             log.info("%s: %s", self._path, line)
         if problem is not None:
             raise problem
         if strange:
-            from ..wire.capture import MEND_LINK
+            from ..wire.capture import HINT_LINK
 
             link, missed = next(iter(strange.items()))
-            raise InputError(str(self._path), f"{missed} packets have link type {link}, which is not decoded, and were left out", MEND_LINK)
+            raise InputError(str(self._path), f"{missed} packets have link type {link}, which is not decoded, and were left out", HINT_LINK)
 
-    def _told(self) -> Iterator[str]:
-        """Yield how many packets gave no row or not all of it, and why."""
-        told = [f"{number:,} {text}" for reason, text in _SKIPPED.items() if (number := self.counts.get(f"skipped_{reason}", 0))]
-        if told:
-            yield f"packets without a row: {', '.join(told)}"
+    def _summary(self) -> Iterator[str]:
+        """Yield how many packets gave no row or an incomplete one, and why."""
+        skipped = [f"{number:,} {text}" for reason, text in _SKIPPED.items() if (number := self.counts.get(f"skipped_{reason}", 0))]
+        if skipped:
+            yield f"packets without a row: {', '.join(skipped)}"
         if partial := self.counts.get("partial", 0):
             yield f"packets captured too short for their RETH or AETH, whose fields are null: {partial:,}; tcpdump -s 128 keeps them"
 
@@ -193,13 +192,13 @@ class PacketRecording:
 
 
 class PacketCapture:
-    """Live capture on an interface; see the module for how."""
+    """Live capture on an interface, as the module describes."""
 
     def __init__(self, config: PacketsConfig, clock: Clock) -> None:
         import socket
 
         self._config, self._clock = config, clock
-        self._frames = _Frames(config.device or socket.gethostname(), config.check_icrc)
+        self._frames = _PacketFrames(config.device or socket.gethostname(), config.check_icrc)
         self._source: Any = None
         self._ring: PacketRing | None = None
         self._left: list[Batch] = []
@@ -209,7 +208,7 @@ class PacketCapture:
 
         Raises:
             ConfigError: no such interface, or one whose packets are not decoded.
-            ServiceError: this user may not capture, or the kernel has no ring.
+            ServiceError: this user may not capture, or Linux has no ring.
         """
         import socket
 
@@ -231,7 +230,7 @@ class PacketCapture:
             raise ServiceError(f"packets: no ring on {config.interface}: {error.strerror}", "lower collect.packets.ring_blocks") from None
 
     def _open(self) -> None:
-        import scapy.layers.l2  # noqa: F401  (tells scapy the hardware types)
+        import scapy.layers.l2  # noqa: F401  (registers the hardware types)
         from scapy.arch.linux import L2ListenSocket
 
         from .ring import PacketRing
@@ -255,7 +254,7 @@ class PacketCapture:
         self._ring = ring
 
     def drain(self) -> list[Batch]:
-        """Return what the ring holds, at most its size; empty when stopped and drained."""
+        """Return the packets in the ring; empty when stopped and drained."""
         left, self._left = self._left, []
         return left + (self._read() if self._ring is not None else [])
 
@@ -273,7 +272,7 @@ class PacketCapture:
         return {f"weft_collectors_packets_{what}_total": float(number) for what, number in self._frames.counts.items()}
 
     def stop(self) -> None:
-        """Close the interface; what the kernel has handed over by now is drained once more."""
+        """Close the interface; packets captured by now are left for one more ``drain``."""
         if self._ring is not None and self._source is not None:
             self._clock.wait(2 * self._config.hand_over_ms / 1000)
             self._left += self._read()
@@ -284,10 +283,9 @@ class PacketCapture:
 
 
 def _attach_filter(packets: Any, snap_bytes: int) -> None:
-    """Let only UDP to port 4791 pass, and what may hide it: authentication and IPv6 extension headers, inner VLAN tags.
+    """Pass only UDP to port 4791, and headers that may precede it: authentication, IPv6 extension headers, inner VLAN tags.
 
-    Classic BPF relative to the network header, so that one program fits every link type; the kernel has taken the
-    outer VLAN tag off before it runs.
+    Classic BPF relative to the network header, so that one program fits every link type; Linux has removed the outer VLAN tag.
     """
     import ctypes
     import socket
@@ -295,7 +293,7 @@ def _attach_filter(packets: Any, snap_bytes: int) -> None:
     load_half, load_byte, load_half_x = 0x28, 0x30, 0x48
     equal, mask, shift, to_x, end = 0x15, 0x54, 0x64, 0x07, 0x06
     net, protocol = 0xFFF00000, 0xFFFFF000
-    # A jump says how many steps it leaves out, or that it goes to one of the two ends.
+    # A jump is a number of steps to skip, or one of the two ends.
     program = [
         (load_half, protocol, 0, 0),
         (equal, 0x8100, "give", 0),
@@ -348,7 +346,7 @@ def warm() -> None:
     capture.warm()
     walk(np.zeros(16, np.uint32), 64, 1, 0)
     one = np.zeros(1, np.int64)
-    _Frames("", False).of(capture.Piece(np.zeros(1, np.uint8), one, one + 1, one + 1, one, one + 1))
+    _PacketFrames("", False).of(capture.Piece(np.zeros(1, np.uint8), one, one + 1, one + 1, one, one + 1))
 
 
 PACKETS = Collector(
@@ -365,7 +363,7 @@ PACKETS = Collector(
 
 
 def dissect(raw: bytes) -> Any:
-    """Return one Ethernet frame as scapy sees it: slow and thorough, for comparison with the bulk decode."""
+    """Return one Ethernet frame as scapy dissects it, for comparison with the bulk decoder."""
     from scapy.contrib import roce  # noqa: F401  (binds RoCEv2 to its UDP port)
     from scapy.layers.l2 import Ether
 

@@ -1,8 +1,8 @@
-"""The kernel's packet ring: blocks of a memory-mapped AF_PACKET socket to columns, without a copy or a call per packet.
+"""The packet ring of Linux: blocks of a memory-mapped AF_PACKET socket to columns, without a copy or a call per packet.
 
-The kernel fills blocks and hands each over when it is full or its time is up (TPACKET_V3, linux/if_packet.h). A walker
-reads the packet headers of all blocks that are ours; the caller decodes from the mapped memory and gives the blocks
-back. When no block is free the kernel drops and counts. Nothing is allocated after the start: the ring is the bound.
+Linux fills blocks and releases each when it is full or its timeout has passed (TPACKET_V3, linux/if_packet.h). ``walk`` reads the
+packet headers of all released blocks; the caller decodes from the mapped memory and returns the blocks. When no block is free,
+Linux drops and counts packets. The ring bounds the memory.
 """
 
 import mmap
@@ -29,7 +29,7 @@ _SECONDS, _NANOSECONDS, _SNAPPED, _LENGTH, _FLAGS, _START = 4, 8, 12, 16, 20, 24
 
 
 class PacketRing:
-    """The receive ring of an AF_PACKET socket; made by ``open``, unmapped by ``close``."""
+    """The receive ring of an AF_PACKET socket, between ``open`` and ``close``."""
 
     def __init__(self, block_bytes: int, blocks: int, hand_over_ms: int, link: int) -> None:
         self._block_bytes, self._blocks, self._hand_over_ms, self._link = block_bytes, blocks, hand_over_ms, link
@@ -38,7 +38,7 @@ class PacketRing:
         self._next = 0
 
     def open(self, packets: socket.socket, *, ignore_outgoing: bool) -> None:
-        """Map a ring for ``packets``. Raises ``OSError`` where the kernel has no memory or no such ring."""
+        """Map a ring for ``packets``. Raises ``OSError`` if Linux has no memory or no such ring."""
         if ignore_outgoing:
             packets.setsockopt(_SOL_PACKET, _PACKET_IGNORE_OUTGOING, 1)
         packets.setsockopt(_SOL_PACKET, _PACKET_VERSION, _TPACKET_V3)
@@ -49,26 +49,26 @@ class PacketRing:
         self._socket = packets
 
     def take(self) -> tuple[Piece, int]:
-        """Return the packets of the blocks that are ours, in place, and how many blocks to ``give_back`` once they are read."""
+        """Return the packets of the released blocks, in place, and how many blocks to ``give_back`` after reading."""
         assert self._map is not None
         buffer = np.frombuffer(self._map, np.uint8)
         (offsets, lengths, wire, ts, hidden), taken = walk(buffer.view(np.uint32), self._block_bytes, self._blocks, self._next)
         return Piece(buffer, offsets, lengths, wire, ts, np.full(len(ts), self._link), hidden=hidden), taken
 
     def give_back(self, taken: int) -> None:
-        """Let the kernel fill the oldest ``taken`` blocks again."""
+        """Return the oldest ``taken`` blocks to Linux."""
         assert self._map is not None
         for _ in range(taken):
             struct.pack_into("I", self._map, self._next * self._block_bytes + _STATUS, 0)
             self._next = (self._next + 1) % self._blocks
 
     def dropped(self) -> int:
-        """Return how many packets the kernel has dropped since the last call."""
+        """Return how many packets Linux has dropped since the last call."""
         assert self._socket is not None
         return struct.unpack("3I", self._socket.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 12))[1]
 
     def close(self) -> None:
-        """Unmap; whoever holds a piece must have let go of it. Idempotent."""
+        """Unmap the ring; no piece may be in use. Idempotent."""
         if self._map is not None:
             self._map.close()
         self._map, self._socket = None, None
@@ -76,7 +76,10 @@ class PacketRing:
 
 @numba.njit(cache=True, nogil=True)
 def walk(words, block_bytes, blocks, block):
-    """Return offset, length, length on the wire, time and hidden bytes of each packet, and how many blocks they fill."""
+    """Return columns (5, n) int64 of the packets from block ``block`` on, and how many blocks they fill.
+
+    Columns: offset, length, length on the wire, time in ns, hidden bytes. ``words`` uint32: the ring, ``blocks`` of ``block_bytes``.
+    """
     ready, packets = 0, 0
     while ready < blocks and words[((block + ready) % blocks * block_bytes + _STATUS) >> 2] & _USER:
         packets += words[((block + ready) % blocks * block_bytes + _PACKETS) >> 2]

@@ -1,13 +1,14 @@
-"""What is remembered of sFlow agents and their interfaces from one datagram to the next, in tables of a fixed size.
+"""State of sFlow agents and their interfaces between datagrams, in tables of a fixed size.
 
-An agent's datagrams are numbered, so what is missing is known; its uptime and its numbers tell when it began anew. Where an
-address, an interface or a name is seen for the first time it gets a number, and texts are made per number, not per sample.
+An agent numbers its datagrams, which shows losses; its uptime and its numbers show restarts. Each new agent and interface gets an
+entry, so that texts are made once an entry and not for every sample. The verdict on a datagram is
 
-* A datagram is ``fresh`` when its number is above all before it; the numbers skipped are missing.
-* ``late`` when it was skipped before (its gap has been admitted by then), ``repeated`` when it has been here already, as
-  far as the last 64 numbers tell.
-* ``restarted`` when the uptime fell behind, or ran ahead of the time that passed here, or the number made a leap that no loss
-  explains: counters may have begun anew, so the epoch becomes the time of that datagram.
+* ``FRESH``: its number is above all earlier ones; the numbers skipped are missing;
+* ``LATE``: it was skipped before, and its gap has been reported; ``REPEATED``: it was received before. Both look at the last 64
+  numbers;
+* ``RESTARTED``: the uptime fell back or ran ahead of the local clock, or the number jumped too far for a loss. Counters may have
+  restarted, so the epoch becomes the time of that datagram;
+* ``REFUSED``: its header is malformed, or there is no room for another agent.
 """
 
 from typing import NamedTuple
@@ -16,16 +17,17 @@ import numba
 import numpy as np
 
 from ..wire.hash_table import ENTRIES, WordTable, entry_of, new_seed, word_table
+from ..wire.octets import record_type
 
 FRESH, LATE, REPEATED, RESTARTED, REFUSED = range(5)
 
 LEAP_MAX = 1 << 20
-# What a busy agent's clock, the network and this machine may add between two datagrams.
+# Tolerance for the agent's clock, the network and this machine between two datagrams.
 UPTIME_SLACK_MS, UPTIME_BACK_MS = 60_000, 10_000
 
-_AGENT = np.dtype([("last", np.uint32), ("uptime", np.uint32), ("seen", np.uint64), ("ts", np.int64), ("epoch", np.int64)])
+_AGENT = record_type("u4 last uptime", "u8 seen", "i8 ts epoch")
 # Of an interface: the agent's totals of lost samples and notices, plus one where known, and hashes of its last name and states.
-_INTERFACE = np.dtype([("epoch", np.int64), ("drops", np.int64), ("notices", np.int64), ("name", np.int64), ("states", np.uint64)])
+_INTERFACE = record_type("i8 epoch drops notices name", "u8 states")
 
 
 class Tracked(NamedTuple):
@@ -48,14 +50,14 @@ class Interfaces(NamedTuple):
 
 
 class Agents:
-    """The agents (address, sub-agent) and their interfaces (source class, index) that are known, up to a number of each."""
+    """The known agents (address, sub-agent) and their interfaces (source class, index), bounded in number."""
 
     def __init__(self, agents_max: int, interfaces_max: int) -> None:
         self.table, self._states = word_table(agents_max, new_seed()), np.zeros(agents_max, _AGENT)
         self.interfaces = Interfaces(word_table(interfaces_max, new_seed()), np.zeros(interfaces_max, _INTERFACE))
 
     def track(self, heads: np.ndarray, ts: np.ndarray) -> Tracked:
-        """Judge datagrams in the order of arrival by their ``decoder.HEAD`` rows and times in ns."""
+        """Return verdicts on datagrams in the order of arrival, from their ``decoder.HEAD`` rows and times in ns."""
         n = len(heads)
         tracked = Tracked(np.full(n, -1, np.int32), np.zeros(n, np.int64), np.full(n, REFUSED, np.uint8), np.zeros(n, np.int64))
         _track(heads, ts, self.table, self._states, tracked)
@@ -90,7 +92,7 @@ def _track(heads, ts, table, states, tracked):
 
 @numba.njit(inline="always")
 def _judge(head, ts, state):
-    """Return verdict and missing numbers of a datagram of a known agent, and remember it."""
+    """Return the verdict on a datagram and the missing numbers before it; update ``state``, the ``_AGENT`` row of its agent."""
     ahead = np.int64((np.int64(head.sequence) - np.int64(state.last)) & 0xFFFFFFFF)
     ahead = ahead - (1 << 32) if ahead >= 1 << 31 else ahead
     passed_ms = max(0, ts - state.ts) // 1_000_000
@@ -112,7 +114,7 @@ def _judge(head, ts, state):
 
 @numba.njit(inline="always")
 def newly_lost(state, notices, total, epoch):
-    """Return how much the agent's own count of losses has grown, and remember it; 0 where nothing is known from before."""
+    """Return the growth of the agent's own count of losses, 0 without an earlier one; update ``state``, an ``_INTERFACE`` row."""
     if state.epoch != epoch:
         state.epoch, state.drops, state.notices = epoch, 0, 0
     last = (state.notices if notices else state.drops) - 1

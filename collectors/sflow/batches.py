@@ -1,6 +1,6 @@
-"""sFlow datagrams to batches: what agents and interfaces are called, what came by kind, and what is missing.
+"""sFlow datagrams to batches: names of agents and interfaces, counts by kind, and gaps.
 
-The rows of each family are made in ``sflow_frames``; here is what has to be remembered from one call to the next.
+``frames`` makes the rows of each family; this module holds the state between calls.
 """
 
 import struct
@@ -32,7 +32,7 @@ _KINDS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmp"}
 
 @dataclass(frozen=True, slots=True)
 class Naming:
-    """How devices and ports are called: agent address -> name, "device/number" -> name; an agent without address is ``nameless``."""
+    """Names of devices (by agent address) and of ports (by "device/number"); an agent without address is ``nameless``."""
 
     devices: Mapping[str, str] = field(default_factory=dict)
     ports: Mapping[str, str] = field(default_factory=dict)
@@ -40,7 +40,7 @@ class Naming:
 
 
 class Rows:
-    """Makes batches of datagrams; remembers agents, interfaces and names, and counts."""
+    """Makes batches of datagrams; keeps agents, interfaces and names between calls, and counts."""
 
     def __init__(
         self, naming: Naming, *, agents_max: int = 4096, interfaces_max: int = 131_072, limits: SflowLimits = DEFAULT_LIMITS
@@ -54,12 +54,12 @@ class Rows:
 
     @property
     def devices(self) -> tuple[str, ...]:
-        """The names of all devices that sent something, in the order of their first datagrams."""
+        """The names of all devices that sent datagrams, in the order of their first ones."""
         return tuple(dict.fromkeys(self._devices))
 
     @property
     def interfaces(self) -> int:
-        """How many interfaces are known."""
+        """The number of known interfaces."""
         return len(self._ports)
 
     def of(
@@ -70,10 +70,10 @@ class Rows:
         ts: np.ndarray,
         sender_of: Callable[[int], str] = lambda _number: "",
     ) -> list[Batch]:
-        """Return the rows of datagrams that came at ``ts`` ns in this order; ``sender_of`` names the k-th one's sender."""
+        """Return the rows of datagrams received at ``ts`` ns in this order; ``sender_of`` names the sender of the k-th."""
         ends = np.cumsum(lengths)
         total = int(ends[-1]) if len(ends) else 0
-        # Equal parts: a small rest would cost as much as a whole one, but for the bytes.
+        # Equal parts: a small last one would cost nearly as much as a whole one.
         parts = max(1, round(total / CHUNK_BYTES))
         cuts = np.searchsorted(ends, total * np.arange(1, parts) // parts) + 1
         batches = []
@@ -89,12 +89,12 @@ class Rows:
         samples = decode(buffer, offsets, lengths, ts, self._agents, self._limits)
         self._name(buffer, samples)
         self._count(samples)
-        view = frames.View(samples, ts, self._device_column, self._port_column)
+        view = frames.CommonColumns(samples, ts, self._device_column, self._port_column)
         made = [("gap", self._gaps(samples, view, ts, sender_of)), *frames.of_counters(buffer, samples, view)]
         return [Batch(family, frame) for family, frame in (*made, *self._of_flows(buffer, samples, view)) if frame.height]
 
     def _name(self, buffer: np.ndarray, samples: Samples) -> None:
-        """Name what is new: as told, as the agent says, or by address and number."""
+        """Name new agents and interfaces: as configured, else as the agent reports, else by address and number."""
         high, low, kind = self._agents.table.keys.T
         before = len(self._devices), len(self._ports)
         for k in range(before[0], int(self._agents.table.state[ENTRIES])):
@@ -107,8 +107,8 @@ class Rows:
         for row in samples.named:
             place, at = int(row["place"]), int(row["at"])
             if f"{self._devices[int(agents[place])]}/{index[place]}" not in self._naming.ports:
-                said = buffer[at : at + int(row["size"])].tobytes().decode("utf-8", "replace").strip("\0 ")
-                self._ports[place] = said or str(index[place])
+                name = buffer[at : at + int(row["size"])].tobytes().decode("utf-8", "replace").strip("\0 ")
+                self._ports[place] = name or str(index[place])
         if before[0] != len(self._devices):
             self._device_column = pl.Series(self._devices, dtype=pl.String)
         if before[1] != len(self._ports) or len(samples.named):
@@ -132,18 +132,18 @@ class Rows:
         self.counts["missed_datagrams"] += int(samples.tracked.missed.sum())
         self.counts["missed_samples"] += int(samples.lost.sum())
 
-    def _gaps(self, samples: Samples, view: frames.View, ts: np.ndarray, sender_of: Callable[[int], str]) -> pl.DataFrame:
-        """Return what is missing: datagrams by their numbers, samples by the agents' own count, and what could not be read."""
+    def _gaps(self, samples: Samples, view: frames.CommonColumns, ts: np.ndarray, sender_of: Callable[[int], str]) -> pl.DataFrame:
+        """Return gaps: datagrams by their numbers, samples by the agents' own counts, and what could not be decoded."""
         tracked = samples.tracked
         (behind,) = np.nonzero(tracked.missed)
         if not len(behind) and not samples.lost.any() and not samples.faults.any() and not (tracked.verdict == REFUSED).any():
             return _NO_GAPS
         last = samples.heads["sequence"][behind].astype(np.int64) - 1
         first = last - tracked.missed[behind] + 1
-        # Numbers have 32 bits and go round.
+        # Numbers wrap at 32 bits.
         numbers = {"from_sequence": first % 2**32, "to_sequence": last % 2**32, "missed": tracked.missed[behind]}
         skipped = frames.frame("gap", {**view.common(behind), **numbers, "what": "datagrams", "reason": "sequence"})
-        # By window, device, what and why: how much, and the newest datagram that tells it.
+        # By window, device, what and reason: how many, and the newest datagram that shows it.
         missing: dict[tuple[int, str, str, str], list[int]] = {}
 
         def miss(k: int, device: str, what: str, missed: int, reason: str) -> None:
@@ -160,7 +160,7 @@ class Rows:
         rows = [(int(ts[k]), device, what, missed, reason) for (_, device, what, reason), (missed, k) in missing.items()]
         return pl.concat([skipped, frames.of_gaps(rows)]).sort("ts", maintain_order=True)
 
-    def _of_flows(self, buffer: np.ndarray, samples: Samples, view: frames.View) -> list[tuple[str, pl.DataFrame]]:
+    def _of_flows(self, buffer: np.ndarray, samples: Samples, view: frames.CommonColumns) -> list[tuple[str, pl.DataFrame]]:
         flows = samples.flows
         if not len(flows):
             return []
@@ -168,7 +168,7 @@ class Rows:
         links = np.zeros(len(flows), np.int64)
         for protocol, link in tables.LINK_OF_PROTOCOL.items():
             links[flows["protocol"] == protocol] = link
-        # A protocol that is none of these is none of `network_layer`'s either, and has no addresses.
+        # `network_layer` knows no other protocols: no addresses.
         links[links == 0] = -1
         ends = udp.ends(buffer, flows["header_at"].copy(), flows["header_bytes"].astype(np.int64), links)
         return [
@@ -176,29 +176,31 @@ class Rows:
             *frames.of_flows(samples, view, ends),
         ]
 
-    def _packets(self, buffer: np.ndarray, samples: Samples, view: frames.View, links: np.ndarray, ends: np.ndarray) -> pl.DataFrame:
-        """Return the sampled RoCEv2 packets; what was discarded without having been sampled stands for no others and is left out."""
+    def _packets(
+        self, buffer: np.ndarray, samples: Samples, view: frames.CommonColumns, links: np.ndarray, ends: np.ndarray
+    ) -> pl.DataFrame:
+        """Return the sampled RoCEv2 packets, without discarded ones that were not sampled: they stand for no others."""
         flows = samples.flows
         sampled = ~flows["notice"] & (flows["flags"] & HAS_HEADER != 0)
         is_roce = sampled & (ends["protocol"] == 17) & (ends["dst_port"] == ROCE_PORT)
         self._count_others(links, ends, sampled & ~is_roce)
         (chosen,) = np.nonzero(is_roce)
         offsets, lengths, wire_lengths = (flows[name][chosen].astype(np.int64) for name in ("header_at", "header_bytes", "frame_bytes"))
-        # The decoder hands the times of what it decoded through: numbers in their place tell which rows those are.
+        # The decoder copies times through: indices in their place show which rows it decoded.
         decoded = roce.decode(buffer, offsets, lengths, chosen, links[chosen], wire_lengths=wire_lengths)
         for reason, number in decoded.skipped.items():
             self.counts[f"roce_skipped_{reason}"] += number
         self.counts["roce_samples"] += decoded.frame.height
         self.counts["roce_partial"] += decoded.partial
-        kept = decoded.frame["ts"].to_numpy()
+        rows = decoded.frame["ts"].to_numpy()
         return frames.frame(
             "packet",
             {
-                **view.common(flows["datagram"][kept]),
+                **view.common(flows["datagram"][rows]),
                 **{name: decoded.frame[name] for name in decoded.frame.columns if name != "ts"},
-                # As sFlow counts it: with the frame check sequence and what the agent took off before it cut the header.
-                "length": flows["frame_bytes"][kept],
-                "sampling_rate": np.maximum(flows["rate"][kept], 1),
+                # As sFlow counts: with the frame check sequence and the bytes that the agent stripped.
+                "length": flows["frame_bytes"][rows],
+                "sampling_rate": np.maximum(flows["rate"][rows], 1),
             },
         )
 

@@ -1,16 +1,15 @@
-"""sFlow version 5 datagrams to columns: one call for many, no sample touched by Python.
+"""sFlow version 5 datagrams to columns: one call decodes many, without Python code per sample.
 
-A kernel walks datagrams, samples and records. It reads a byte only after the bytes were found to be there; what an agent says of
-lengths and counts is checked against them, and arrays are as large as the bytes that came can fill, so any bytes give rows or a
-counted fault in time and memory linear in their length. A fault costs what lies behind it in its sample, or in its datagram where
-the sample's own length is wrong; what was read before stays.
+A kernel walks datagrams, samples and records. It checks every length and count against the bytes received before it reads, and
+arrays are as large as these bytes can fill. So any bytes give rows or a counted fault, in time and memory linear in their length. A
+fault loses the rest of its sample, or of its datagram where the sample's own length is wrong; what was decoded before it stays.
 
-Faults of a datagram, the first one counts:
+Faults of a datagram, of which the first counts:
 
-* ``short``, ``version``, ``address``: its header is not all there, of another version, or has an address of no known kind;
-* ``cut``: it ends before the samples do that it says it has;
-* ``sample``, ``record``: one is shorter than what it has to hold, or longer than where it lies;
-* ``samples_max``, ``records_max``: it has more of them than are looked at;
+* ``short``, ``version``, ``address``: the header is cut, of another version, or has an address of an unknown kind;
+* ``cut``: the datagram ends before its samples;
+* ``sample``, ``record``: one is shorter than its fields, or longer than what contains it;
+* ``samples_max``, ``records_max``: there are more of them than the limit;
 * ``interfaces_max``: there is no room for another interface.
 """
 
@@ -21,7 +20,7 @@ import numba
 import numpy as np
 
 from ..wire.hash_table import SEED, entry_of, mix_bytes
-from ..wire.octets import octets, u32, u64
+from ..wire.octets import octets, record_type, u32, u64
 from . import records as tables
 from .agents import LATE, REFUSED, REPEATED, Agents, Tracked, newly_lost
 
@@ -30,63 +29,30 @@ _SHORT, _VERSION, _ADDRESS, _CUT, _SAMPLE, _RECORD, _SAMPLES_MAX, _RECORDS_MAX, 
 TALLY = ("counter_samples", "flow_samples", "discarded_packets", "unknown_samples", "unknown_records", "late_counter_samples")
 _COUNTERS, _FLOWS, _DISCARDED, _UNKNOWN_SAMPLES, _UNKNOWN_RECORDS, _LATE_COUNTERS = range(len(TALLY))
 
-# Counter rows that are read together.
+# Counter rows that are decoded together.
 _BLOCK = 64
-# A name of an interface is no longer than this.
+# Length of an interface's name.
 NAME_BYTES_MAX = 255
 HAS_HEADER, HAS_QUEUE, HAS_TRANSIT, HAS_DEPTH = 1, 2, 4, 8
 NO_REASON = -1
 
-HEAD = np.dtype(
-    [
-        ("high", np.uint64),
-        ("low", np.uint64),
-        ("body", np.int64),
-        ("sub_agent", np.uint32),
-        ("sequence", np.uint32),
-        ("uptime", np.uint32),
-        ("samples", np.uint32),
-        ("kind", np.uint8),
-        ("fault", np.uint8),
-    ]
+HEAD = record_type("u8 high low", "i8 body", "u4 sub_agent sequence uptime samples", "u1 kind fault")
+# One counter sample; its counters are in ``Samples.columns``. Unknown values are all ones.
+COUNTER = record_type(
+    "i8 generic_at ethernet_at", "i4 datagram place", "u4 interface_type direction status promiscuous_mode", "? states_changed"
 )
-# One counter sample; its counters stand in ``Samples.columns``. What it does not say is all ones.
-COUNTER = np.dtype(
-    [
-        ("generic_at", np.int64),
-        ("ethernet_at", np.int64),
-        ("datagram", np.int32),
-        ("place", np.int32),
-        ("interface_type", np.uint32),
-        ("direction", np.uint32),
-        ("status", np.uint32),
-        ("promiscuous_mode", np.uint32),
-        ("states_changed", np.bool_),
-    ]
-)
-# One flow sample or discarded packet; places are -1 where there is no interface, or nothing that it is needed for.
-FLOW = np.dtype(
-    [
-        ("header_at", np.int64),
-        ("datagram", np.int32),
-        ("input", np.int32),
-        ("output", np.int32),
-        ("reason", np.int32),
-        ("header_bytes", np.uint32),
-        ("frame_bytes", np.uint32),
-        ("protocol", np.uint32),
-        ("rate", np.uint32),
-        ("queue", np.uint32),
-        ("transit_ns", np.uint32),
-        ("depth_bytes", np.uint32),
-        ("flags", np.uint8),
-        ("notice", np.bool_),
-    ]
+# One flow sample or discarded packet; ``input`` and ``output`` are -1 without an interface, or where no row needs it.
+FLOW = record_type(
+    "i8 header_at",
+    "i4 datagram input output reason",
+    "u4 header_bytes frame_bytes protocol rate queue transit_ns depth_bytes",
+    "u1 flags",
+    "? notice",
 )
 # A counter record that becomes rows of ``reading``.
-RECORD = np.dtype([("at", np.int64), ("datagram", np.int32), ("place", np.int32), ("format", np.int32), ("size", np.int32)])
-# An interface that has another name than before: ``size`` bytes at ``at``.
-NAMED = np.dtype([("at", np.int64), ("place", np.int32), ("size", np.int32)])
+RECORD = record_type("i8 at", "i4 datagram place format size")
+# The new name of an interface: ``size`` bytes at ``at``.
+NAMED = record_type("i8 at", "i4 place size")
 
 
 class SflowLimits(NamedTuple):
@@ -100,8 +66,8 @@ class SflowLimits(NamedTuple):
 DEFAULT_LIMITS = SflowLimits()
 
 
-class _Rows(NamedTuple):
-    """What the kernels write: rows by kind, ``filled`` (4,) int64 of them, and counts.
+class _SampleRows(NamedTuple):
+    """What the kernels write: rows by kind, the number of each in use (``filled`` (4,) int64), and counts.
 
     ``counters`` (c,) ``COUNTER``, ``flows`` (f,) ``FLOW``, ``records`` (r,) ``RECORD``, ``named`` (m,) ``NAMED``; ``tally`` int64 by
     ``TALLY``; of each of n datagrams ``lost`` (n,) int64 samples and ``faults`` (n,) uint8.
@@ -127,11 +93,11 @@ class _Origin(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """What some datagrams held; ``datagram`` of each row is the place of its datagram in ``heads`` and ``tracked``.
+    """Decoded datagrams; ``datagram`` of each row indexes ``heads``, ``tracked``, ``faults`` and ``lost``.
 
-    ``columns`` has a row for each of ``sflow_tables.COLUMNS``, all ones where the agent does not have the counter; ``unknowns``
-    says how often. ``faults`` index ``FAULTS``, ``lost`` are the samples that each datagram's agent says to have lost
-    since the one before, ``tally`` counts by ``TALLY``.
+    ``columns`` has a row for each of ``records.COLUMNS``, all ones where the agent lacks the counter; ``unknowns`` counts those.
+    ``faults`` index ``FAULTS``, ``lost`` are the samples that each datagram's agent reports lost since its previous datagram,
+    ``tally`` counts by ``TALLY``.
     """
 
     heads: np.ndarray
@@ -150,11 +116,10 @@ class Samples:
 def decode(
     buffer: np.ndarray, offsets: np.ndarray, lengths: np.ndarray, ts: np.ndarray, agents: Agents, limits: SflowLimits = DEFAULT_LIMITS
 ) -> Samples:  # fmt: skip
-    """Return what the datagrams ``buffer[offsets[k] : offsets[k] + lengths[k]]``, which came at ``ts`` ns, hold.
+    """Decode the datagrams ``buffer[offsets[k] : offsets[k] + lengths[k]]``, received at ``ts`` ns.
 
-    Datagrams that were here before, and those of agents for which there is no room, are left out, and so are the counter
-    samples of those that were overtaken. Raises ``ValueError`` for
-    a datagram that reaches beyond the buffer.
+    Repeated datagrams, those of agents beyond the limit, and the counter samples of late datagrams are left out. Raises
+    ``ValueError`` for a datagram that reaches beyond the buffer.
     """
     if offsets.size and (offsets.min() < 0 or lengths.min() < 0 or (offsets + lengths).max() > buffer.size):
         raise ValueError("a datagram reaches beyond the buffer")
@@ -162,11 +127,11 @@ def decode(
     heads = np.zeros(len(offsets), HEAD)
     _heads(buffer, offsets, lengths, heads)
     tracked = agents.track(heads, ts)
-    # The fewest bytes that a counter row, a flow row, a record and a name can come from.
+    # The sizes are the fewest bytes that each kind of row can come from.
     total = int(lengths.sum())
     room = (np.empty(total // size + 1, dtype) for size, dtype in ((80, COUNTER), (40, FLOW), (36, RECORD), (16, NAMED)))
     sums = (np.zeros(size, np.int64) for size in (4, len(TALLY), len(offsets)))
-    rows = _Rows._make((*room, *sums, heads["fault"].copy()))
+    rows = _SampleRows._make((*room, *sums, heads["fault"].copy()))
     _walk(buffer, offsets, lengths, heads, tracked, limits, agents.interfaces, rows)
     counters, flows, records, named = (part[:count] for part, count in zip(rows, rows.filled.tolist(), strict=False))
     columns = np.empty((len(tables.COLUMNS), len(counters)), np.uint64)
@@ -205,7 +170,7 @@ def _heads(buffer, offsets, lengths, heads):
 
 @numba.njit(cache=True, nogil=True)
 def _walk(buffer, offsets, lengths, heads, tracked, limits, interfaces, rows):
-    """Add what n datagrams hold to ``rows``, a ``_Rows``.
+    """Decode the samples of n datagrams into ``rows``, a ``_SampleRows``.
 
     ``buffer`` uint8, ``offsets`` and ``lengths`` (n,) int64 bytes, ``heads`` (n,) ``HEAD``, ``tracked`` a ``Tracked`` of n, ``limits``
     an ``SflowLimits``, ``interfaces`` an ``Interfaces``.
@@ -224,7 +189,7 @@ def _walk(buffer, offsets, lengths, heads, tracked, limits, interfaces, rows):
             kind, at, sample_end = u32(buffer, at), at + 8, at + 8 + u32(buffer, at + 4)
             found = 0
             if kind in (tables.COUNTERS, tables.COUNTERS_EXPANDED) and tracked.verdict[k] == LATE:
-                # Counters have the time of arrival, so those of a datagram that was overtaken would go back.
+                # Counters get the time of arrival, so those of a late datagram would go backwards.
                 rows.tally[_LATE_COUNTERS] += 1
             elif kind in (tables.COUNTERS, tables.COUNTERS_EXPANDED):
                 rows.tally[_COUNTERS] += 1
@@ -247,7 +212,7 @@ def _interface_of(agent, kind, index, interfaces):
 
 @numba.njit(inline="always")
 def _counter_sample(buffer, at, end, expanded, origin, limits, interfaces, rows):
-    """Take in one counter sample; return its fault. All its records are of one interface, which the generic one names."""
+    """Decode one counter sample; return its fault. All its records belong to one interface, that of the generic record."""
     if at + (16 if expanded else 12) > end:
         return _SAMPLE
     source, at = u32(buffer, at + 4), at + 8
@@ -285,7 +250,7 @@ def _counter_sample(buffer, at, end, expanded, origin, limits, interfaces, rows)
 
 @numba.njit(inline="always")
 def _counter_records(buffer, at, end, records_max, datagram, records, last, tally):
-    """Return where the generic and the Ethernet record and the name are (-1: nowhere), how many rows of records, and the fault."""
+    """Return the offsets of the generic record, the Ethernet record and the name (-1: none), the rows of records, and the fault."""
     number_of_records, at, fault = u32(buffer, at), at + 4, 0
     generic_at = ethernet_at = name_at = -1
     if number_of_records > records_max:
@@ -314,6 +279,7 @@ def _counter_records(buffer, at, end, records_max, datagram, records, last, tall
 
 @numba.njit(inline="always")
 def _is_known(what):
+    """Return whether records of this format are decoded."""
     if what in (tables.GENERIC, tables.ETHERNET, tables.PORT_NAME):
         return True
     return what in (tables.INFINIBAND, tables.SFP, tables.PROCESSOR, tables.QUEUE_LENGTH)
@@ -321,7 +287,7 @@ def _is_known(what):
 
 @numba.njit(inline="always")
 def _is_whole(buffer, at, what, size):
-    """Return whether a known record is as long as it has to be."""
+    """Return whether a known record is long enough for its fields."""
     if what == tables.GENERIC:
         return size >= tables.GENERIC_BYTES
     if what == tables.ETHERNET:
@@ -337,7 +303,7 @@ def _is_whole(buffer, at, what, size):
 
 @numba.njit(cache=True, nogil=True)
 def _columns(buffer, rows, columns, unknowns):
-    """Read the counters, column by column over as many rows as stay in the nearest cache; count what is unknown of each.
+    """Decode the counters, column by column over as many rows as stay in the nearest cache; count unknown values.
 
     ``buffer`` uint8, ``rows`` (n,) ``COUNTER``, ``columns`` (columns, n) uint64, ``unknowns`` (columns,) int64.
     """
@@ -362,24 +328,24 @@ def _columns(buffer, rows, columns, unknowns):
 
 @numba.njit(inline="always")
 def _states(buffer, generic_at, state, row):
-    """Read an interface's states into its ``COUNTER`` row; ``state``, its ``_INTERFACE`` row, tells whether they changed."""
+    """Decode an interface's states into its ``COUNTER`` row, and mark it if they differ from those in ``state``, its ``_INTERFACE`` row."""
     row.states_changed = False
     row.interface_type = row.direction = row.status = row.promiscuous_mode = 0xFFFFFFFF
     if generic_at < 0:
         return
     row.interface_type, row.direction = u32(buffer, generic_at + 4), u32(buffer, generic_at + 16)
     row.status, row.promiscuous_mode = u32(buffer, generic_at + 20), u32(buffer, generic_at + 84)
-    # Never 0, which is what an interface starts with.
-    said = np.uint64(row.interface_type) << np.uint64(33) ^ np.uint64(row.direction) << np.uint64(17)
-    said ^= np.uint64(row.promiscuous_mode) << np.uint64(1) | np.uint64(1)
-    if state.states != said:
-        state.states = said
+    # Never 0, the initial value.
+    states = np.uint64(row.interface_type) << np.uint64(33) ^ np.uint64(row.direction) << np.uint64(17)
+    states ^= np.uint64(row.promiscuous_mode) << np.uint64(1) | np.uint64(1)
+    if state.states != states:
+        state.states = states
         row.states_changed = True
 
 
 @numba.njit(inline="always")
 def _flow_sample(buffer, at, end, kind, origin, limits, interfaces, rows):
-    """Take in one flow sample or discarded packet; return its fault."""
+    """Decode one flow sample or discarded packet; return its fault."""
     if at + (44 if kind == tables.FLOW_EXPANDED else 32) > end:
         return _SAMPLE
     flow, at = rows.flows[rows.filled[1]], at + 4
@@ -390,30 +356,30 @@ def _flow_sample(buffer, at, end, kind, origin, limits, interfaces, rows):
     source_kind, index = (source >> 24, source & 0xFFFFFF) if kind == tables.FLOW else (source, u32(buffer, at + 4))
     if kind == tables.FLOW:
         flow.rate, drops = u32(buffer, at + 4), u32(buffer, at + 12)
-        came, went, at = _interface(u32(buffer, at + 16)), _interface(u32(buffer, at + 20)), at + 24
+        input_, output, at = _interface(u32(buffer, at + 16)), _interface(u32(buffer, at + 20)), at + 24
     elif kind == tables.FLOW_EXPANDED:
         flow.rate, drops = u32(buffer, at + 8), u32(buffer, at + 16)
-        came = (u32(buffer, at + 20), u32(buffer, at + 24))
-        went, at = (u32(buffer, at + 28), u32(buffer, at + 32)), at + 36
+        input_ = (u32(buffer, at + 20), u32(buffer, at + 24))
+        output, at = (u32(buffer, at + 28), u32(buffer, at + 32)), at + 36
     else:
-        drops, came, went = u32(buffer, at + 8), (np.int64(0), u32(buffer, at + 12)), (np.int64(0), u32(buffer, at + 16))
+        drops, input_, output = u32(buffer, at + 8), (np.int64(0), u32(buffer, at + 12)), (np.int64(0), u32(buffer, at + 16))
         flow.reason, at = min(u32(buffer, at + 20), 0x7FFFFFFF), at + 24
-    if kind != tables.DISCARDED and went[0] == 1:
-        # A sampled packet that went nowhere: the output tells why.
-        flow.reason = min(went[1], 0x7FFFFFFF)
+    if kind != tables.DISCARDED and output[0] == 1:
+        # A sampled packet that was dropped: the output holds the reason.
+        flow.reason = min(output[1], 0x7FFFFFFF)
     fault = _flow_records(buffer, at, end, limits, flow, rows.tally)
     rows.filled[1] += 1
     place = _interface_of(origin.agent, source_kind, index, interfaces)
     if place >= 0:
         rows.lost[origin.datagram] += newly_lost(interfaces.states[place], kind == tables.DISCARDED, drops, origin.epoch)
     if flow.reason != NO_REASON or flow.flags & HAS_DEPTH:
-        flow.input, flow.output = _port(origin.agent, came, interfaces), _port(origin.agent, went, interfaces)
+        flow.input, flow.output = _port(origin.agent, input_, interfaces), _port(origin.agent, output, interfaces)
     return fault
 
 
 @numba.njit(inline="always")
 def _interface(packed):
-    """Return format and value of an interface in the compact encoding, as the expanded one has them."""
+    """Return format and value of an interface in the compact encoding as in the expanded one."""
     value = packed & 0x3FFFFFFF
     return packed >> 30, 0xFFFFFFFF if value == 0x3FFFFFFF else value
 
@@ -426,7 +392,7 @@ def _port(agent, interface, interfaces):
 
 @numba.njit(inline="always")
 def _flow_records(buffer, at, end, limits, flow, tally):
-    """Read the records of a flow sample into its ``FLOW`` row; return its fault."""
+    """Decode the records of a flow sample into its ``FLOW`` row; return its fault."""
     number_of_records, at, fault = u32(buffer, at), at + 4, 0
     if number_of_records > limits.records_max:
         fault = _RECORDS_MAX

@@ -1,11 +1,11 @@
-"""From decoded sFlow samples to rows of every family that they belong to.
+"""Decoded sFlow samples to rows of each family.
 
-* Counter samples: ``port``, and ``reading`` for what no column holds; an interface's type, duplex and promiscuous mode only when
-  they change, since every agent repeats them every few seconds. The dictionary says what a reading is called, and its scale.
-* Flow samples: with a transit delay ``latency``; with egress queue and depth ``queue``; discarded packets ``event``.
+* Counter samples give ``port``, and ``reading`` for values that no column holds, named and scaled by the dictionary. An interface's
+  type, duplex and promiscuous mode give rows only when they change, since every agent repeats them every few seconds.
+* Flow samples with a transit delay give ``latency``, with egress queue and depth ``queue``; discarded packets give ``event``.
 
-sFlow carries no time, so ``ts`` is that of arrival. Frames are made column by column: for the rows of a drain an expression
-engine costs more than it does.
+sFlow carries no time, so ``ts`` is the time of arrival. Frames are made column by column: for the few rows of one drain an
+expression engine costs more than the work itself.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +13,6 @@ from functools import cache
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 
 from ...pipeline.dictionary import dictionary
 from ...pipeline.tables.families import FAMILIES
@@ -31,8 +30,8 @@ Columns = dict[str, "np.ndarray | pl.Series | str"]
 Frames = list[tuple[str, pl.DataFrame]]
 
 
-class View:
-    """What rows have in common: the columns of the datagrams they came in, and the names of interfaces."""
+class CommonColumns:
+    """What the rows of all families have: the columns of their datagrams, and the names of interfaces."""
 
     def __init__(self, samples: Samples, ts: np.ndarray, devices: pl.Series, ports: pl.Series) -> None:
         self._agent, self._epoch, self._ts = samples.tracked.agent, samples.tracked.epoch, ts
@@ -44,15 +43,15 @@ class View:
         return {"ts": ts, "recv_ts": ts, "device": self._devices.gather(self._agent[datagram]), "epoch": self._epoch[datagram]}
 
     def port(self, place: np.ndarray) -> pl.Series:
-        """Return the names of interfaces, empty where there is none (-1)."""
+        """Return the names of interfaces, empty for none (-1)."""
         if not len(place) or (place >= 0).all():
             return self._ports.gather(place)
-        # Behind all names stands one for none.
+        # The last name stands for no interface.
         return pl.concat([self._ports, _constant("", 1, pl.String)]).gather(np.where(place < 0, len(self._ports), place))
 
 
 def frame(family: str, columns: Mapping[str, "np.ndarray | pl.Series | str"]) -> pl.DataFrame:
-    """Return a frame with the columns of its family: a text stands in all rows, what is not given is null."""
+    """Return a frame with the columns of its family; a text fills all rows, a missing column is null."""
     count = len(columns["ts"])
     made = []
     for name, dtype in FAMILIES[family].polars.items():
@@ -77,8 +76,8 @@ def of_gaps(rows: Sequence[tuple[int, str, str, int, str]]) -> pl.DataFrame:
     return frame("gap", {**columns, "recv_ts": columns["ts"], "epoch": np.zeros(len(rows), np.int64)})
 
 
-def of_counters(buffer: np.ndarray, samples: Samples, view: View) -> Frames:
-    """Return what counter samples give, by family."""
+def of_counters(buffer: np.ndarray, samples: Samples, view: CommonColumns) -> Frames:
+    """Return the rows of counter samples, by family."""
     made: Frames = []
     if len(samples.counters):
         made.append(("port", _ports(samples, view)))
@@ -90,8 +89,8 @@ def of_counters(buffer: np.ndarray, samples: Samples, view: View) -> Frames:
     return made
 
 
-def of_flows(samples: Samples, view: View, ends: np.ndarray) -> Frames:
-    """Return what flow samples and discarded packets give, by family; ``ends`` are the ``udp.END`` rows of their headers."""
+def of_flows(samples: Samples, view: CommonColumns, ends: np.ndarray) -> Frames:
+    """Return the rows of flow samples and discarded packets, by family; ``ends`` are the ``udp.END`` rows of their headers."""
     flags = samples.flows["flags"]
     deep = (flags & (HAS_DEPTH | HAS_QUEUE) == HAS_DEPTH | HAS_QUEUE) & (samples.flows["output"] >= 0)
     delayed, dropped = flags & HAS_TRANSIT != 0, samples.flows["reason"] != NO_REASON
@@ -99,32 +98,25 @@ def of_flows(samples: Samples, view: View, ends: np.ndarray) -> Frames:
     return [(family, make(samples.flows[chosen], view, ends[chosen])) for family, chosen, make in makers if chosen.any()]
 
 
-def _nullable(values: np.ndarray, missing: np.ndarray | None) -> pl.Series:
-    """Return values as they stand in memory, without a copy, and null where they are missing."""
-    series = pl.from_arrow(pa.array(values, mask=missing))
-    assert isinstance(series, pl.Series)
-    return series
-
-
-def _ports(samples: Samples, view: View) -> pl.DataFrame:
+def _ports(samples: Samples, view: CommonColumns) -> pl.DataFrame:
     rows = samples.counters
     columns = dict(zip(tables.COLUMNS, samples.columns, strict=True))
     missing = {name: columns[name] == _UNKNOWN if number else None for name, number in zip(columns, samples.unknowns, strict=True)}
-    # No interface has a speed of 0: it is how agents say that they do not know.
+    # Agents report an unknown speed as 0.
     missing["speed_bps"] = (columns["speed_bps"] == _UNKNOWN) | (columns["speed_bps"] == 0)
-    made: Columns = {name: _nullable(values, missing[name]) for name, values in columns.items()}
+    made: Columns = {name: roce.nullable(values, missing[name]) for name, values in columns.items()}
     for side in ("rx", "tx"):
         parts = [f"{side}_{kind}_packets" for kind in ("unicast", "multicast", "broadcast")]
-        # Each of the three goes round at 2^32, so their sum is kept at 32 bits and goes round at 2^32 as well.
+        # Each of the three wraps at 2^32, so their sum does, too.
         total = (columns[parts[0]] + columns[parts[1]] + columns[parts[2]]) & np.uint64(0xFFFFFFFF)
         masks = [mask for part in parts if (mask := missing[part]) is not None]
-        made[f"{side}_packets"] = _nullable(total, np.any(masks, axis=0) if masks else None)
+        made[f"{side}_packets"] = roce.nullable(total, np.any(masks, axis=0) if masks else None)
     silent = rows["status"] == _UNKNOWN_WORD
-    made |= {name: _nullable(rows["status"] & bit != 0, silent) for name, bit in (("admin_up", 1), ("oper_up", 2))}
+    made |= {name: roce.nullable(rows["status"] & bit != 0, silent) for name, bit in (("admin_up", 1), ("oper_up", 2))}
     return frame("port", {**view.common(rows["datagram"]), **made, "port": view.port(rows["place"])})
 
 
-def _states(rows: np.ndarray, view: View) -> pl.DataFrame:
+def _states(rows: np.ndarray, view: CommonColumns) -> pl.DataFrame:
     port = view.port(rows["place"])
     values = ((state, tables.Value(field, 0)) for state, field in tables.STATES.items())
     return _in_time(
@@ -136,23 +128,23 @@ def _in_time(frames: Iterable[pl.DataFrame]) -> pl.DataFrame:
     return pl.concat(frames).sort("ts", maintain_order=True)
 
 
-def _records(buffer: np.ndarray, records: np.ndarray, view: View) -> Frames:
-    """Return the counter records that have no columns of their own as readings."""
+def _records(buffer: np.ndarray, records: np.ndarray, view: CommonColumns) -> Frames:
+    """Return the counter records that have no columns of their own as rows of ``reading``."""
     readers = ((tables.PROCESSOR, _processor), (tables.INFINIBAND, _infiniband), (tables.SFP, _transceiver), (tables.QUEUE_LENGTH, _queue))
     by_format = ((read, records[records["format"] == what]) for what, read in readers)
     return [("reading", _in_time(read(buffer, rows, view))) for read, rows in by_format if len(rows)]
 
 
-def _processor(buffer: np.ndarray, rows: np.ndarray, view: View) -> list[pl.DataFrame]:
+def _processor(buffer: np.ndarray, rows: np.ndarray, view: CommonColumns) -> list[pl.DataFrame]:
     return _values(buffer, rows, rows["at"], tables.PROCESSOR_VALUES, "device", _constant("", len(rows), pl.String), view)
 
 
-def _queue(buffer: np.ndarray, rows: np.ndarray, view: View) -> list[pl.DataFrame]:
+def _queue(buffer: np.ndarray, rows: np.ndarray, view: CommonColumns) -> list[pl.DataFrame]:
     queue = pl.Series(_raw(buffer, rows["at"], tables.QUEUE_INDEX)[0]).cast(pl.String)
     return _values(buffer, rows, rows["at"], tables.QUEUE_LENGTH_VALUES, "queue", view.port(rows["place"]) + "/" + queue, view)
 
 
-def _infiniband(buffer: np.ndarray, rows: np.ndarray, view: View) -> list[pl.DataFrame]:
+def _infiniband(buffer: np.ndarray, rows: np.ndarray, view: CommonColumns) -> list[pl.DataFrame]:
     made = []
     for size, values in tables.INFINIBAND_VALUES.items():
         mine = rows[rows["size"] == size]
@@ -160,62 +152,62 @@ def _infiniband(buffer: np.ndarray, rows: np.ndarray, view: View) -> list[pl.Dat
     return made
 
 
-def _transceiver(buffer: np.ndarray, rows: np.ndarray, view: View) -> list[pl.DataFrame]:
+def _transceiver(buffer: np.ndarray, rows: np.ndarray, view: CommonColumns) -> list[pl.DataFrame]:
     made = _values(buffer, rows, rows["at"], tables.MODULE_VALUES, "transceiver", view.port(rows["place"]), view)
     room = (rows["size"] - tables.SFP_BYTES) // tables.LANE_BYTES
     lanes = np.minimum(_raw(buffer, rows["at"], tables.SFP_LANES)[0].astype(np.int64), room)
     for lane in range(min(int(lanes.max()), tables.LANES_MAX)):
         mine = rows[lanes > lane]
         at = mine["at"] + tables.SFP_BYTES + lane * tables.LANE_BYTES
-        # Lanes are numbered from 1; 0 is one that the agent cannot number.
-        said = _raw(buffer, at, tables.LANE_INDEX)[0].astype(np.int64)
-        number = pl.Series(np.where((said == 0) | (said > tables.LANES_MAX), lane + 1, said)).cast(pl.String)
+        # Lanes are numbered from 1; 0 is a lane without a number.
+        index = _raw(buffer, at, tables.LANE_INDEX)[0].astype(np.int64)
+        number = pl.Series(np.where((index == 0) | (index > tables.LANES_MAX), lane + 1, index)).cast(pl.String)
         made += _values(buffer, mine, at, tables.LANE_VALUES, "transceiver", view.port(mine["place"]) + "/" + number, view)
     return made
 
 
 def _values(
-    buffer: np.ndarray, rows: np.ndarray, at: np.ndarray, values: tuple[tables.Value, ...], kind: str, names: pl.Series, view: View
+    buffer: np.ndarray, rows: np.ndarray, at: np.ndarray, values: tuple[tables.Value, ...], kind: str, names: pl.Series, view: CommonColumns
 ) -> list[pl.DataFrame]:
-    """Return a frame of readings for each field of records that start at ``at``."""
+    """Return a frame of ``reading`` for each field of records that start at ``at``."""
     return [_readings(view, rows, kind, names, value, *_raw(buffer, at, value)) for value in values]
 
 
 def _readings(
-    view: View, rows: np.ndarray, kind: str, names: pl.Series, value: tables.Value, raw: np.ndarray, missing: np.ndarray
+    view: CommonColumns, rows: np.ndarray, kind: str, names: pl.Series, value: tables.Value, raw: np.ndarray, missing: np.ndarray
 ) -> pl.DataFrame:
-    """Return rows of ``reading``, without those whose value the agent does not have."""
+    """Return rows of ``reading``, without unknown values."""
     name, scale = _meaning(value)
     rows, names, raw = rows[~missing], names.filter(pl.Series(~missing)), raw[~missing]
     made: Columns = {"kind": kind, "object": names, "name": name, "value": (raw.view(np.int64) if value.signed else raw) * scale}
     if not value.signed and scale >= 1:
-        # Words near 2^64 bytes come only from a broken agent; what would go round has no exact count.
+        # Values near 2^64 come only from a broken agent; one that would overflow has no exact count.
         too_many = raw > np.uint64(2**64 - 1) // np.uint64(scale)
-        made["count"] = _nullable(np.where(too_many, np.uint64(0), raw) * np.uint64(scale), too_many)
+        made["count"] = roce.nullable(np.where(too_many, np.uint64(0), raw) * np.uint64(scale), too_many)
     return frame("reading", {**view.common(rows["datagram"]), **made})
 
 
 @cache
 def _meaning(value: tables.Value) -> tuple[str, float]:
-    """Return the canonical name of a field, and what one unit of it is worth."""
+    """Return the canonical name of a field and its scale."""
     found = None if value.name else dictionary().find(SOURCE, value.field)
     return (value.name or value.field, value.scale) if found is None else (found.alias.counter.name, found.alias.scale)
 
 
 def _raw(buffer: np.ndarray, at: np.ndarray, value: tables.Value) -> tuple[np.ndarray, np.ndarray]:
-    """Return a field of many records as unsigned 64 bits (sign extended where it is signed), and where it is unknown."""
+    """Return a field of many records as unsigned 64 bits, sign extended if signed, and where it is unknown."""
     octets = buffer[at[:, None] + (value.at + np.arange(value.size))]
     read = octets.view(f">u{value.size}").reshape(len(at))
     if value.signed:
-        # All ones is -1 here, the smallest step below zero, and not unknown.
+        # All ones is -1 here, not unknown.
         return read.view(f">i{value.size}").astype(np.int64).view(np.uint64), np.zeros(len(at), bool)
     return read.astype(np.uint64), read == (1 << 8 * value.size) - 1
 
 
-def _depths(rows: np.ndarray, view: View, _ends: np.ndarray) -> pl.DataFrame:
-    """Return what sampled packets found in their egress queue: a reading of that queue's occupancy, so ``queue`` is its family.
+def _depths(rows: np.ndarray, view: CommonColumns, _ends: np.ndarray) -> pl.DataFrame:
+    """Return the occupancy that sampled packets found in their egress queues, as rows of ``queue``.
 
-    Packets of one datagram have one time; of those that found the same queue the one that found it fullest counts.
+    Packets of one datagram have one time; of those in the same queue the largest occupancy counts.
     """
     names = {"port": view.port(rows["output"]), "queue": pl.Series(rows["queue"]), "direction": "tx"}
     found = frame("queue", {**view.common(rows["datagram"]), **names, "occupancy_bytes": rows["depth_bytes"]})
@@ -223,8 +215,8 @@ def _depths(rows: np.ndarray, view: View, _ends: np.ndarray) -> pl.DataFrame:
     return found.filter(fullest)
 
 
-def _delays(rows: np.ndarray, view: View, ends: np.ndarray) -> pl.DataFrame:
-    """Return how long sampled packets were in their switch, a row for each path and window; 2^32 - 1 stands for that long or longer."""
+def _delays(rows: np.ndarray, view: CommonColumns, ends: np.ndarray) -> pl.DataFrame:
+    """Return the transit delays of sampled packets, a row for each path and window; 2^32 - 1 means that or more."""
     src, dst = roce.addresses(ends)
     columns = {**view.common(rows["datagram"]), "src": src, "dst": dst, "values_ns": rows["transit_ns"].astype(np.uint64)}
     window = (pl.col("ts") // WINDOW_NS).alias("window")
@@ -233,8 +225,8 @@ def _delays(rows: np.ndarray, view: View, ends: np.ndarray) -> pl.DataFrame:
     return frame("latency", {**paths.drop("window").to_dict(), "kind": "transit"})
 
 
-def _drops(rows: np.ndarray, view: View, ends: np.ndarray) -> pl.DataFrame:
-    """Return dropped packets, at the port where they would have left, else at that where they came in."""
+def _drops(rows: np.ndarray, view: CommonColumns, ends: np.ndarray) -> pl.DataFrame:
+    """Return dropped packets, at their output port if known, else at their input port."""
     src, dst = roce.addresses(ends)
     has = {name: rows["flags"] & flag != 0 for name, flag in (("queue", HAS_QUEUE), ("length", HAS_HEADER))}
     transport = np.isin(ends["protocol"], (6, 17)) & (ends["src_port"] > 0)
@@ -266,5 +258,5 @@ def _drops(rows: np.ndarray, view: View, ends: np.ndarray) -> pl.DataFrame:
 
 
 def _text(values: pl.Series, known: np.ndarray) -> pl.Series:
-    """Return values as text, null where they are not known."""
+    """Return values as text, null where unknown."""
     return values.cast(pl.String).zip_with(pl.Series(known), _constant(None, len(values), pl.String))

@@ -1,11 +1,10 @@
 """sFlow version 5: interface counters, sampled packets and drops that switches and hosts send by UDP, live or from a capture.
 
-sFlow has no retransmission and no clock. What is lost is known from the numbers of the datagrams and admitted in ``gap``; rows
-have the time of arrival, which the kernel stamps. Decoding is in ``decode/sflow``, the rows are made in ``sflow_rows``.
+sFlow has no retransmission and no clock. The numbers of the datagrams show losses, which become rows of ``gap``; rows have the time
+of arrival, stamped by the operating system. ``decoder`` decodes, ``batches`` and ``frames`` make the rows.
 """
 
 import socket
-import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,29 +21,26 @@ if TYPE_CHECKING:
 SOURCE = "sflow"
 PORT = 6343
 
-# A capture is looked into so far to find out what it holds.
-_PEEK_BYTES = 64 * 1024
-
 
 @dataclass(frozen=True)
 class SflowConfig(Sources):
-    """Section ``[collect.sflow]``: where to listen, who may send, how devices and ports are called, and the bounds."""
+    """Section ``[collect.sflow]``: where to listen, who may send, names of devices and ports, and limits."""
 
     enabled: bool = False
     address: str = "127.0.0.1"
     port: int = PORT
     # Agent address -> device name; without an entry the address is the name.
     devices: dict[str, str] = field(default_factory=dict)
-    # "device/number" -> port name; else what the agent says, else the number.
+    # "device/number" -> port name; else the agent's name for it, else the number.
     ports: dict[str, str] = field(default_factory=dict)
     # Agents and interfaces beyond these are refused and counted.
     agents_max: int = 4096
     interfaces_max: int = 131_072
-    # How much of one datagram is looked at.
+    # How much of one datagram is decoded.
     samples_max: int = 1024
     records_max: int = 64
     header_bytes_max: int = 512
-    # What may wait for the next drain, and what is asked of the kernel for each socket.
+    # Bytes that may wait for the next drain, and the receive buffer requested for the socket.
     buffer_bytes_max: int = 64 * 1024 * 1024
     receive_buffer_bytes: int = 32 * 1024 * 1024
 
@@ -52,15 +48,8 @@ class SflowConfig(Sources):
         super().__post_init__()
         if not 0 <= self.port <= 65_535:
             raise ValueError(f"port: {self.port} is no UDP port")
-        for name in (
-            "agents_max",
-            "interfaces_max",
-            "samples_max",
-            "records_max",
-            "header_bytes_max",
-            "buffer_bytes_max",
-            "receive_buffer_bytes",
-        ):
+        limits = ("agents_max", "interfaces_max", "samples_max", "records_max", "header_bytes_max")
+        for name in (*limits, "buffer_bytes_max", "receive_buffer_bytes"):
             if not 0 < getattr(self, name) < 2**31:
                 raise ValueError(f"{name}: {getattr(self, name)} is not above 0 and below 2^31")
 
@@ -82,11 +71,11 @@ class SflowListener:
 
     @property
     def port(self) -> int:
-        """The port that is listened on, once started."""
+        """The port, once started."""
         return self._listener.port
 
     def start(self) -> None:
-        """Listen. Raises ``ServiceError`` when the address or the port cannot be had."""
+        """Listen. Raises ``ServiceError`` if the address or the port is not available."""
         from .batches import Naming, Rows, warm
         from .decoder import SflowLimits
 
@@ -97,38 +86,38 @@ class SflowListener:
             interfaces_max=config.interfaces_max,
             limits=SflowLimits(config.samples_max, config.records_max, config.header_bytes_max),
         )
-        # The kernels are loaded, or compiled the first time, before datagrams can wait for them.
+        # Load or compile the kernels before datagrams arrive.
         warm()
         self._listener.start()
 
     def drain(self) -> list[Batch]:
-        """Return the rows of all that came since the last call, and what was lost here on the way."""
+        """Return the rows of all datagrams received since the last call, and what was lost on this machine."""
         from .frames import of_gaps
 
-        came = self._listener.take()
-        batches = self._rows.of(came.buffer, came.offsets, came.lengths, came.recv_ts, lambda k: came.senders[came.sender[k]])
+        got = self._listener.take()
+        batches = self._rows.of(got.buffer, got.offsets, got.lengths, got.recv_ts, lambda k: got.senders[got.sender[k]])
         lost = self._listener.lost()
         if lost:
-            # Whose they were is not known: agents' own gaps say it, as far as their numbers go on.
+            # The agents are unknown here; their own gaps appear when their numbers go on.
             now, here = self._clock.now_ns(), socket.gethostname()
             batches.append(Batch("gap", of_gaps([(now, here, "datagrams", missed, reason) for reason, missed in lost.items()])))
         return batches
 
     def counters(self) -> Mapping[str, float]:
-        """Return what came, by kind, what was lost or refused, by reason, and how many agents and interfaces are known."""
+        """Return datagrams and samples by kind, losses and refusals by reason, and the number of known agents and interfaces."""
         made = {f"{name}_total": float(number) for name, number in self._rows.counts.items()}
         made |= {"agents": float(len(self._rows.devices)), "interfaces": float(self._rows.interfaces)}
         made |= {f"socket_{name}": number for name, number in self._listener.counters().items()}
         return {f"weft_collectors_sflow_{name}": number for name, number in made.items()}
 
     def stop(self) -> None:
-        """Close the socket; what the kernel has by now is drained once more. Idempotent."""
+        """Close the socket; datagrams received by now are left for one more ``drain``. Idempotent."""
         self._listener.stop()
 
 
 @dataclass(frozen=True, slots=True)
-class _Came:
-    """Datagrams of a recording, as ``Rows.of`` takes them, and how many the recorder admits to have lost."""
+class _RecordedDatagrams:
+    """Datagrams of a recording, as ``Rows.of`` takes them, and how many the recorder reports lost."""
 
     buffer: "np.ndarray"
     offsets: "np.ndarray"
@@ -140,7 +129,7 @@ class _Came:
 
 
 class SflowRecording:
-    """A pcap or pcapng file with sFlow to its usual port, or a file that is one datagram (its time is the file's)."""
+    """A pcap or pcapng file with sFlow to its usual port, or a file that is one datagram, with the file's time."""
 
     def __init__(self, path: Path, options: Options) -> None:
         self._path, self._options = path, options
@@ -159,11 +148,11 @@ class SflowRecording:
         self.counts = rows.counts
         problem = None
         try:
-            for came in self._pieces():
-                yield from rows.of(came.buffer, came.offsets, came.lengths, came.recv_ts, came.sender_of)
-                if came.missed:
+            for piece in self._pieces():
+                yield from rows.of(piece.buffer, piece.offsets, piece.lengths, piece.recv_ts, piece.sender_of)
+                if piece.missed:
                     here = self._options.device or self._path.stem
-                    yield Batch("gap", of_gaps([(came.missed_ts, here, "datagrams", came.missed, "kernel_drop")]))
+                    yield Batch("gap", of_gaps([(piece.missed_ts, here, "datagrams", piece.missed, "kernel_drop")]))
         except InputError as error:
             problem = error
         if rows.devices:
@@ -171,7 +160,7 @@ class SflowRecording:
         if problem is not None:
             raise problem
 
-    def _pieces(self) -> Iterator[_Came]:
+    def _pieces(self) -> Iterator[_RecordedDatagrams]:
         from ..wire.capture import is_capture
 
         try:
@@ -188,13 +177,13 @@ class SflowRecording:
             yield _one(head, written_ns, self._path.stem)
 
 
-def _one(raw: bytes, ts: int, name: str) -> _Came:
+def _one(raw: bytes, ts: int, name: str) -> _RecordedDatagrams:
     import numpy as np
 
-    return _Came(np.frombuffer(raw, np.uint8), np.zeros(1, np.int64), np.array([len(raw)]), np.array([ts]), lambda _k: name)
+    return _RecordedDatagrams(np.frombuffer(raw, np.uint8), np.zeros(1, np.int64), np.array([len(raw)]), np.array([ts]), lambda _k: name)
 
 
-def _captured(path: Path, piece_bytes: int | None = None) -> Iterator[_Came]:
+def _captured(path: Path, piece_bytes: int | None = None) -> Iterator[_RecordedDatagrams]:
     from ..wire import roce
     from ..wire.capture import PIECE_BYTES, read_capture
     from ..wire.udp import payloads
@@ -203,7 +192,7 @@ def _captured(path: Path, piece_bytes: int | None = None) -> Iterator[_Came]:
     for piece in read_capture(path, piece_bytes or PIECE_BYTES):
         found = payloads(piece.buffer, piece.offsets, piece.lengths, piece.links, PORT)
         last_ts = int(piece.ts[-1]) if len(piece.ts) else last_ts
-        yield _Came(
+        yield _RecordedDatagrams(
             piece.buffer,
             found.offsets,
             found.lengths,
@@ -219,24 +208,10 @@ def _recognises(path: Path, head: bytes) -> bool:
     from ..wire.capture import is_capture
 
     if not is_capture(head):
-        return (
-            len(head) >= 28
-            and struct.unpack_from(">I", head)[0] == 5
-            and struct.unpack_from(">I", head, 4)[0] in (1, 2)
-            and path.suffix == ".bin"
-        )
-    from ..wire.capture import read_capture
-    from ..wire.headers import ROCE_PORT
-    from ..wire.udp import payloads
+        return len(head) >= 28 and head[:4] == b"\0\0\0\5" and head[4:8] in (b"\0\0\0\1", b"\0\0\0\2") and path.suffix == ".bin"
+    from ..wire.udp import is_capture_of
 
-    try:
-        piece = next(read_capture(path, _PEEK_BYTES))
-    except (InputError, StopIteration):
-        return False
-    packets = (piece.buffer, piece.offsets, piece.lengths, piece.links)
-    sflow = payloads(*packets, PORT)
-    is_five = sum(piece.buffer[at : at + 4].tobytes() == b"\0\0\0\5" for at in sflow.offsets)
-    return is_five > len(payloads(*packets, ROCE_PORT).at)
+    return is_capture_of(path, PORT, b"\0\0\0\5")
 
 
 SFLOW = Collector(

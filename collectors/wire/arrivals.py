@@ -1,7 +1,7 @@
-"""Datagrams from the slots of a bulk receive into bounded memory: who sent them, when, and whether they may come in.
+"""Datagrams from the slots of a bulk receive into bounded memory, with senders and times, without those that are not allowed.
 
-A kernel reads what ``recvmmsg`` left: lengths and flags of the messages, the senders' addresses, and the control messages in
-which the kernel of the machine tells the time of arrival and how many it dropped (struct cmsghdr of 64-bit Linux).
+A Numba kernel reads the output of ``recvmmsg``: lengths and flags, the senders' addresses, and the control messages with which
+Linux reports the time of arrival and its count of dropped datagrams (struct cmsghdr, 64 bits).
 """
 
 import socket
@@ -13,7 +13,7 @@ import numpy as np
 
 from .hash_table import ENTRIES, entry_of, mix, new_seed, word_table
 
-# Memory that a datagram costs beside its bytes: its row of columns. It bounds how many short ones may wait.
+# Memory of a datagram's columns; it bounds how many short datagrams may wait.
 _ROW_BYTES = 128
 # The order of ``listen.TALLY``.
 _DATAGRAMS, _BYTES, _REFUSED, _FULL, _TRUNCATED, _DROPS = range(6)
@@ -21,10 +21,10 @@ _SEED = new_seed()
 
 
 class _Received(NamedTuple):
-    """What ``recvmmsg`` left of n datagrams.
+    """The output of ``recvmmsg`` for n datagrams.
 
     ``messages`` (n,) ``listen._MESSAGE``; k-th bytes at ``k * stride`` of ``data`` uint8, address at ``28 * k`` of ``names`` uint8, control
-    messages at ``128 * k`` of ``controls`` uint8; whether the addresses are IPv6; the time in ns of those without a stamp.
+    messages at ``128 * k`` of ``controls`` uint8; ``now_ns`` is the time in ns of datagrams without a time stamp.
     """
 
     messages: np.ndarray
@@ -37,7 +37,7 @@ class _Received(NamedTuple):
 
 
 class _Allowed(NamedTuple):
-    """Networks (n, 5) uint64 as ``listen`` makes them, and verdicts (3, 1024) uint64 on senders: address (high, low), 1 no or 2 yes."""
+    """Networks (n, 5) uint64 as ``listen._networks`` makes them, and a cache (3, 1024) uint64: address (high, low), 1 no or 2 yes."""
 
     networks: np.ndarray
     verdicts: np.ndarray
@@ -57,7 +57,7 @@ class _Packed(NamedTuple):
 
 
 class DatagramBuffer:
-    """Bounded memory that one kernel call after another appends datagrams to."""
+    """Bounded memory to which datagrams are appended until they are taken."""
 
     def __init__(self, size_bytes: int, networks: np.ndarray, tally: np.ndarray) -> None:
         self._allowed, self._tally = _Allowed(networks, np.zeros((3, 1024), np.uint64), _SEED), tally
@@ -69,15 +69,15 @@ class DatagramBuffer:
     def append(
         self, messages: np.ndarray, data: np.ndarray, stride: int, names: np.ndarray, controls: np.ndarray, ipv6: bool, now_ns: int
     ) -> None:
-        """Append what one call received; datagrams that the kernel did not stamp get the time ``now_ns``."""
+        """Append the datagrams of one receive call; those without a time stamp get ``now_ns``."""
         _append(_Received(messages, data, stride, names, controls, ipv6, now_ns), self._allowed, self._packed, self._tally)
 
     def count_drops(self, low_bits: int) -> None:
-        """Bring the count of datagrams that the kernel dropped up to its own, whose lower 32 bits are ``low_bits``."""
+        """Set the count of datagrams dropped by the operating system, whose lower 32 bits are ``low_bits``."""
         self._tally[_DROPS] = extended(self._tally[_DROPS], low_bits)
 
     def take(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, tuple[str, ...]]:
-        """Return a copy of what is here, as the fields of ``listen.Datagrams``, and be empty."""
+        """Return a copy of the datagrams as the fields of ``listen.ReceivedDatagrams``, and empty the buffer."""
         buffer, marks, addresses, fill = self._packed
         used, count = fill.tolist()
         fill[:] = 0
@@ -103,9 +103,9 @@ def extended(known, low_bits):
 
 @numba.njit(cache=True, nogil=True)
 def _append(received, allowed, packed, tally):
-    """Append the datagrams of ``received``, a ``_Received``, that are whole, ``allowed`` and fit into ``packed``; count all.
+    """Append the datagrams of ``received`` that are whole, allowed and fit into ``packed``; count all by ``listen.TALLY``.
 
-    ``tally`` (6,) int64 as ``listen.TALLY``.
+    ``received`` a ``_Received``, ``allowed`` an ``_Allowed``, ``packed`` a ``_Packed``, ``tally`` (6,) int64.
     """
     messages, data, stride, names, controls, ipv6, now_ns = received
     buffer, marks, addresses, fill = packed
@@ -173,7 +173,7 @@ def _sender(names, at, ipv6):
 
 @numba.njit(nogil=True)
 def _is_allowed(high, low, allowed):
-    """Return whether a sender may send; the verdict on it is cached until another sender gets its place."""
+    """Return whether a sender is allowed; the verdict is cached until another sender takes its place."""
     networks, verdicts, seed = allowed
     place = mix(mix(seed, high), low) & (verdicts.shape[1] - 1)
     if verdicts[2, place] and verdicts[0, place] == high and verdicts[1, place] == low:

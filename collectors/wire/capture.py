@@ -1,8 +1,8 @@
-"""Where the packets of a capture file are: pcap and pcapng records to columns, in bounded memory.
+"""The packets of capture files: pcap and pcapng records to columns, in bounded memory.
 
-A file is read in pieces. A kernel walks the record headers of a piece and writes offset, lengths, raw time and
-interface of each whole packet; what is left of a cut record is put before the next piece. Only what a file has few of
-(pcapng sections, interfaces, statistics) is looked at in Python.
+A file is read in pieces. A kernel walks the record headers of a piece and writes offset, lengths, raw time and interface of each
+whole packet; the rest of a cut record goes before the next piece. Python decodes only the few other blocks (pcapng sections,
+interfaces, statistics).
 
 Formats: pcap with microseconds or nanoseconds, pcapng with any number of sections and interfaces (if_tsresol,
 if_tsoffset, enhanced, simple and obsolete packet blocks, drop counts of interface statistics), both byte orders. A simple
@@ -22,16 +22,16 @@ import numpy as np
 from ...pipeline.errors import InputError
 from .headers import LINK_TYPES
 
-# Measured best: what is indexed is still in the cache when it is decoded.
+# Measured best: the packets are still in the cache when they are decoded.
 PIECE_BYTES = 4 * 1024 * 1024
 RECORD_BYTES_MAX = 4 * 1024 * 1024
 INTERFACES_MAX = 4096
 
 _NS = 1_000_000_000
-_MEND_CUT = "copy the file again or go on without the rest"
-_MEND_FORMAT = "write it anew as pcap or pcapng, with tcpdump -w or editcap"
+_HINT_CUT = "copy the file again or go on without the rest"
+_HINT_FORMAT = "write it again as pcap or pcapng, with tcpdump -w or editcap"
 
-MEND_LINK = "capture on an Ethernet, Linux cooked, raw IP or loopback interface"
+HINT_LINK = "capture on an Ethernet, Linux cooked, raw IP or loopback interface"
 
 _PCAP = {0xA1B2C3D4: 1000, 0xA1B23C4D: 1}
 _SECTION, _INTERFACE, _OLD_PACKET, _SIMPLE, _STATISTICS, _ENHANCED = 0x0A0D0D0A, 1, 2, 3, 5, 6
@@ -40,10 +40,10 @@ _SECTION_ORDER = 0x1A2B3C4D
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Whole packets in ``buffer``: ``buffer[offsets[k] : offsets[k] + lengths[k]]``, ``wire_lengths`` before the capture cut them.
+    """Packets ``buffer[offsets[k] : offsets[k] + lengths[k]]``, of ``wire_lengths`` before the capture cut them.
 
-    ``ts`` are nanoseconds, ``dropped`` packets that the writer admits to have lost since the last piece, ``hidden`` the
-    bytes of each packet that were on the wire and are not in the buffer (a VLAN tag that the kernel took off).
+    ``ts`` are nanoseconds, ``dropped`` packets that the writer reports lost since the last piece, ``hidden`` the bytes of each
+    packet that were on the wire and are not in the buffer (a VLAN tag that the operating system removed).
     """
 
     buffer: np.ndarray
@@ -69,7 +69,7 @@ class _Interface:
 
 @dataclass(slots=True)
 class _Section:
-    """What the blocks so far said of the current pcapng section."""
+    """State of the current pcapng section."""
 
     swap: bool = False
     interfaces: list[_Interface] = field(default_factory=list)
@@ -79,7 +79,7 @@ class _Section:
 
 
 class _Found(NamedTuple):
-    """What a kernel found: columns of whole packets, where it stopped, and why."""
+    """Columns (n,) int64 of whole packets, the offset where the kernel stopped, and why."""
 
     offsets: np.ndarray
     lengths: np.ndarray
@@ -129,7 +129,7 @@ def _read(path: str, file: io.BufferedIOBase, piece_bytes: int) -> Iterator[Piec
     if not head:
         raise InputError(path, "is empty", "give a pcap or pcapng file")
     if not is_capture(head):
-        raise InputError(path, "is neither pcap nor pcapng", _MEND_FORMAT)
+        raise InputError(path, "is neither pcap nor pcapng", _HINT_FORMAT)
     swap = struct.unpack("<I", head[:4])[0] not in (*_PCAP, _SECTION)
     order = ">" if swap else "<"
     magic = struct.unpack(order + "I", head[:4])[0]
@@ -137,10 +137,10 @@ def _read(path: str, file: io.BufferedIOBase, piece_bytes: int) -> Iterator[Piec
         yield from _pieces(path, file, piece_bytes, head, 0, _NextGeneration())
         return
     if len(head) < 24:
-        raise InputError(path, f"ends inside the file header at byte {len(head)}", _MEND_CUT)
+        raise InputError(path, f"ends inside the file header at byte {len(head)}", _HINT_CUT)
     link = struct.unpack(order + "I", head[20:24])[0] & 0xFFFF
     if link not in LINK_TYPES:
-        raise InputError(path, f"has link type {link}, which is not decoded", MEND_LINK)
+        raise InputError(path, f"has link type {link}, which is not decoded", HINT_LINK)
     yield from _pieces(path, file, piece_bytes, b"", 24, _Classic(swap, _PCAP[magic], link))
 
 
@@ -156,7 +156,7 @@ class _Classic:
         seconds, ticks = found.raw_ts >> 32 & 0xFFFFFFFF, found.raw_ts & 0xFFFFFFFF
         ts = seconds * _NS + ticks * self._tick_ns
         piece = Piece(buffer, found.offsets, found.lengths, found.wire_lengths, ts, np.full(len(ts), self._link))
-        return [piece], found.at, "says that it is longer than any packet" if found.stop == _BAD else ""
+        return [piece], found.at, "is longer than any packet" if found.stop == _BAD else ""
 
 
 class _NextGeneration:
@@ -199,12 +199,12 @@ class _NextGeneration:
         return Piece(buffer, found.offsets, lengths, found.wire_lengths, ts, links, dropped)
 
     def rest(self) -> int:
-        """Return the drops that no piece has told yet."""
+        """Return the drops that no piece has reported yet."""
         dropped, self._section.dropped = self._section.dropped, 0
         return dropped
 
     def _aside(self, buffer: np.ndarray, at: int) -> tuple[int, str]:
-        """Take in one block that holds no packet; return its size (0: it is not all there) and what is wrong with it."""
+        """Decode one block without packets; return its size (0: more bytes are needed) and what is wrong with it."""
         kind = struct.unpack_from("<I", buffer.data, at)[0]
         if kind == _SECTION:
             if at + 12 > len(buffer):
@@ -247,7 +247,7 @@ class _NextGeneration:
         number = struct.unpack_from(order + "I", body)[0]
         if number >= len(self._section.interfaces):
             return
-        # isb_ifdrop and isb_osdrop; they count from the start of the capture, so each block gives what is new.
+        # isb_ifdrop and isb_osdrop count from the start of the capture.
         values = [struct.unpack(order + "Q", value)[0] for code, value in _options(order, body[12:]) if code in (5, 7) and len(value) == 8]
         interface, total = self._section.interfaces[number], min(sum(values), 2**62)
         self._section.dropped += max(0, total - interface.dropped)
@@ -255,7 +255,7 @@ class _NextGeneration:
 
 
 def _joined(buffer: np.ndarray, pieces: list[Piece]) -> list[Piece]:
-    """Return the pieces of one buffer as one, so that a block between packets does not part what may be out of order."""
+    """Return the pieces of one buffer as one, so that packets on both sides of another block are put in order."""
     if len(pieces) < 2:
         return pieces
     columns = {
@@ -286,7 +286,7 @@ def _nanoseconds(raw: np.ndarray, interface: _Interface) -> np.ndarray:
         ns = ticks * np.uint64(10 ** (9 - interface.resolution))
     else:
         ns = ticks // np.uint64(10 ** min(interface.resolution - 9, 19))
-    # An offset of more than 272 years is not one.
+    # Ignore an offset of more than 272 years.
     offset_ns = interface.offset_s * _NS if abs(interface.offset_s) < 2**33 else 0
     return ns.view(np.int64) + np.int64(offset_ns)
 
@@ -294,7 +294,7 @@ def _nanoseconds(raw: np.ndarray, interface: _Interface) -> np.ndarray:
 def _pieces(
     path: str, file: io.BufferedIOBase, piece_bytes: int, head: bytes, base: int, walker: _Classic | _NextGeneration
 ) -> Iterator[Piece]:
-    """Yield the packets that ``walker`` finds; ``head`` was read already and starts at byte ``base``."""
+    """Yield the packets that ``walker`` finds; ``head`` is already read and starts at byte ``base``."""
     left = np.frombuffer(head, np.uint8)
     packets = 0
     while True:
@@ -309,7 +309,7 @@ def _pieces(
         base += at
         if problem:
             raise InputError(
-                path, f"record after packet {packets}, at byte {base}, {problem}; the {packets} packets before it were kept", _MEND_FORMAT
+                path, f"record after packet {packets}, at byte {base}, {problem}; the {packets} packets before it were kept", _HINT_FORMAT
             )
         left = buffer[at:]
         if not fresh:
@@ -319,17 +319,19 @@ def _pieces(
         yield Piece(left, nothing, nothing, nothing, nothing, nothing, dropped)
     if len(left):
         end = base + len(left)
-        raise InputError(path, f"ends inside packet {packets + 1} at byte {end}; the {packets} packets before it were kept", _MEND_CUT)
+        raise InputError(path, f"ends inside packet {packets + 1} at byte {end}; the {packets} packets before it were kept", _HINT_CUT)
 
 
 @numba.njit(inline="always")
 def _u32(buffer, at, swap):
+    """Return four bytes as int64, big-endian if ``swap``."""
     a, b, c, d = np.int64(buffer[at]), np.int64(buffer[at + 1]), np.int64(buffer[at + 2]), np.int64(buffer[at + 3])
     return (a << 24 | b << 16 | c << 8 | d) if swap else (d << 24 | c << 16 | b << 8 | a)
 
 
 @numba.njit(cache=True, nogil=True)
 def _walk_pcap(buffer, at, swap):
+    """Return the fields of ``_Found`` for the records of ``buffer`` uint8 from ``at`` on; ``swap``: big-endian."""
     room = (len(buffer) - at) // 16 + 1
     offsets, lengths, wire, raw = np.empty(room, np.int64), np.empty(room, np.int64), np.empty(room, np.int64), np.empty(room, np.int64)
     count, stop = 0, _MORE
@@ -349,6 +351,7 @@ def _walk_pcap(buffer, at, swap):
 
 @numba.njit(cache=True, nogil=True)
 def _walk_pcapng(buffer, at, swap, snaps):
+    """Return the fields of ``_Found`` for the blocks of ``buffer`` uint8 from ``at`` on; ``snaps`` int64: snap length of each interface."""
     room = (len(buffer) - at) // 16 + 1
     offsets, lengths, wire, raw = np.empty(room, np.int64), np.empty(room, np.int64), np.empty(room, np.int64), np.empty(room, np.int64)
     interfaces = np.empty(room, np.int64)
@@ -369,7 +372,7 @@ def _walk_pcapng(buffer, at, swap, snaps):
                 stop = _BAD
                 break
             offsets[count], wire[count], interfaces[count] = start, original, number
-            # A packet without a time is marked by the complement of its length.
+            # The complement of its length marks a packet without a time.
             lengths[count] = ~length if kind == _SIMPLE else length
             raw[count] = 0 if kind == _SIMPLE else _u32(buffer, at + 12, swap) << 32 | _u32(buffer, at + 16, swap)
             count += 1
@@ -379,7 +382,7 @@ def _walk_pcapng(buffer, at, swap, snaps):
 
 @numba.njit(nogil=True)
 def _packet_block(buffer, at, kind, size, swap, snaps):
-    """Return start, interface, length and length on the wire of the packet in a whole block; interface -1 where it is none."""
+    """Return start, interface, length and length on the wire of the packet in a whole block; interface -1 if malformed."""
     if kind == _SIMPLE:
         if size < 16 or len(snaps) == 0:
             return 0, -1, 0, 0

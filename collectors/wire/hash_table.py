@@ -1,8 +1,8 @@
 """The hash table of the kernels: seeded hashes of words and bytes, and an index from hashes to entries by open addressing.
 
-An entry is a number from 0 up. Its owner stores the key in arrays of its own, beside ``hashes`` (int64, one an entry), and
-compares keys itself, so that keys may be words or byte strings in an arena. ``index`` (int32, a power of two of places) holds
-entries, ``EMPTY`` elsewhere; the owner keeps it at most half full and replaces it (``new_index``, ``refill``) to grow. A lookup:
+An entry is a number from 0 up. Its owner stores the keys and their ``hashes`` (int64) and compares keys, so that these may be words or
+byte strings in an arena. ``index`` (int32, a power of two of places) holds entries or ``EMPTY``; the owner keeps it at most half
+full, and replaces it to grow (``new_index``, ``refill``). A lookup:
 
     probe = seek(index, hashes, h, 0)
     while probe >= 0:
@@ -12,7 +12,10 @@ entries, ``EMPTY`` elsewhere; the owner keeps it at most half full and replaces 
         probe = seek(index, hashes, h, probe + 1)
 
 Hashes start from ``new_seed()``. Changing a word changes its hash by an amount that depends on the seed, so no sender can make keys
-collide, and ``PROBES_MAX`` bounds what a lookup costs. Keep seeds in arrays: Numba compiles a global constant into its cache.
+collide, and ``PROBES_MAX`` bounds the cost of a lookup. Pass seeds as data: Numba compiles a global constant into its cache.
+
+In a hot loop name the arrays of a tuple in place (``table.index[k]``): Numba counts references of every variable that holds one
+across a branch, which costs more than the lookup.
 """
 
 import secrets
@@ -130,7 +133,6 @@ def word_table(size, seed):
 @numba.njit(nogil=True)
 def entry_of(table, a, b, c):
     """Return the entry of the key (a, b, c), each uint64, in a ``WordTable``; added if it is new, -1 if there is no room for it."""
-    # Arrays are named in place, not bound to variables: Numba counts references of a variable that lives over a branch.
     h = mix(mix(mix(table.state[SEED], a), b), c)
     for probe in range(PROBES_MAX):
         place = place_of(table.index, h, probe)
@@ -144,6 +146,7 @@ def entry_of(table, a, b, c):
 
 @numba.njit(nogil=True)
 def _add(table, place, h, a, b, c):
+    """Enter a new key at an empty place of the index; return its entry, -1 if the table is full."""
     entry = table.state[ENTRIES]
     if entry >= len(table.keys):
         return np.int64(-1)

@@ -1,9 +1,9 @@
-"""The RoCEv2 headers as tables: which extension headers follow the BTH of which opcode, and where they stand.
+"""The RoCEv2 headers as tables: which extension headers follow the BTH of each opcode, and where.
 
 InfiniBand Architecture Specification, volume 1, chapter 9 (packet layouts) and annex A17 (RoCEv2). The top three
 bits of an opcode are the service (0 RC, 1 UC, 2 RD, 3 UD, 5 XRC), the lower five the operation. ``HEADER_BYTES[op]``
 is the BTH and everything before the payload, ``AETH_AT`` and ``RETH_AT`` are offsets from the start of the BTH, 0 where
-there is no such header. An opcode that is not in the specification is taken as a bare BTH.
+there is no such header. An opcode outside the specification has a bare BTH.
 """
 
 import numpy as np
@@ -22,23 +22,11 @@ _RETH, _AETH, _IMMEDIATE, _ATOMIC, _ATOMIC_ACK, _IETH, _FETH = 16, 4, 4, 28, 8, 
 _RDETH, _DETH, _XRCETH = 4, 8, 4
 _CNP_RESERVED = 16
 
-_SENDS_AND_WRITES = {
-    0x00: 0,
-    0x01: 0,
-    0x02: 0,
-    0x03: _IMMEDIATE,
-    0x04: 0,
-    0x05: _IMMEDIATE,
-    0x06: _RETH,
-    0x07: 0,
-    0x08: 0,
-    0x09: _IMMEDIATE,
-    0x0A: _RETH,
-    0x0B: _RETH + _IMMEDIATE,
-}
+_SENDS_AND_WRITES = dict.fromkeys((0x00, 0x01, 0x02, 0x04, 0x07, 0x08), 0) | dict.fromkeys((0x03, 0x05, 0x09), _IMMEDIATE)
+_SENDS_AND_WRITES |= {0x06: _RETH, 0x0A: _RETH, 0x0B: _RETH + _IMMEDIATE}
 _REQUESTS = {**_SENDS_AND_WRITES, 0x0C: _RETH, 0x13: _ATOMIC, 0x14: _ATOMIC, 0x16: _IETH, 0x17: _IETH, 0x1C: _FETH + _RETH, 0x1D: _RETH}
 _RESPONSES = {0x0D: _AETH, 0x0E: 0, 0x0F: _AETH, 0x10: _AETH, 0x11: _AETH, 0x12: _AETH + _ATOMIC_ACK}
-# Operations with a RETH, and what stands before it: of the last two, FLUSH and ATOMIC WRITE, see annex A19.
+# Operations with a RETH, and the bytes before it; the last two are FLUSH and ATOMIC WRITE of annex A19.
 _BEFORE_RETH = {0x06: 0, 0x0A: 0, 0x0B: 0, 0x0C: 0, 0x1C: _FETH, 0x1D: 0}
 
 

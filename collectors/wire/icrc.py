@@ -1,12 +1,12 @@
-"""The invariant CRC of RoCEv2: which packets changed on the way where nothing may change.
+"""The invariant CRC of RoCEv2, which detects changes of the bytes that no router may rewrite.
 
 CRC-32 (IEEE 802.3, reflected, polynomial 0xEDB88320) over eight bytes of ones in place of the InfiniBand link header,
 then the packet from its IP header to the end of the payload, with ones in place of what a router may rewrite: type of
 service, time to live and header checksum of IPv4; traffic class, flow label and hop limit of IPv6; the UDP checksum;
 the byte of the BTH that carries FECN and BECN. It stands little-endian in the last four bytes of the UDP payload.
 
-The annex says nothing of IPv6 extension headers, so such packets are not judged. What lies behind the BTH is eaten
-eight bytes a step ("slicing by 8", Kounavis and Berry, 2005).
+The annex does not cover IPv6 extension headers, so such packets are not checked. The bytes behind the BTH are processed
+eight at a time ("slicing by 8", Kounavis and Berry, 2005).
 """
 
 import numba
@@ -30,6 +30,7 @@ _TABLE = _slices()
 
 @numba.njit(inline="always")
 def _masked(buffer, at, ip_at, udp_at, version):
+    """Return a byte of the packet, with ones in place of the bits that a router may rewrite."""
     byte, in_ip, in_udp = buffer[at], at - ip_at, at - udp_at
     if in_udp in (6, 7, 12):
         return np.uint8(0xFF)
@@ -44,13 +45,14 @@ def _masked(buffer, at, ip_at, udp_at, version):
 
 @numba.njit(inline="always")
 def _u32(buffer, at):
+    """Return four little-endian bytes as uint32."""
     a, b, c, d = np.uint32(buffer[at]), np.uint32(buffer[at + 1]), np.uint32(buffer[at + 2]), np.uint32(buffer[at + 3])
     return np.uint32(a | b << 8 | c << 16 | d << 24)
 
 
 @numba.njit(cache=True, nogil=True)
 def icrc_matches(buffer, ip_at, udp_at, end, version):
-    """Return whether the four bytes before ``end`` are the ICRC of the packet; all up to ``end`` lies in ``buffer``."""
+    """Return whether the four bytes before ``end`` are the ICRC of the packet; ``buffer`` (uint8) holds all bytes up to ``end``."""
     t = _TABLE
     crc = np.uint32(0xFFFFFFFF)
     for _ in range(8):

@@ -1,12 +1,12 @@
-"""Datagrams off a UDP socket, many at a time, with every one that is missing accounted for.
+"""Datagrams from a UDP socket, many at a time, with every lost one counted.
 
-UDP loses in silence: a receiver that falls behind reads what it can and never learns of the rest. Here a thread does nothing
-but receive: one system call (``recvmmsg``) fills many slots, one kernel checks the senders and packs the datagrams into bounded
-memory, and ``take`` hands over what came. What did not fit is counted by reason, and the kernel is asked how many it dropped, so that
+UDP loses datagrams silently when a receiver falls behind. Here a thread only receives: one system call (``recvmmsg``) fills many
+slots, a Numba kernel checks the senders and packs the datagrams into bounded memory, and ``take`` returns copies. Datagrams that do
+not fit are counted by reason, and Linux reports how many it dropped, so that
 
     sent to the socket = taken + refused + lost
 
-holds to the datagram once the listener has stopped. Between ``start`` and ``stop`` no memory is allocated but the copies handed over.
+holds exactly once the listener has stopped. Between ``start`` and ``stop`` only these copies allocate memory.
 """
 
 import ctypes
@@ -31,20 +31,20 @@ if TYPE_CHECKING:
 
 LOOPBACK = ("127.0.0.0/8", "::1/128")
 NETWORKS_MAX = 1024
-# The largest UDP payload; a listener that expects less may say so.
+# The largest UDP payload.
 DATAGRAM_BYTES_MAX = 65_535
 
 _SLOTS = 128
-# So that the slots' starts do not fall into the same lines of the processor's cache.
+# Keeps the slots' starts out of the same lines of the processor's cache.
 _SLOT_STAGGER_BYTES = 4096 + 64
 _CONTROL_BYTES, _NAME_BYTES = 128, 28
-# How long a quiet socket is waited for, and a busy one left alone so that the next call finds many.
+# How long a receive call waits for a quiet socket, and the pause after a busy one, so that the next call finds many.
 _QUIET_NS, _PAUSE_S = 100 * NS_PER_MS, 0.001
 _STOP_S = 5.0
-# A socket at its end is read at most so often: a sender that never rests must not keep it.
+# Bound on the receive calls after ``stop``: a sender that never rests must not keep the socket open.
 _ROUNDS_AT_END = 1024
 
-# Linux (asm-generic/socket.h, linux/socket.h); elsewhere none of this is asked for.
+# Linux only (asm-generic/socket.h, linux/socket.h).
 _SO_RCVBUFFORCE, _SO_TIMESTAMPNS, _SO_RXQ_OVFL, _SO_MEMINFO = 33, 35, 40, 55
 _MEMINFO = struct.Struct("9I")
 _MEMINFO_DROPS = 8
@@ -66,18 +66,18 @@ _HEADER = np.dtype(
 )
 _MESSAGE = np.dtype([("header", _HEADER), ("bytes", np.uint32)], align=True)
 _VECTOR = np.dtype([("base", np.uintp), ("bytes", np.uintp)], align=True)
-# The layouts here and in the kernel below are those of 64 bits.
+# The layouts here and in ``arrivals`` are those of 64 bits.
 _RECVMMSG = getattr(ctypes.CDLL(None, use_errno=True), "recvmmsg", None) if _LINUX and sys.maxsize > 2**32 else None
 
-# What is counted of the datagrams that came: allowed ones, their bytes, those of others, and three ways to be lost.
+# Counts of datagrams: allowed ones, their bytes, those of other senders, and losses by reason.
 TALLY = ("datagrams", "bytes", "refused", "buffer_full", "truncated", "kernel_drop")
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Who may send: the part of a collector's section that every listener has."""
+    """The networks that may send: the part of a collector's section that every listener has."""
 
-    # Networks whose datagrams are taken; all others are refused and counted.
+    # Datagrams from all other networks are refused and counted.
     allow: tuple[str, ...] = LOOPBACK
 
     def __post_init__(self) -> None:
@@ -85,8 +85,8 @@ class Sources:
 
 
 @dataclass(frozen=True, slots=True)
-class Datagrams:
-    """What came: ``buffer[offsets[k] : offsets[k] + lengths[k]]`` at ``recv_ts[k]`` ns UTC from ``senders[sender[k]]``."""
+class ReceivedDatagrams:
+    """Datagrams ``buffer[offsets[k] : offsets[k] + lengths[k]]``, received at ``recv_ts[k]`` ns UTC from ``senders[sender[k]]``."""
 
     buffer: np.ndarray
     offsets: np.ndarray
@@ -97,7 +97,7 @@ class Datagrams:
 
 
 class _Slots:
-    """What the system calls write into: as many datagrams as one call may bring, their senders and their times."""
+    """Memory for the datagrams of one receive call, their senders and their control messages."""
 
     def __init__(self, datagram_bytes: int, ipv6: bool) -> None:
         self.ipv6 = ipv6
@@ -105,7 +105,7 @@ class _Slots:
         self.size = datagram_bytes
         self.data = np.empty(_SLOTS * self.stride, np.uint8)
         self.names = np.zeros(_SLOTS * _NAME_BYTES, np.uint8)
-        # Control messages are aligned like a size_t.
+        # Control messages need the alignment of a size_t.
         self.controls = np.zeros(_SLOTS * _CONTROL_BYTES // 8, np.uint64).view(np.uint8)
         self.vectors = np.zeros(_SLOTS, _VECTOR)
         self.messages = np.zeros(_SLOTS, _MESSAGE)
@@ -119,7 +119,7 @@ class _Slots:
         self.headers["control"] = self.controls.ctypes.data + places * _CONTROL_BYTES
 
     def receive(self, opened: socket.socket, wait: bool) -> int:
-        """Return how many datagrams came, 0 if none did in time. Raises ``OSError``."""
+        """Return how many datagrams were received, 0 if none came in time. Raises ``OSError``."""
         self.headers["name_bytes"], self.headers["control_bytes"] = _NAME_BYTES, _CONTROL_BYTES
         if _RECVMMSG is None:
             return self._one_by_one(opened, wait)
@@ -133,7 +133,7 @@ class _Slots:
         raise OSError(code, os.strerror(code))
 
     def _one_by_one(self, opened: socket.socket, wait: bool) -> int:
-        """The same with the calls that every system has."""
+        """Do the same with the calls that every system has."""
         self.headers["control_bytes"] = 0
         for k in range(_SLOTS):
             place = self.data.data[k * self.stride : k * self.stride + self.size]
@@ -151,9 +151,9 @@ class _Slots:
 class UdpListener:
     """Receives on one socket between ``start`` and ``stop``; ``take`` and ``lost`` are for one other thread.
 
-    At most ``buffer_bytes_max`` wait to be taken: beyond that the newest are dropped and counted. ``receive_buffer_bytes`` is
-    asked of the kernel, which gives less where ``net.core.rmem_max`` says so; ``counters`` tells what it gave. A datagram above
-    ``datagram_bytes_max`` is not handed over in part but counted as truncated. ``name`` is the section that messages point to.
+    At most ``buffer_bytes_max`` wait to be taken; beyond that the newest are dropped and counted. ``receive_buffer_bytes`` is
+    requested from the operating system, which gives less if ``net.core.rmem_max`` is lower; ``counters`` reports the result. A
+    datagram above ``datagram_bytes_max`` is dropped and counted as truncated. ``name`` is the section that messages point to.
     """
 
     def __init__(
@@ -180,12 +180,12 @@ class UdpListener:
         self._filling: DatagramBuffer | None = None
         self._idle: DatagramBuffer | None = None
         self._tally = np.zeros(len(TALLY), np.int64)
-        self._admitted: Counter[str] = Counter()
+        self._reported: Counter[str] = Counter()
         self._received_bytes_max = 0
         self._errors = 0
 
     def start(self) -> None:
-        """Bind and begin to receive. Raises ``ServiceError`` when the port or the address cannot be had."""
+        """Bind and start to receive. Raises ``ServiceError`` if the port or the address is not available."""
         from .arrivals import DatagramBuffer
 
         ipv6 = ":" in self._address
@@ -198,32 +198,32 @@ class UdpListener:
         # One is filled while the other is taken.
         self._filling, self._idle = (DatagramBuffer(self._buffer_bytes_max // 2, self._networks, self._tally) for _ in range(2))
         self._tally[:] = 0
-        self._admitted.clear()
+        self._reported.clear()
         warm()
         self._stopping.clear()
         self._thread = threading.Thread(target=self._run, name=f"weft-{self._name}-listener", daemon=True)
         self._thread.start()
 
-    def take(self) -> Datagrams:
-        """Return all that came since the last call, in the order of arrival; never block."""
+    def take(self) -> ReceivedDatagrams:
+        """Return all datagrams since the last call, in the order of arrival; never block."""
         with self._lock:
             self._filling, self._idle = self._idle, self._filling
             taken = self._idle
-        return Datagrams(*taken.take()) if taken is not None else _nothing()
+        return ReceivedDatagrams(*taken.take()) if taken is not None else _nothing()
 
     def lost(self) -> dict[str, int]:
         """Return how many datagrams were lost since the last call, by reason; reasons without loss are left out.
 
-        ``kernel_drop``: the socket's buffer was full. ``buffer_full``: nobody took. ``truncated``: longer than expected.
+        ``kernel_drop``: the socket's buffer was full. ``buffer_full``: ``take`` came too late. ``truncated``: longer than expected.
         """
-        self._ask_for_drops()
+        self._read_drops()
         total = Counter(self._totals())
-        fresh = total - self._admitted
-        self._admitted = total
+        fresh = total - self._reported
+        self._reported = total
         return dict(fresh)
 
     def counters(self) -> dict[str, float]:
-        """Return totals since the start, and the receive buffer that the kernel gave."""
+        """Return totals since the start, and the size of the receive buffer."""
         return {
             **{f"{name}_total": float(number) for name, number in zip(TALLY[:3], self._tally.tolist(), strict=False)},
             **{f"lost_{reason}_total": float(number) for reason, number in self._totals().items()},
@@ -232,13 +232,13 @@ class UdpListener:
         }
 
     def stop(self) -> None:
-        """Take in what the kernel still holds, and close. Idempotent; ``take`` and ``lost`` may be called once more."""
+        """Receive what is left in the socket, and close it. Idempotent; ``take`` and ``lost`` may be called once more."""
         self._stopping.set()
         if self._thread is not None:
             self._thread.join(_STOP_S)
             self._thread = None
         if self._socket is not None:
-            self._ask_for_drops()
+            self._read_drops()
             self._socket.close()
             self._socket = None
 
@@ -255,7 +255,7 @@ class UdpListener:
                 opened.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
                 opened.setsockopt(socket.SOL_SOCKET, _SO_RXQ_OVFL, 1)
             opened.bind((self._address, self.port))
-            # A timeout of the kernel's: Python's own would make the socket non-blocking.
+            # A timeout of the system call: Python's own would make the socket non-blocking.
             opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", 0, _QUIET_NS // 1000))
         except BaseException:
             opened.close()
@@ -263,14 +263,14 @@ class UdpListener:
         return opened
 
     def _size_receive_buffer(self, opened: socket.socket) -> None:
-        """Ask for the buffer as a privileged user may, else as the system's limit allows."""
+        """Request the buffer as a privileged user, else up to the system's limit."""
         try:
             if not _LINUX:
                 raise PermissionError
             opened.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, self._receive_buffer_bytes)
         except PermissionError:
             opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._receive_buffer_bytes)
-        # Linux doubles what is asked for, since it charges its own bookkeeping to it.
+        # Linux doubles the request to cover its own overhead.
         self._received_bytes_max = opened.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // (2 if _LINUX else 1)
 
     def _refusal(self, error: OSError) -> ServiceError:
@@ -291,7 +291,7 @@ class UdpListener:
         while not self._stopping.is_set():
             count = self._receive(wait=True)
             if 0 < count < _SLOTS:
-                # What comes meanwhile waits in the kernel, and the next call brings it all at once.
+                # Datagrams that arrive meanwhile wait in the socket, and the next call receives them together.
                 self._clock.wait(_PAUSE_S)
         for _ in range(_ROUNDS_AT_END):
             if not self._receive(wait=False):
@@ -315,17 +315,17 @@ class UdpListener:
             assert self._filling is not None
             self._filling.append(slots.messages[:count], slots.data, slots.stride, slots.names, slots.controls, slots.ipv6, now_ns)
 
-    def _ask_for_drops(self) -> None:
-        """Learn how many datagrams the kernel has dropped: it tells with the next one that it keeps, which may never come."""
+    def _read_drops(self) -> None:
+        """Read the operating system's count of drops, which otherwise comes only with the next datagram."""
         if self._socket is None or not _LINUX:
             return
         try:
-            told = self._socket.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size)
+            memory = self._socket.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size)
         except OSError:
             return
-        if len(told) == _MEMINFO.size and self._filling is not None:
+        if len(memory) == _MEMINFO.size and self._filling is not None:
             with self._lock:
-                self._filling.count_drops(_MEMINFO.unpack(told)[_MEMINFO_DROPS])
+                self._filling.count_drops(_MEMINFO.unpack(memory)[_MEMINFO_DROPS])
 
 
 def warm() -> None:
@@ -338,15 +338,15 @@ def warm() -> None:
     buffer.take()
 
 
-def _nothing() -> Datagrams:
+def _nothing() -> ReceivedDatagrams:
     octets, numbers = np.empty(0, np.uint8), np.empty(0, np.int64)
-    return Datagrams(octets, numbers, numbers, numbers, np.empty(0, np.int32), ())
+    return ReceivedDatagrams(octets, numbers, numbers, numbers, np.empty(0, np.int32), ())
 
 
 def _networks(allow: tuple[str, ...]) -> np.ndarray:
     """Return networks as rows of (high, low, mask high, mask low, is IPv4), IPv4 as IPv6 maps it. Raises ``ValueError``."""
     if len(allow) > NETWORKS_MAX:
-        raise ValueError(f"allow has {len(allow)} networks, at most {NETWORKS_MAX} are looked at")
+        raise ValueError(f"allow has {len(allow)} networks, at most {NETWORKS_MAX} are possible")
     rows = np.zeros((len(allow), 5), np.uint64)
     for row, text in zip(rows, allow, strict=True):
         try:

@@ -1,8 +1,7 @@
-"""Bytes off TCP connections, bounded per connection: a sender that is faster than its reader waits, and loses nothing.
+"""Bytes from TCP connections, bounded per connection: a sender that is faster than its reader waits and loses nothing.
 
-One thread accepts and receives. A connection whose bytes wait to be taken is not read on until they are, which is TCP's own
-way to slow a sender down. Who may connect, how many, and for how long one may be silent is limited; what is over a limit
-is cut off and counted, alone.
+One thread accepts and receives. It pauses a connection while its buffer is full, so that TCP slows the sender down. Networks,
+number of connections and idle time are limited; a connection beyond a limit is closed and counted.
 """
 
 import contextlib
@@ -26,7 +25,7 @@ class _Connection:
     number: int
     sender: str
     socket: socket.socket
-    heard_ns: int
+    received_ns: int
     waiting: bytearray = field(default_factory=bytearray)
     paused: bool = False
     ended: str = ""
@@ -34,7 +33,7 @@ class _Connection:
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """What came on one connection since the last ``take``; ``ended`` says why no more will, empty while it is open."""
+    """The bytes of one connection since the last ``take``; ``ended`` is the reason of its end, empty while it is open."""
 
     connection: int
     sender: str
@@ -45,7 +44,7 @@ class Stretch:
 class TcpListener:
     """Receives on one socket between ``start`` and ``stop``; ``take`` and ``cut`` are for one other thread.
 
-    Of each connection at most ``connection_bytes_max`` wait. One that is silent for ``idle_s_max`` is cut off.
+    At most ``connection_bytes_max`` of each connection wait. One that is idle for ``idle_s_max`` is closed.
     """
 
     def __init__(
@@ -74,7 +73,7 @@ class TcpListener:
         self._stopping = threading.Event()
 
     def start(self) -> None:
-        """Bind and begin to receive. Raises ``ServiceError`` when the address cannot be had."""
+        """Bind and start to receive. Raises ``ServiceError`` if the address is not available."""
         family = socket.AF_INET6 if ":" in self._address else socket.AF_INET
         opened = socket.socket(family, socket.SOCK_STREAM)
         try:
@@ -85,7 +84,7 @@ class TcpListener:
             opened.close()
             problem = getattr(error, "strerror", None) or str(error)
             hint = f"choose another address or port in [collect.{self._name}]"
-            raise ServiceError(f"{self._name}: TCP {self._address} port {self.port} cannot be had ({problem})", hint) from None
+            raise ServiceError(f"{self._name}: cannot listen on TCP {self._address} port {self.port} ({problem})", hint) from None
         opened.setblocking(False)
         self._socket, self.port = opened, opened.getsockname()[1]
         self._stopping.clear()
@@ -93,7 +92,7 @@ class TcpListener:
         self._thread.start()
 
     def take(self) -> list[Stretch]:
-        """Return what came on each connection, the ended ones once more and last; never block."""
+        """Return the bytes of each connection, an ended one for the last time; never block."""
         with self._lock:
             found = []
             for connection in list(self._connections.values()):
@@ -105,17 +104,17 @@ class TcpListener:
             return found
 
     def cut(self, number: int, reason: str) -> None:
-        """Close one connection: what it sends is not worth reading. Unknown numbers are passed over."""
+        """Close one connection, counted by reason; ignore unknown numbers."""
         with self._lock:
             if (connection := self._connections.get(number)) is not None and not connection.ended:
                 self._counts[f"cut_{reason}"] += 1
                 connection.ended = reason
-                # Its thread closes it: it may be waiting on it now.
+                # The receiving thread closes it: it may be waiting for it now.
                 with contextlib.suppress(OSError):
                     connection.socket.shutdown(socket.SHUT_RDWR)
 
     def counters(self) -> dict[str, int]:
-        """Return connections accepted, refused and cut by reason, and bytes, since the start; ``connections`` is of now."""
+        """Return connections accepted, refused and cut by reason, and bytes, since the start; ``connections`` are open now."""
         with self._lock:
             return dict(self._counts) | {"connections": sum(not one.ended for one in self._connections.values())}
 
@@ -135,7 +134,7 @@ class TcpListener:
                         self._accept(listening, selector)
                     else:
                         self._receive(key.data, selector)
-                self._look_after(selector)
+                self._maintain(selector)
             self._finish(selector)
         listening.close()
 
@@ -172,23 +171,23 @@ class TcpListener:
                 self._close(connection, selector, "closed")
                 return
             self._counts["bytes"] += len(content)
-            connection.heard_ns = self._clock.monotonic_ns()
+            connection.received_ns = self._clock.monotonic_ns()
             connection.waiting += content
             if len(connection.waiting) >= self._bytes_max:
                 connection.paused = True
                 selector.unregister(connection.socket)
 
-    def _look_after(self, selector: selectors.BaseSelector) -> None:
-        """Read on where bytes were taken; cut off who has been silent, and close who was cut."""
+    def _maintain(self, selector: selectors.BaseSelector) -> None:
+        """Resume paused connections whose bytes were taken; close idle ones and those that were cut."""
         now_ns = self._clock.monotonic_ns()
         with self._lock:
             for connection in self._connections.values():
                 if connection.ended:
                     self._close(connection, selector, connection.ended)
                 elif connection.paused and len(connection.waiting) < self._bytes_max:
-                    connection.paused, connection.heard_ns = False, now_ns
+                    connection.paused, connection.received_ns = False, now_ns
                     selector.register(connection.socket, selectors.EVENT_READ, connection)
-                elif not connection.paused and now_ns - connection.heard_ns > self._idle_ns_max:
+                elif not connection.paused and now_ns - connection.received_ns > self._idle_ns_max:
                     self._counts["cut_idle"] += 1
                     self._close(connection, selector, "idle")
 
@@ -200,7 +199,7 @@ class TcpListener:
             connection.socket.close()
 
     def _finish(self, selector: selectors.BaseSelector) -> None:
-        """Read what the kernel still has of each connection, as far as there is room, and close it."""
+        """Receive what is left of each connection, as far as there is room, and close it."""
         with self._lock:
             for connection in self._connections.values():
                 while not connection.ended and len(connection.waiting) < self._bytes_max:

@@ -1,16 +1,16 @@
-"""RoCEv2 packets to columns: one call for many packets, no packet touched by Python.
+"""RoCEv2 packets to columns: one call decodes many, without Python code per packet.
 
-A kernel walks link layer, IP, UDP, BTH and its extension headers of each packet. It reads a byte only after the bytes
-were found to be there, and every loop over headers has a bound, so any bytes give a row or a counted reason:
+A kernel walks link layer, IP, UDP, BTH and extension headers of each packet. It checks bounds before it reads, and every loop over
+headers is bounded, so any bytes give a row or a counted reason:
 
 * ``other``: not RoCEv2 (another protocol or port);
-* ``fragment``: an IP fragment, whose rest is elsewhere;
-* ``cut``: captured too short to hold the headers up to the BTH;
-* ``malformed``: lengths, versions or header chains that contradict each other or the length on the wire;
-* ``icrc``: checked, and wrong.
+* ``fragment``: an IP fragment;
+* ``cut``: captured too short for the headers up to the BTH;
+* ``malformed``: lengths, versions or header chains contradict each other or the length on the wire;
+* ``icrc``: the ICRC was checked and is wrong.
 
-Lengths come from the headers, so a capture that keeps only the first bytes of each packet gives the same rows; where it
-keeps the BTH and not the RETH or AETH behind it, their fields are null.
+Lengths come from the headers, so a capture of the first bytes of each packet gives the same rows. If it cuts off the RETH or AETH,
+their fields are null.
 """
 
 import socket
@@ -41,7 +41,7 @@ from .headers import (
     SLL2,
 )
 from .icrc import icrc_matches
-from .octets import octets, u16, u24, u32, u64
+from .octets import octets, record_type, u16, u24, u32, u64
 
 REASONS = ("other", "fragment", "cut", "malformed", "icrc")
 _OTHER, _FRAGMENT, _CUT, _MALFORMED, _ICRC = -1, -2, -3, -4, -5
@@ -49,47 +49,33 @@ _OTHER, _FRAGMENT, _CUT, _MALFORMED, _ICRC = -1, -2, -3, -4, -5
 VLAN_TAGS_MAX = 4
 EXTENSIONS_MAX = 8
 
-# What may stand between IPv6 and UDP: hop-by-hop options, routing, destination options, authentication, and the header of a
-# fragment, which a packet that is whole may have too [RFC 6946].
+# Headers between IPv6 and UDP: hop-by-hop options, routing, destination options, authentication, and the fragment header, which a
+# whole packet may have, too [RFC 6946].
 FRAGMENT, _AUTHENTICATION = 44, 51
 EXTENSIONS = (0, 43, 60, FRAGMENT, _AUTHENTICATION)
 
-# Packets whose headers are fetched ahead: few enough to stay in the nearest cache.
+# Packets whose headers are prefetched: few enough to stay in the nearest cache.
 _TOUCHED = 32
 
 _AETH, _RETH, _UNCHECKED, _PARTIAL = 1, 2, 4, 8
 
-_PACKET = np.dtype(
-    [
-        ("ts", np.int64),
-        ("src_high", np.uint64),
-        ("src_low", np.uint64),
-        ("dst_high", np.uint64),
-        ("dst_low", np.uint64),
-        ("qp", np.uint32),
-        ("psn", np.uint32),
-        ("dma_bytes", np.uint32),
-        ("length", np.uint32),
-        ("payload_bytes", np.uint32),
-        ("src_port", np.uint16),
-        ("opcode", np.uint8),
-        ("syndrome", np.uint8),
-        ("ecn", np.uint8),
-        ("dscp", np.uint8),
-        ("version", np.uint8),
-        ("flags", np.uint8),
-    ]
+_PACKET = record_type(
+    "i8 ts",
+    "u8 src_high src_low dst_high dst_low",
+    "u4 qp psn dma_bytes length payload_bytes",
+    "u2 src_port",
+    "u1 opcode syndrome ecn dscp version flags",
 )
 
 _SEED = new_seed()
 
 
 @dataclass(frozen=True, slots=True)
-class Decoded:
-    """What some packets gave: rows of ``packet`` (without those columns that the collector adds) and why others did not.
+class DecodedPackets:
+    """Rows of ``packet``, without the columns that the collector adds, and counts.
 
-    ``skipped`` counts by ``REASONS``. ``unchecked`` are rows whose ICRC was to be checked and could not be: captured too
-    short, or behind extension headers of IP. ``partial`` are rows whose RETH or AETH was cut off, which makes its fields null.
+    ``skipped`` counts packets without a row by ``REASONS``. ``unchecked`` counts rows whose ICRC could not be checked: captured too
+    short, or behind IP extension headers. ``partial`` counts rows whose RETH or AETH was cut off.
     """
 
     frame: pl.DataFrame
@@ -100,12 +86,12 @@ class Decoded:
 
 def decode(
     buffer, offsets, lengths, ts, link_type, *, wire_lengths=None, hidden: int | np.ndarray = 0, check_icrc: bool = False
-) -> Decoded:
+) -> DecodedPackets:
     """Return the RoCEv2 packets among ``buffer[offsets[k] : offsets[k] + lengths[k]]``, in the order given.
 
-    ``ts`` are nanoseconds, ``link_type`` one number or one a packet (of ``headers.LINK_TYPES``, others are malformed),
-    ``wire_lengths`` the lengths before the capture cut them (default: not cut), ``hidden`` bytes of the link layer that the
-    buffer lacks, one number or one a packet. Raises ``ValueError`` for a packet that reaches beyond the buffer.
+    ``ts`` are nanoseconds, ``link_type`` one of ``headers.LINK_TYPES`` (others are malformed), for all or for each packet,
+    ``wire_lengths`` the lengths before the capture cut them (default: not cut), ``hidden`` how many link-layer bytes the buffer
+    lacks, for all or for each packet. Raises ``ValueError`` for a packet that reaches beyond the buffer.
     """
     data = octets(buffer)
     offsets, lengths = np.asarray(offsets, np.int64), np.asarray(lengths, np.int64)
@@ -116,7 +102,7 @@ def decode(
     links, hidden = (np.array(np.broadcast_to(one, offsets.shape), np.int64, order="C") for one in (link_type, hidden))
     rows, counts, _ = _decode(data, offsets, lengths, wire, np.asarray(ts, np.int64), links, hidden, check_icrc)
     unchecked, partial = (int(np.count_nonzero(rows["flags"] & flag)) for flag in (_UNCHECKED, _PARTIAL))
-    return Decoded(_to_frame(rows), dict(zip(REASONS, counts.tolist(), strict=True)), unchecked, partial)
+    return DecodedPackets(_to_frame(rows), dict(zip(REASONS, counts.tolist(), strict=True)), unchecked, partial)
 
 
 def _to_frame(rows: np.ndarray) -> pl.DataFrame:
@@ -133,10 +119,10 @@ def _to_frame(rows: np.ndarray) -> pl.DataFrame:
             "qp": qp,
             "opcode": opcode,
             "psn": psn,
-            "ack_psn": _nullable(psn, missing[0]),
-            "syndrome": _nullable(syndrome, missing[0]),
-            "credits": _nullable(credit, missing[1]),
-            "dma_bytes": _nullable(dma_bytes, missing[2]),
+            "ack_psn": nullable(psn, missing[0]),
+            "syndrome": nullable(syndrome, missing[0]),
+            "credits": nullable(credit, missing[1]),
+            "dma_bytes": nullable(dma_bytes, missing[2]),
             "length": length,
             "payload_bytes": payload_bytes,
             "ecn": ecn,
@@ -146,7 +132,8 @@ def _to_frame(rows: np.ndarray) -> pl.DataFrame:
     )
 
 
-def _nullable(values: np.ndarray, missing: np.ndarray) -> pl.Series:
+def nullable(values: np.ndarray, missing: np.ndarray | None) -> pl.Series:
+    """Return values without a copy, null where missing."""
     series = pl.from_arrow(pa.array(values, mask=missing))
     assert isinstance(series, pl.Series)
     return series
@@ -154,7 +141,10 @@ def _nullable(values: np.ndarray, missing: np.ndarray) -> pl.Series:
 
 @numba.njit(cache=True, nogil=True)
 def _split(rows):
-    """Return the columns by width, and where AETH, credits and RETH are missing: one walk over the rows, not one a column."""
+    """Return the columns of ``rows`` (n,) ``_PACKET`` in one pass, and where AETH, credits and RETH are missing.
+
+    ``ts`` (n,) int64, words (5, n) uint32, ports (n,) uint16, octets (5, n) uint8, missing (3, n) bool.
+    """
     number = len(rows)
     ts, port = np.empty(number, np.int64), np.empty(number, np.uint16)
     words, octets = np.empty((5, number), np.uint32), np.empty((5, number), np.uint8)
@@ -173,7 +163,7 @@ def _split(rows):
 
 
 def addresses(rows: np.ndarray) -> tuple[pl.Series, pl.Series]:
-    """Return source and destination as text, of rows with the fields ``src_high`` to ``dst_low`` and ``version``; empty where that is 0."""
+    """Return source and destination as text, from the fields ``src_high`` to ``dst_low`` and ``version``; empty if that is 0."""
     src, dst, keys = _codes(rows, _SEED)
     texts = pl.Series([_text(version, high, low) for high, low, version in keys.tolist()], dtype=pl.String)
     return texts[src], texts[dst]
@@ -202,6 +192,10 @@ def _codes(rows, seed):
 
 @numba.njit(cache=True, nogil=True)
 def _decode(buffer, offsets, lengths, wire, ts, links, hidden, check_icrc):
+    """Return ``_PACKET`` rows, counts (5,) int64 by ``REASONS``, and a number without meaning.
+
+    ``buffer`` uint8; the others (n,) int64: offset, captured length, length on the wire and hidden bytes, ``ts`` in ns, link types.
+    """
     rows = np.empty(len(offsets), _PACKET)
     counts = np.zeros(len(REASONS), np.int64)
     filled, touched = 0, 0
@@ -221,7 +215,7 @@ def _decode(buffer, offsets, lengths, wire, ts, links, hidden, check_icrc):
 
 @numba.njit(nogil=True)
 def _touch(buffer, offsets, lengths, first):
-    """Read a byte of each cache line that holds the headers of the next packets, so that their misses overlap."""
+    """Read a byte of each cache line with headers of the next packets, so that cache misses overlap."""
     seen = 0
     for k in range(first, min(first + _TOUCHED, len(offsets))):
         if lengths[k]:
@@ -231,6 +225,7 @@ def _touch(buffer, offsets, lengths, first):
 
 @numba.njit(nogil=True)
 def _packet(buffer, at, end, wire_end, link, check_icrc, row):
+    """Decode one packet into its ``_PACKET`` row; return 0 or a negative reason."""
     ip_at, kind = network_layer(buffer, at, end, link)
     if ip_at < 0:
         return ip_at
@@ -255,7 +250,7 @@ def _packet(buffer, at, end, wire_end, link, check_icrc, row):
 
 @numba.njit(nogil=True)
 def network_layer(buffer, at, end, link):
-    """Return where IP starts and its EtherType; a negative reason and 0 where there is no IP."""
+    """Return the offset of IP and its EtherType; a negative reason and 0 if there is no IP."""
     if link in (ETHERNET, SLL, SLL2):
         kind_at = at + (12 if link == ETHERNET else 14 if link == SLL else 0)
         ip_at = at + (14 if link == ETHERNET else 16 if link == SLL else 20)
@@ -281,7 +276,7 @@ def network_layer(buffer, at, end, link):
 
 @numba.njit(inline="always")
 def extension_bytes(kind, length):
-    """Return how long a header of ``EXTENSIONS`` is that says ``length`` of itself [RFC 8200, RFC 4302 2.2]."""
+    """Return the bytes of a header of ``EXTENSIONS`` from its length field [RFC 8200, RFC 4302 2.2]."""
     if kind == FRAGMENT:
         return np.int64(8)
     return (np.int64(length) + 2) * 4 if kind == _AUTHENTICATION else (np.int64(length) + 1) * 8
@@ -289,7 +284,7 @@ def extension_bytes(kind, length):
 
 @numba.njit(nogil=True)
 def _ipv4(buffer, at, end, wire_end, row):
-    """Return where UDP starts and the IP packet ends; a negative reason and 0 where there is none."""
+    """Return where UDP starts and the IP packet ends; a negative reason and 0 if there is no UDP."""
     if at + 20 > end:
         return _CUT, 0
     header, total = np.int64(buffer[at] & 0x0F) * 4, u16(buffer, at + 2)
@@ -317,7 +312,7 @@ def _ipv4(buffer, at, end, wire_end, row):
 
 @numba.njit(nogil=True)
 def _ipv6(buffer, at, end, wire_end, row):
-    """Return where UDP starts and the IP packet ends; a negative reason and 0 where there is none."""
+    """Return where UDP starts and the IP packet ends; a negative reason and 0 if there is no UDP."""
     if at + 40 > end:
         return _CUT, 0
     if buffer[at] >> 4 != 6:
@@ -348,7 +343,7 @@ def _ipv6(buffer, at, end, wire_end, row):
 
 @numba.njit(nogil=True)
 def _transport(buffer, at, end, ip_end, row):
-    """Return where the UDP datagram at ``at`` ends, a negative reason where it is no RoCEv2 packet."""
+    """Return where the UDP datagram at ``at`` ends; a negative reason if it is no RoCEv2 packet."""
     if at + 8 > end:
         return _CUT
     if u16(buffer, at + 2) != ROCE_PORT:

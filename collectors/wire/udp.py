@@ -1,41 +1,33 @@
-"""Who sent what to whom: IP addresses, ports and UDP payloads of packets, one call for many.
+"""IP addresses, ports and UDP payloads of packets; one call decodes many.
 
-A kernel walks link layer, IP and UDP. It reads a byte only after the bytes were found to be there, and every loop over headers
-has a bound. Of a packet that is not whole (a fragment, a capture or a sampled header that was cut) the payload is not given, the
-addresses are, as far as they are there.
+A kernel walks link layer, IP and UDP. It checks bounds before it reads, and every loop over headers is bounded. A packet that is
+not whole (a fragment, a cut capture, a sampled header) has no payload, but its addresses if they were captured.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numba
 import numpy as np
 
-from .octets import octets, u16, u32, u64
+from ...pipeline.errors import InputError
+from .capture import read_capture
+from .headers import ROCE_PORT
+from .octets import octets, record_type, u16, u32, u64
 from .roce import EXTENSIONS, EXTENSIONS_MAX, FRAGMENT, extension_bytes, network_layer
 
 _TCP, _UDP = 6, 17
+# Bytes of a capture that are read to recognise it.
+_HEAD_BYTES = 64 * 1024
 
-# ``version`` is 0 where there is no IP header, ``protocol`` the transport, ports 0 where they are not there; ``payload_bytes``
-# is -1 where there is no whole UDP payload. The addresses are named as ``roce.addresses`` reads them.
-END = np.dtype(
-    [
-        ("src_high", np.uint64),
-        ("src_low", np.uint64),
-        ("dst_high", np.uint64),
-        ("dst_low", np.uint64),
-        ("payload_at", np.int64),
-        ("payload_bytes", np.int64),
-        ("src_port", np.uint16),
-        ("dst_port", np.uint16),
-        ("version", np.uint8),
-        ("protocol", np.uint8),
-    ]
-)
+# ``version`` is 0 without an IP header, ``protocol`` is the transport, missing ports are 0, and ``payload_bytes`` is -1 without a
+# whole UDP payload. ``roce.addresses`` reads the addresses.
+END = record_type("u8 src_high src_low dst_high dst_low", "i8 payload_at payload_bytes", "u2 src_port dst_port", "u1 version protocol")
 
 
 @dataclass(frozen=True, slots=True)
 class Payloads:
-    """UDP payloads in ``buffer``, where each stands among the packets it was found in, and their ``END`` rows."""
+    """UDP payloads in the buffer, the index of the packet of each (``at``), and their ``END`` rows."""
 
     offsets: np.ndarray
     lengths: np.ndarray
@@ -56,15 +48,27 @@ def ends(buffer: np.ndarray, offsets: np.ndarray, lengths: np.ndarray, links: np
 
 
 def payloads(buffer: np.ndarray, offsets: np.ndarray, lengths: np.ndarray, links: np.ndarray, port: int) -> Payloads:
-    """Return the whole UDP payloads to ``port`` among the packets, in their order. Raises ``ValueError`` as ``ends`` does."""
+    """Return the whole UDP payloads sent to ``port``, in the order of the packets. Raises ``ValueError`` as ``ends`` does."""
     rows = ends(buffer, offsets, lengths, links)
     (at,) = np.nonzero((rows["dst_port"] == port) & (rows["payload_bytes"] >= 0))
     found = rows[at]
     return Payloads(found["payload_at"].copy(), found["payload_bytes"].copy(), at, found)
 
 
+def is_capture_of(path: Path, port: int, start: bytes) -> bool:
+    """Return whether the first packets of a capture hold more UDP payloads to ``port`` that begin with ``start`` than RoCEv2."""
+    try:
+        piece = next(read_capture(path, _HEAD_BYTES))
+    except (InputError, StopIteration):
+        return False
+    packets = (piece.buffer, piece.offsets, piece.lengths, piece.links)
+    found = sum(piece.buffer[at : at + len(start)].tobytes() == start for at in payloads(*packets, port).offsets.tolist())
+    return found > len(payloads(*packets, ROCE_PORT).at)
+
+
 @numba.njit(cache=True, nogil=True)
 def _ends(buffer, offsets, lengths, links, rows):
+    """Fill ``rows`` (n,) ``END``, zeroed, from ``buffer`` uint8; ``offsets``, ``lengths`` in bytes and ``links`` are (n,) int64."""
     for k in range(len(offsets)):
         rows[k].payload_bytes = -1
         at, kind = network_layer(buffer, offsets[k], offsets[k] + lengths[k], links[k])
@@ -78,6 +82,7 @@ def _ends(buffer, offsets, lengths, links, rows):
 
 @numba.njit(nogil=True)
 def _ipv4(buffer, at, end, row):
+    """Decode an IPv4 packet into its ``END`` row."""
     if at + 20 > end or buffer[at] >> 4 != 4:
         return
     row.version, row.protocol = 4, buffer[at + 9]
@@ -85,12 +90,13 @@ def _ipv4(buffer, at, end, row):
     header, total = np.int64(buffer[at] & 0x0F) * 4, u16(buffer, at + 2)
     if header < 20 or u16(buffer, at + 6) & 0x1FFF:
         return
-    # A first fragment has the ports, and not all of the payload.
+    # A first fragment has the ports, but only a part of the payload.
     _transport(buffer, at + header, end, at + total, u16(buffer, at + 6) & 0x2000 == 0, row)
 
 
 @numba.njit(nogil=True)
 def _ipv6(buffer, at, end, row):
+    """Decode an IPv6 packet into its ``END`` row."""
     if at + 40 > end or buffer[at] >> 4 != 6:
         return
     row.version, row.protocol = 6, buffer[at + 6]
@@ -113,6 +119,7 @@ def _ipv6(buffer, at, end, row):
 
 @numba.njit(nogil=True)
 def _transport(buffer, at, end, ip_end, whole, row):
+    """Decode ports, and the UDP payload of a whole packet, into an ``END`` row."""
     if row.protocol not in (_TCP, _UDP) or at + 8 > end:
         return
     row.src_port, row.dst_port = u16(buffer, at), u16(buffer, at + 2)

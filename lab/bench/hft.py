@@ -70,11 +70,11 @@ def _message(kind: int, content: bytes) -> bytes:
 
 def _decode_rate(counters: int) -> tuple[float, float]:
     """Return counters/s of the decoder with many messages per call, and of a byte swap of as many values."""
-    from ...collectors.hft.ipfix import Decoder
+    from ...collectors.hft.ipfix import IpfixDecoder
 
     number = _VALUES // counters
     buffer, offsets, lengths = _messages(counters, number)
-    decoder, exporters = Decoder(), np.zeros(len(offsets), np.int64)
+    decoder, exporters = IpfixDecoder(), np.zeros(len(offsets), np.int64)
     plain = buffer[: len(buffer) // 8 * 8]
     swap = best_rate(lambda: np.frombuffer(plain, ">u8").astype(np.uint64), len(plain) // 8)
     return best_rate(lambda: decoder.feed(buffer, offsets, lengths, exporters, 0), number * counters, 10), swap
@@ -82,7 +82,7 @@ def _decode_rate(counters: int) -> tuple[float, float]:
 
 def _rows_rate() -> float:
     """Return counters/s for a second of one switch, drained every 100 ms, from messages to frames of rows."""
-    from ...collectors.hft.ipfix import Decoder
+    from ...collectors.hft.ipfix import IpfixDecoder
     from ...collectors.hft.names import Names
     from ...collectors.hft.streams import Streams
     from ...collectors.sampling.readings import Pace
@@ -91,7 +91,7 @@ def _rows_rate() -> float:
     specifiers = [(port, stat) for port in range(_PORTS) for stat in _STATS]
     fields = b"".join(struct.pack(">HHI", 0x8000 | port + 1, 8, 1 << 16 | stat) for port, stat in specifiers)
     buffer, offsets, lengths = _messages(counters, drain)
-    decoder, streams, zero = Decoder(), Streams(Pace(), 1_000_000), np.zeros(1, np.int64)
+    decoder, streams, zero = IpfixDecoder(), Streams(Pace(), 1_000_000), np.zeros(1, np.int64)
     template = np.frombuffer(_message(2, struct.pack(">HHHH", 256, counters + 1, 325, 8) + fields), np.uint8)
     who = {0: ("leaf1", Names({(1, port + 1): f"Ethernet{4 * port}" for port in range(_PORTS)}))}
     decoder.feed(template, zero, zero + len(template), zero, 0)

@@ -8,7 +8,7 @@ import numpy as np
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
 from weft.collectors.base import Options
-from weft.collectors.hft.ipfix import Decoder
+from weft.collectors.hft.ipfix import IpfixDecoder
 from weft.collectors.hft.names import read_names
 from weft.collectors.hft.recording import HftRecording
 from weft.collectors.otlp import kernel as otlp_kernel
@@ -66,8 +66,8 @@ SEEDS = {
 
 
 def fuzz_ipfix(data: bytes) -> None:
-    """Bytes as datagrams and as a stream in pieces: no more values than bytes, and what waits for templates stays bounded."""
-    decoder = Decoder(held_bytes_max=_HELD_MAX, templates_max=50)
+    """Bytes as datagrams and as a stream in pieces: no more values than bytes, and the data waiting for templates stays bounded."""
+    decoder = IpfixDecoder(held_bytes_max=_HELD_MAX, templates_max=50)
     buffer = np.frombuffer(data, np.uint8)
     half = len(data) // 2
     offsets, lengths = np.array([0, half]), np.array([half, len(data) - half])
@@ -85,7 +85,7 @@ def fuzz_ipfix(data: bytes) -> None:
 
 
 def fuzz_hft_recording(data: bytes) -> None:
-    """Bytes as a recording: rows of bounded number, then perhaps one error with its mend; samples fit their slots."""
+    """Bytes as a recording: a bounded number of rows, then perhaps one error with a hint; samples fit their slots."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "input.ipfix"
         path.write_bytes(data)
@@ -102,7 +102,7 @@ def fuzz_hft_recording(data: bytes) -> None:
 
 
 def fuzz_hft_names(data: bytes) -> None:
-    """Bytes as a file of sessions: names, or one error with its mend."""
+    """Bytes as a file of sessions: names, or one error with a hint."""
     with tempfile.TemporaryDirectory() as folder:
         for ending in (".json", ".toml"):
             path = Path(folder) / f"names{ending}"
@@ -117,7 +117,7 @@ def fuzz_hft_names(data: bytes) -> None:
 
 
 def fuzz_otlp(data: bytes) -> None:
-    """Bytes as a request: rows lie inside of it, and each point is a sample, a counter or a reading, or refused."""
+    """Bytes as a request: rows lie inside it, and each point is a sample, a counter, a reading, or refused."""
     content = np.frombuffer(data, np.uint8)
     rows, passed, whole = otlp_kernel.walk(content, otlp_kernel.SEED)
     assert len(rows) <= len(data) // 20 + 1

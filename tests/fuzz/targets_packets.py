@@ -35,7 +35,7 @@ def fuzz_roce(data: bytes) -> None:
 
 
 def fuzz_capture(data: bytes) -> None:
-    """Bytes as a capture file: rows, then perhaps one error with its mend."""
+    """Bytes as a capture file: rows, then perhaps one error with a hint."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "input.pcap"
         path.write_bytes(data)

@@ -1,4 +1,4 @@
-"""Fuzz targets for what sFlow and UDP payloads are decoded by: any bytes give bounded rows and counted faults."""
+"""Fuzz targets of the sFlow and UDP decoders: any bytes give bounded rows and counted faults."""
 
 import struct
 
@@ -67,7 +67,7 @@ SEEDS: dict[str, list[bytes]] = {
 
 
 def fuzz_sflow_datagram(data: bytes) -> None:
-    """Decode one datagram: rows point into it, are no more than its bytes can hold, and a fault is one of the known."""
+    """Decode one datagram: rows point into it, fit its number of bytes, and a fault is a known one."""
     buffer = np.frombuffer(data, np.uint8)
     samples = decode(buffer, np.zeros(1, np.int64), np.array([len(data)]), np.zeros(1, np.int64), Agents(2, 8), LIMITS)
     assert len(samples.flows) + len(samples.counters) <= min(LIMITS.samples_max, len(data) // 40)
@@ -84,7 +84,7 @@ def fuzz_sflow_datagram(data: bytes) -> None:
 
 
 def fuzz_sflow_stream(data: bytes) -> None:
-    """Make rows of several datagrams, each with its length before it: every frame is of its table, and the counts add up."""
+    """Make rows of several datagrams, each with its length before it: every frame fits its table, and the counts add up."""
     cut, at = [], 0
     while at + 2 <= len(data) and len(cut) < 32:
         size = min(struct.unpack_from(">H", data, at)[0], len(data) - at - 2)
@@ -104,7 +104,7 @@ def fuzz_sflow_stream(data: bytes) -> None:
 
 
 def fuzz_udp_ends(data: bytes) -> None:
-    """Find the ends of one packet of any link type: a payload lies in it, and only known versions are told."""
+    """Find the ends of one packet of any link type: a payload lies in it, and its version is a known one."""
     links = [*LINK_TYPES, -1, 7]
     link = np.array([links[data[0] % len(links)] if data else -1])
     buffer = np.frombuffer(data[1:], np.uint8)

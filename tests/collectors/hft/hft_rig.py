@@ -1,4 +1,4 @@
-"""What the tests of high-frequency telemetry share: made telemetry, and the rows that came of it."""
+"""Helpers of the tests of high-frequency telemetry: generated telemetry, and the rows made of it."""
 
 import numpy as np
 import polars as pl

@@ -1,4 +1,4 @@
-"""High-frequency telemetry end to end: from messages on a socket or in a file to samples, counters and admitted gaps."""
+"""High-frequency telemetry end to end: from messages on a socket or in a file to samples, counters and gaps."""
 
 import base64
 import json
@@ -37,7 +37,7 @@ def replay(tmp_path: Path, content: bytes, names: str = "", **options) -> list[B
 
 
 def test_differences_of_octets_become_samples(tmp_path):
-    """Samples of each port and direction are the differences of its octets, in slots of the poll, under the port's name."""
+    """Samples of each port and direction are the differences of its octets, in slots of the poll interval, under the port's name."""
     n, values = 3000, walk(3000, 4)
     jitter = np.random.default_rng(2).integers(-20_000, 20_000, n)
     batches = replay(tmp_path, message([(2, port_template(256, 2))]) + telemetry(values, T0 + 37_000 + np.arange(n) * STEP + jitter), PORTS)
@@ -53,7 +53,7 @@ def test_differences_of_octets_become_samples(tmp_path):
 
 
 def test_rows_that_are_published_together_lie_close(tmp_path):
-    """No batch spans more than a slice of time and a run, so that none of its rows is late behind another."""
+    """No batch spans more than a slice of time and a segment, so that none of its rows is late."""
     n = 20_000
     batches = replay(tmp_path, message([(2, port_template(256, 1))]) + telemetry(walk(n, 2), T0 + np.arange(n) * STEP))
     for batch in batches:
@@ -63,7 +63,7 @@ def test_rows_that_are_published_together_lie_close(tmp_path):
 
 
 def test_a_hole_ends_the_run_and_is_admitted(tmp_path):
-    """A record that is missing leaves its slots without samples; what is missing is said in samples, the rest adds up."""
+    """A missing record leaves its slots without samples; the gap counts them, and the rest adds up."""
     n, values = 1000, walk(1000, 2)
     keep = np.ones(n, bool)
     keep[[100, 500, 501, 502]] = False
@@ -73,12 +73,12 @@ def test_a_hole_ends_the_run_and_is_admitted(tmp_path):
     wanted = {int(times[k]): int(values[k + 1, 0] - values[k, 0]) for k in range(n - 1) if keep[k] and keep[k + 1]}
     assert got == wanted
     gaps = joined(batches, "gap").filter(what="samples")
-    # Two signals, of each a hole of two slots and one of four.
+    # Two signals, each with gaps of two and of four slots.
     assert gaps.select("reason", "missed").rows() == [("missing_reading", 2 * (2 + 4))]
 
 
 def test_a_reset_ends_the_run_and_opens_an_epoch(tmp_path):
-    """A counter that goes back was reset: the sample is missing, and later rows have a new epoch."""
+    """A counter that decreases was reset: the sample is missing, and later rows have a new epoch."""
     values = walk(200, 2)
     values[100:, 0] -= values[100, 0]
     times = T0 + np.arange(200) * STEP
@@ -92,7 +92,7 @@ def test_a_reset_ends_the_run_and_opens_an_epoch(tmp_path):
 
 @pytest.mark.parametrize("width", [4, 5, 6])
 def test_narrow_counters_wrap(tmp_path, width):
-    """A counter narrower than 64 bits that wraps loses nothing, in samples nor in rows, whose counters go on in 64 bits."""
+    """A counter narrower than 64 bits that wraps loses nothing, neither in samples nor in rows, whose counters continue in 64 bits."""
     n = 4000
     grown = 2 ** (8 * width) - 10_000_000 + np.arange(n, dtype=np.int64) * 5000
     fields = [TIME_NS, counter(1, 1, 0, width)]
@@ -191,13 +191,13 @@ def test_counters_of_ports_come_once_per_span(tmp_path):
     ]
     queues = joined(batches, "queue").sort("ts").select("port", "queue", "direction", "pfc_rx_frames", "pfc_rx_pause_us").rows()
     assert queues == [("Ethernet0", "3", "tx", k * 1000 + 1, k * 1000 + 2) for k in (9, 19, 24)]
-    # What the dictionary has no column for: its highest value, since it is an occupancy.
+    # The dictionary has no column for it: its highest value, since it is an occupancy.
     readings = joined(batches, "reading").sort("ts").select("kind", "object", "value", "count").rows()
     assert readings == [("port", "Ethernet0", 900.0, 900), ("port", "Ethernet0", 7.0, 7), ("port", "Ethernet0", 7.0, 7)]
 
 
 def test_unknown_statistics_and_labels_are_kept(tmp_path):
-    """A statistic that nobody knows becomes a reading by its number, an object without a name is called by its label."""
+    """An unknown statistic becomes a reading under its number, an object without a name is named by its label."""
     fields = [TIME_NS, counter(7, 0x2000_0001, 0x2000_0002)]
     path = write(tmp_path, message([(2, template(256, fields))]) + telemetry(np.array([[2**60 + 1]]), np.array([T0])))
     recording = HftRecording(path, Options())
@@ -207,7 +207,7 @@ def test_unknown_statistics_and_labels_are_kept(tmp_path):
 
 
 def test_a_new_template_goes_on_where_the_old_one_stood(tmp_path):
-    """When a session is regenerated under another template id, with the columns in another order, no sample is lost."""
+    """A session regenerated under another template id, with the columns in another order, loses no sample."""
     n, values = 400, walk(400, 4)
     times = T0 + np.arange(n) * STEP
     fresh = template(300, [TIME_NS, counter(2, 1, 9), counter(2, 1, 0), counter(1, 1, 9), counter(1, 1, 0)])
@@ -221,7 +221,7 @@ def test_a_new_template_goes_on_where_the_old_one_stood(tmp_path):
 
 @pytest.mark.parametrize("widths", [(4, 8), (8, 4), (8, 8)])
 def test_a_template_that_changes_in_the_middle_of_a_file_goes_on(tmp_path, widths):
-    """A template that comes again with registers of another width loses the sample between the two, and no other; with the same, none."""
+    """A template sent again with registers of another width loses only the sample between the two; with the same width, none."""
     n, values, times = 400, 10 * 2**30 + walk(400, 1), T0 + np.arange(400) * STEP
     content, numbers = b"", iter(range(n))
     for width, part in zip(widths, (slice(0, 200), slice(200, n)), strict=True):
@@ -238,7 +238,7 @@ def test_a_template_that_changes_in_the_middle_of_a_file_goes_on(tmp_path, width
 
 
 def test_nanoseconds_alone_are_of_the_messages_second_or_the_one_before(tmp_path):
-    """Records that tell nanoseconds within a second, exported 2 ms later, keep their time across the second's end, wherever it begins."""
+    """Records with nanoseconds within a second, exported 2 ms later, keep their time across the second's end."""
     for first in (0, 998_500_000, 999_900_000):
         n, values = 30_000, walk(30_000, 1)
         times = T0 + first + np.arange(n) * STEP
@@ -251,7 +251,7 @@ def test_nanoseconds_alone_are_of_the_messages_second_or_the_one_before(tmp_path
 
 
 def test_a_clock_that_drifts_loses_a_sample_in_thousands(tmp_path):
-    """Against a poll 100 ppm off its interval, slots stay filled but for the few where the phase slips, which are admitted."""
+    """With a poll 100 ppm off its interval, slots stay filled except the few where the phase slips, which are gaps."""
     n, values = 30_000, walk(30_000, 2)
     for ppm in (100, -100):
         times = T0 + (np.arange(n) * STEP * (1 + ppm / 1e6)).astype(np.int64) + np.random.default_rng(4).integers(0, 30_000, n)
@@ -265,7 +265,7 @@ def test_a_clock_that_drifts_loses_a_sample_in_thousands(tmp_path):
 
 
 def test_duplicates_and_reordered_records_count_once(tmp_path):
-    """Records that come twice or out of order within a call give each sample once."""
+    """Records repeated or out of order within a call give each sample once."""
     n, values = 300, walk(300, 2)
     order = np.concatenate((np.arange(n), [50, 51]))
     order[[10, 11]] = order[[11, 10]]
@@ -279,7 +279,7 @@ def test_duplicates_and_reordered_records_count_once(tmp_path):
 @given(st.integers(2, 60), st.lists(st.integers(0, 59), max_size=8), st.integers(0, 2**32))
 @settings(max_examples=40, deadline=None)
 def test_samples_and_what_is_missing_make_the_whole(tmp_path_factory, n, lost, seed):
-    """Whatever records are lost: samples and admitted ones together fill all slots, and each sample is the difference over its slot."""
+    """Whatever records are lost, samples and gaps together fill all slots, and each sample is the difference over its slot."""
     rng = np.random.default_rng(seed)
     values, times = np.cumsum(rng.integers(0, 2**40, (n, 2)), axis=0), T0 + np.arange(n) * STEP + rng.integers(0, STEP // 3, n)
     keep = np.ones(n, bool)
@@ -293,7 +293,7 @@ def test_samples_and_what_is_missing_make_the_whole(tmp_path_factory, n, lost, s
 
 
 def test_a_recording_that_breaks_gives_what_was_good(tmp_path):
-    """What stands before a broken message comes out and ends its device, then the error says where and what to do."""
+    """Rows before a malformed message are there and end their device, then the error gives the place and a hint."""
     content = message([(2, port_template(256, 1))]) + telemetry(walk(10, 2), T0 + np.arange(10) * STEP)
     for tail, said in ((b"nonsense, not a message", "is no IPFIX message"), (content[:20], "is cut")):
         batches, recording = [], HftRecording(write(tmp_path, content + tail), Options())
@@ -303,7 +303,7 @@ def test_a_recording_that_breaks_gives_what_was_good(tmp_path):
 
 
 def test_a_recording_is_recognised(tmp_path):
-    """A file of IPFIX messages is told from others by its head."""
+    """A file of IPFIX messages is recognised by its first bytes."""
     assert recogniser(write(tmp_path, message([(2, port_template(256, 1))]) * 3), None).name == "hft"
 
 
@@ -339,7 +339,7 @@ STATE_DB = {
 
 @pytest.mark.parametrize("encode", [bytes.hex, lambda raw: base64.b64encode(raw).decode(), lambda raw: raw.decode("latin-1")])
 def test_a_dump_of_the_database_names_the_labels(tmp_path, encode):
-    """A dump of STATE_DB gives names and templates, however its binary field is written."""
+    """A dump of STATE_DB gives names and templates, in every encoding of its binary field."""
     raw = message([(2, port_template(256, 1))])
     STATE_DB["HIGH_FREQUENCY_TELEMETRY_SESSION_TABLE|p|PORT"]["value"]["session_config"] = encode(raw)
     path = tmp_path / "state.json"
@@ -362,7 +362,7 @@ def test_a_dump_of_the_database_names_the_labels(tmp_path, encode):
     ],
 )
 def test_a_file_of_sessions_that_is_none_says_so(tmp_path, text, said):
-    """A broken file of sessions is an error with a mend that names the file."""
+    """A malformed file of sessions is an error that names the file and has a hint."""
     path = tmp_path / "names.json"
     path.write_text(text)
     with pytest.raises(InputError, match=said) as error:

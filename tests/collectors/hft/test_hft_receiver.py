@@ -1,4 +1,4 @@
-"""The receiver of high-frequency telemetry: real sockets, many senders, names that change, and what outlives a restart."""
+"""The receiver of high-frequency telemetry: real sockets, many senders, changing names, and state saved for a restart."""
 
 import socket
 import time
@@ -20,7 +20,7 @@ LIMIT_S = 20.0
 
 
 def until(live: Hft, done: Callable[[list[Batch]], bool]) -> list[Batch]:
-    """Drain until ``done`` says so; fail beyond the limit."""
+    """Drain until ``done`` is true; fail beyond the limit."""
     batches: list[Batch] = []
     end = time.monotonic() + LIMIT_S
     while not done(batches):
@@ -31,7 +31,7 @@ def until(live: Hft, done: Callable[[list[Batch]], bool]) -> list[Batch]:
 
 
 def now_grid() -> int:
-    """Return the current time cut to the poll: records ahead of the collector's clock are refused."""
+    """Return the current time, rounded down to the poll interval: records ahead of the collector's clock are refused."""
     return time.time_ns() // STEP * STEP
 
 
@@ -44,7 +44,7 @@ def sessions(tmp_path):
 
 
 def started(**settings) -> Hft:
-    """Return a collector that listens on free ports; it is told the interval, since a drain may bring one record alone."""
+    """Return a collector that listens on free ports; its interval is configured, since a drain may return a single record."""
     live = Hft(HftConfig(enabled=True, port=0, **{"interval_us": STEP / 1000} | settings), SystemClock())
     live.start()
     return live
@@ -82,7 +82,7 @@ def test_live_over_udp(sessions):
 
 
 def test_live_over_tcp_in_pieces_beside_a_hostile_connection(sessions):
-    """A stream in odd pieces gives all samples; a connection that sends something else is cut off alone."""
+    """A stream in odd pieces gives all samples; only a connection that sends something else is closed."""
     live = started(sessions=sessions, udp=False)
     try:
         n, values, start = 200, walk(200, 2), now_grid()
@@ -111,7 +111,7 @@ def is_closed_at_once(live: Hft) -> bool:
 
 
 def test_connections_are_limited():
-    """Beyond so many connections the next one is closed at once, and counted; one from an address that may not send, too."""
+    """A connection beyond the limit, or from an address that is not allowed, is closed at once and counted."""
     live = started(udp=False, connections_max=1)
     try:
         with socket.create_connection(("127.0.0.1", live.tcp_port)):
@@ -129,7 +129,7 @@ def test_connections_are_limited():
 
 
 def test_a_sender_faster_than_its_reader_waits():
-    """A connection whose bytes nobody takes is not read on, and loses nothing once they are."""
+    """A connection whose bytes are not taken is paused, and loses nothing."""
     live = started(udp=False, connection_bytes_max=100_000)
     try:
         n, start = 20_000, now_grid() - 10**10
@@ -151,7 +151,7 @@ def test_a_sender_faster_than_its_reader_waits():
 
 
 def test_templates_outlive_a_restart(tmp_path):
-    """Templates that were learnt are kept in a file and read back, so that data after a restart is read at once."""
+    """Learnt templates are saved in a file and loaded, so that data after a restart is decoded at once."""
     state = str(tmp_path / "state")
     for life, content in enumerate([message([(2, port_template(256, 1))]), message([(256, record(now_grid(), [1, 2]))])]):
         live = started(state=state, tcp=False)
@@ -171,7 +171,7 @@ def test_templates_outlive_a_restart(tmp_path):
     ["", "{}", '{"templates": {"10.0.0.1": [[1, 256, "zz"]]}}', '{"templates": {"10.0.0.1": [[1, 256, "8001"]]}}', '{"templates": []}'],
 )
 def test_a_kept_file_that_is_broken_only_costs_time(tmp_path, content):
-    """A file of templates that cannot be read is passed over, counted, and replaced later."""
+    """A file of templates that cannot be read is ignored, counted, and replaced later."""
     (tmp_path / "hft-templates.json").write_text(content)
     live = started(state=str(tmp_path), tcp=False)
     live.stop()
@@ -179,7 +179,7 @@ def test_a_kept_file_that_is_broken_only_costs_time(tmp_path, content):
 
 
 def test_new_names_are_taken_up(tmp_path, sessions):
-    """When the file of sessions changes, the rows that follow carry the new names."""
+    """When the file of sessions changes, later rows have the new names."""
     live = started(sessions=sessions, tcp=False)
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
@@ -206,7 +206,7 @@ def test_new_names_are_taken_up(tmp_path, sessions):
 
 
 def test_a_port_in_use_says_so():
-    """A port that somebody else has is an error with a mend, for UDP and for TCP."""
+    """A port in use is an error with a hint, for UDP and for TCP."""
     live = started()
     try:
         for which, port in (("udp", live.udp_port), ("tcp", live.tcp_port)):
@@ -220,6 +220,6 @@ def test_a_port_in_use_says_so():
 
 @pytest.mark.parametrize("wrong", [{"interval_us": -1.0}, {"interval_us": 2e6}, {"counters_interval_ms": 0}, {"exporters_max": 0}])
 def test_settings_that_cannot_be_are_refused(wrong):
-    """A setting out of its range is an error that names it."""
+    """A setting out of range is an error that names it."""
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         HftConfig(**wrong)

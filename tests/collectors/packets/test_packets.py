@@ -1,4 +1,4 @@
-"""The packets collector: capture files of every kind, cut and damaged ones, and packets off an interface."""
+"""The packets collector: capture files of every kind, cut and damaged ones, and packets from an interface."""
 
 import os
 import shutil
@@ -36,7 +36,7 @@ START_NS = 1_700_000_000_000_000_000
 
 
 def packet(psn: int, *, size: int = 16) -> bytes:
-    """Return one RoCEv2 send over Ethernet and IPv4 with a right ICRC."""
+    """Return one RoCEv2 send over Ethernet and IPv4 with a valid ICRC."""
     ip = IP(src="10.1.1.1", dst="10.1.1.2", tos=2)
     return bytes(Ether(src=MAC, dst=MAC) / ip / UDP(sport=777, dport=4791) / BTH(opcode=0x04, psn=psn, dqpn=9) / Raw(b"d" * size))
 
@@ -110,7 +110,7 @@ def write(tmp_path: Path, content: bytes, name: str = "some.pcap") -> Path:
 
 @needs_real
 def test_the_real_capture_gives_its_known_packets():
-    """The real capture has 105 RoCEv2 packets of known opcodes, all ECT(0), with right ICRCs; 18 others are counted."""
+    """The real capture has 105 RoCEv2 packets of known opcodes, all ECT(0), with valid ICRCs; 18 others are counted."""
     recording = PacketRecording(REAL, Options(check_icrc=True))
     (batch,) = recording.batches()
     assert Counter(batch.frame["opcode"]) == {0x00: 33, 0x03: 33, 0x05: 2, 0x11: 37}
@@ -123,7 +123,7 @@ def test_the_real_capture_gives_its_known_packets():
 
 @needs_real
 def test_the_real_capture_is_what_scapy_reads():
-    """Times, lengths and sequence numbers of the real capture are those that scapy reads."""
+    """Times, lengths and sequence numbers of the real capture equal scapy's."""
     frame, _, _ = read(REAL)
     with PcapReader(str(REAL)) as reader:
         seen = [(int(p.time * 10**6) * 1000, p) for p in reader if UDP in p and p[UDP].dport == 4791]
@@ -152,7 +152,7 @@ def test_the_real_capture_is_what_tshark_reads():
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("nano", [False, True])
 def test_pcap_of_both_orders_and_resolutions(tmp_path: Path, order: str, nano: bool):
-    """pcap files give their packets at their times, whatever byte order and resolution."""
+    """pcap files of every byte order and resolution give their packets at their times."""
     frame, batches, error = read(write(tmp_path, pcap(PLAIN, order=order, nano=nano, step_ns=1_000_001)))
     assert error is None
     assert frame["psn"].to_list() == [0, 1, 2, 3, 4]
@@ -181,7 +181,7 @@ def test_pcapng_of_both_orders(tmp_path: Path, order: str):
 
 
 def test_simple_and_obsolete_packet_blocks(tmp_path: Path):
-    """A simple packet has the time of the packet before it and the snap length's bytes; an obsolete block is read like a new one."""
+    """A simple packet has the time of the packet before it and the snap length's bytes; an obsolete block is decoded like a new one."""
     long = packet(9, size=100)
     content = section() + interface(snap=80, options=option(9, b"\x09")) + enhanced(PLAIN[0], 5000)
     content += block(3, struct.pack("<I", len(long)) + long[:80]) + block(0x0BAD, b"skip me")
@@ -192,13 +192,13 @@ def test_simple_and_obsolete_packet_blocks(tmp_path: Path):
 
 
 def test_a_simple_packet_before_any_other_has_time_zero(tmp_path: Path):
-    """A simple packet block with nothing before it is kept at time 0."""
+    """A simple packet block with nothing before it has time 0."""
     frame, _, _ = read(write(tmp_path, section() + interface() + block(3, struct.pack("<I", len(PLAIN[0])) + PLAIN[0])))
     assert frame.select("psn", "ts").rows() == [(0, 0)]
 
 
 def test_sections_have_interfaces_of_their_own(tmp_path: Path):
-    """A second section of the other byte order starts with no interfaces and is read on."""
+    """A second section of the other byte order starts with no interfaces and is decoded."""
     content = section() + interface() + enhanced(PLAIN[0], 1) + section(">") + interface(">", options=option(9, b"\x09", ">"))
     frame, _, error = read(write(tmp_path, content + enhanced(PLAIN[1], 2000, ">")))
     assert error is None
@@ -206,7 +206,7 @@ def test_sections_have_interfaces_of_their_own(tmp_path: Path):
 
 
 def test_drops_of_interface_statistics_become_gaps(tmp_path: Path):
-    """Drop counts are cumulative: each statistics block admits what is new, also behind the last packet."""
+    """Drop counts are cumulative: each statistics block gives a gap of its growth, also behind the last packet."""
 
     def statistics(dropped: int, by_system: int) -> bytes:
         return block(5, struct.pack("<III", 0, 0, 0) + option(5, struct.pack("<Q", dropped)) + option(7, struct.pack("<Q", by_system)))
@@ -236,7 +236,7 @@ def test_pcapng_that_scapy_wrote(tmp_path: Path):
 @needs_real
 @pytest.mark.parametrize("kind", ["pcapng", "nsecpcap"])
 def test_other_formats_of_the_real_capture_give_the_same_rows(tmp_path: Path, kind: str):
-    """What editcap makes of the real capture gives the same rows."""
+    """The real capture converted by editcap gives the same rows."""
     if shutil.which("editcap") is None:
         pytest.skip("editcap is not installed")
     path = tmp_path / "other"
@@ -265,7 +265,7 @@ def whole_before(content: bytes, cut: int) -> int:
 
 
 def test_a_file_cut_anywhere_keeps_the_packets_before(tmp_path: Path):
-    """Cut at any byte, a pcap file gives every whole packet, then an error that says where."""
+    """Cut at any byte, a pcap file gives every whole packet, then an error with the place."""
     content = pcap(PLAIN)
     for cut in range(24, len(content)):
         path = write(tmp_path, content[:cut])
@@ -295,7 +295,7 @@ def test_a_pcapng_cut_anywhere_keeps_the_packets_before(tmp_path: Path):
 @pytest.mark.parametrize("size", [1, 16, 17, 100, 4096])
 @pytest.mark.parametrize("ng", [False, True])
 def test_any_piece_size_gives_the_same_packets(tmp_path: Path, size: int, ng: bool):
-    """The size in which a file is read does not change what is found in it."""
+    """The size of the pieces in which a file is read does not change the result."""
     content = section() + interface() + b"".join(enhanced(raw, k) for k, raw in enumerate(PLAIN)) if ng else pcap(PLAIN)
     pieces = list(capture.read_capture(write(tmp_path, content), size))
     found = [bytes(p.buffer[o : o + n]) for p in pieces for o, n in zip(p.offsets, p.lengths, strict=True)]
@@ -344,7 +344,7 @@ def test_damaged_files_end_well_or_in_an_input_error(tmp_path: Path, at: int, da
     ],
 )
 def test_what_is_no_capture_is_said_in_one_sentence(tmp_path: Path, content: bytes, words: str):
-    """Files that cannot be read say why and what to do, in one line."""
+    """Files that cannot be read give an error with a reason and a hint, in one line."""
     path = write(tmp_path, content)
     _, _, error = read(path)
     assert words in str(error)
@@ -353,13 +353,13 @@ def test_what_is_no_capture_is_said_in_one_sentence(tmp_path: Path, content: byt
 
 
 def test_an_absent_file_is_said_in_one_sentence(tmp_path: Path):
-    """A path that is not there is an input error, not a traceback."""
+    """A missing path is an input error, not a traceback."""
     _, _, error = read(tmp_path / "absent.pcap")
     assert "No such file" in str(error)
 
 
 def test_an_unknown_link_type_beside_a_known_one_loses_nothing_good(tmp_path: Path):
-    """Packets of an interface that is not decoded are left out and named at the end; those of others are all there."""
+    """Packets of an interface that is not decoded are left out and reported at the end; those of others are all there."""
     content = section() + interface(link=147) + interface() + b"".join(enhanced(raw, k, number=k % 2) for k, raw in enumerate(PLAIN))
     frame, batches, error = read(write(tmp_path, content))
     assert frame["psn"].to_list() == [1, 3]
@@ -368,7 +368,7 @@ def test_an_unknown_link_type_beside_a_known_one_loses_nothing_good(tmp_path: Pa
 
 
 def test_what_gives_no_row_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    """Packets captured too short for their headers become a gap; they, and those of other protocols, are told at the end of a file."""
+    """Packets captured too short for their headers become a gap; they and other protocols are reported at the end of a file."""
     caplog.set_level("INFO")
     other = bytes(Ether(src=MAC, dst=MAC) / IP(src="10.1.1.1", dst="10.1.1.2") / UDP(sport=777, dport=53) / Raw(b"d"))
     tagged = [bytes(Ether(raw[:12] + b"\x81\x00\x00\x05" + raw[12:])) for raw in PLAIN[1:3]]
@@ -383,7 +383,7 @@ def test_what_gives_no_row_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixt
 
 
 def test_a_snap_length_up_to_the_bth_loses_no_sequence_number(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    """Writes whose RETH was cut off keep their rows, so that no gap of the sequence is made up; it is told at the end of the file."""
+    """Writes whose RETH was cut off keep their rows, so that no false sequence gap appears; this is reported at the end of the file."""
     caplog.set_level("INFO")
     below = Ether(src=MAC, dst=MAC) / IP(src="10.1.1.1", dst="10.1.1.2") / UDP(sport=777, dport=4791)
     writes = [bytes(below / Raw(struct.pack(">BBHII", 0x0A, 0x40, 0xFFFF, 5, psn) + b"r" * 16 + b"\0" * 4)) for psn in range(9)]
@@ -397,7 +397,7 @@ def test_a_snap_length_up_to_the_bth_loses_no_sequence_number(tmp_path: Path, ca
 
 @pytest.mark.parametrize("order", "<>")
 def test_times_of_pcap_go_up_to_2106(tmp_path: Path, order: str):
-    """The seconds of a pcap record are unsigned: what was captured after 2038-01-19 keeps its time."""
+    """The seconds of a pcap record are unsigned: packets captured after 2038-01-19 keep their time."""
     content = bytearray(pcap(PLAIN, order=order))
     at = 24
     for k, raw in enumerate(PLAIN):
@@ -410,7 +410,7 @@ def test_times_of_pcap_go_up_to_2106(tmp_path: Path, order: str):
 
 @pytest.mark.parametrize("between", ["interface", "statistics", "section"])
 def test_a_block_between_packets_does_not_part_their_order(tmp_path: Path, between: str):
-    """Packets out of order come in order also where an interface, a statistics or a section block stands between them."""
+    """Packets out of order are put in order, also with an interface, a statistics or a section block between them."""
     drops = block(5, struct.pack("<III", 0, 0, 0) + option(5, struct.pack("<Q", 3)))
     blocks = {"interface": interface(), "statistics": drops, "section": section() + interface()}
     ticks = [40, 50, 10, 20, 30]
@@ -423,7 +423,7 @@ def test_a_block_between_packets_does_not_part_their_order(tmp_path: Path, betwe
 
 
 def test_wrong_icrcs_become_a_gap(tmp_path: Path):
-    """With the check on, damaged packets are left out and admitted as one gap; without it they are rows."""
+    """With the check on, damaged packets are left out and become one gap; without it they are rows."""
     damaged = PLAIN[1][:-5] + b"\xff" + PLAIN[1][-4:]
     path = write(tmp_path, pcap([PLAIN[0], damaged, PLAIN[2]]))
     frame, batches, _ = read(path, check_icrc=True)
@@ -434,7 +434,7 @@ def test_wrong_icrcs_become_a_gap(tmp_path: Path):
 
 
 def test_batches_are_bounded_ordered_and_always_the_same(tmp_path: Path):
-    """Many packets come in batches of at most 20,000 in time order, twice the same, ending with the device's end."""
+    """Many packets give batches of at most 20,000 in time order, the same in each replay, up to the device's end."""
     content = pcap([PLAIN[k % 5] for k in range(2 * BATCH_PACKETS + 5)])
     first, at = content[24 : 24 + 16 + len(PLAIN[0])], 24 + 16 + len(PLAIN[0])
     path = write(tmp_path, content[:24] + content[at : at + len(first)] + first + content[at + len(first) :])
@@ -466,7 +466,7 @@ def test_captures_are_recognised_by_their_first_bytes(tmp_path: Path):
 
 
 def test_importing_the_collector_loads_neither_scapy_nor_numba():
-    """Who only wants the table of collectors does not pay for capture and kernels."""
+    """Loading the table of collectors loads neither scapy nor kernels."""
     code = "import sys, weft.collectors.packets.receiver; print('scapy' in sys.modules, 'numba' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert out.stdout.split() == ["False", "False"]
@@ -492,7 +492,7 @@ def bth(psn: int, size: int) -> bytes:
 
 
 def test_live_capture_gives_each_packet_once(live: PacketCapture):
-    """Packets sent over loopback, IPv4 and IPv6, come out once each with their fields; other ports do not."""
+    """Packets sent over loopback, IPv4 and IPv6, are captured once each with their fields; other ports are not."""
     clock = SystemClock()
     sent = [(psn, 4 * (psn % 30)) for psn in range(600)]
     before = clock.now_ns()
@@ -520,7 +520,7 @@ def test_live_capture_gives_each_packet_once(live: PacketCapture):
 
 
 def test_what_came_before_the_stop_is_drained_after_it(live: PacketCapture):
-    """A stop hands over what was captured; a second stop and drain do nothing."""
+    """Packets captured before a stop are drained after it; a second stop and drain do nothing."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as four:
         for psn in range(10):
             four.sendto(bth(psn, 8), ("127.0.0.1", 4791))
@@ -531,7 +531,7 @@ def test_what_came_before_the_stop_is_drained_after_it(live: PacketCapture):
 
 
 def test_a_full_ring_becomes_a_gap():
-    """What does not fit into the ring is dropped by the kernel, counted, and admitted as a gap: nothing is lost unsaid."""
+    """Packets that do not fit into the ring are dropped, counted, and reported as a gap."""
     source = PacketCapture(PacketsConfig(interface="lo", ring_blocks=2, block_bytes=1 << 16), SystemClock())
     try:
         source.start()
@@ -552,13 +552,13 @@ def test_a_full_ring_becomes_a_gap():
 
 
 def test_an_unknown_interface_is_a_configuration_error():
-    """An interface that is not there is named together with those that are."""
+    """An unknown interface gives an error that lists the existing ones."""
     with pytest.raises(ConfigError, match=r"there is no interface 'nowhere0'; write one of .*lo"):
         PacketCapture(PacketsConfig(interface="nowhere0"), SystemClock()).start()
 
 
 def test_who_may_not_capture_is_told_the_mend():
-    """Without the privilege the start fails with one sentence that names it."""
+    """Without the privilege the start fails with an error of one sentence that names it."""
     if os.geteuid() != 0 or shutil.which("setpriv") is None:
         pytest.skip("needs root and setpriv to give the privilege away")
     code = (
@@ -574,7 +574,7 @@ def test_who_may_not_capture_is_told_the_mend():
 
 
 def test_scapy_written_pcap(tmp_path: Path):
-    """A pcap file that scapy wrote gives its packets, their ICRCs right."""
+    """A pcap file that scapy wrote gives its packets, with valid ICRCs."""
     path = tmp_path / "written.pcap"
     wrpcap(str(path), [Ether(raw) for raw in PLAIN])
     frame, _, error = read(path, check_icrc=True)

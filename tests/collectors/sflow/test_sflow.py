@@ -1,4 +1,4 @@
-"""The sFlow collector: sampled packets, delays, drops, gaps and restarts from made datagrams, damage, bounds, and a real socket."""
+"""The sFlow collector: sampled packets, delays, drops, gaps and restarts from generated datagrams, damage, limits, and a real socket."""
 
 import socket
 import struct
@@ -91,7 +91,7 @@ def roce(psn: int, *, size: int = 1024, ipv6: bool = False, vlan: bool = False, 
 
 
 def decode(rows: Rows, *datagrams: bytes, ts: list[int] | None = None) -> dict[str, pl.DataFrame]:
-    """Return the rows of datagrams that come a millisecond apart, by family."""
+    """Return the rows of datagrams that arrive a millisecond apart, by family."""
     return by_family(
         rows.of(
             np.frombuffer(b"".join(datagrams), np.uint8),
@@ -113,7 +113,7 @@ def by_family(batches: list[Batch]) -> dict[str, pl.DataFrame]:
 
 @pytest.fixture
 def rows() -> Rows:
-    """Return a fresh decoder."""
+    """Return a new decoder."""
     return Rows(Naming(), agents_max=16, interfaces_max=256)
 
 
@@ -140,7 +140,7 @@ def test_headers_that_begin_at_ip_become_packets(rows: Rows):
 
 
 def test_other_packets_are_counted_by_kind(rows: Rows):
-    """What is no RoCEv2 makes no row and is counted: TCP, UDP, no IP, another link layer, no header, cut before it can be read."""
+    """Other packets give no row and are counted: TCP, UDP, no IP, another link layer, no header, cut."""
     ether = Ether(src=MAC, dst=MAC)
     tcp, udp = bytes(ether / IP() / TCP()), bytes(ether / IP() / UDP(dport=53))
     arp = MAC.encode()[:12] + b"\x08\x06" + bytes(50)
@@ -166,7 +166,7 @@ def test_other_packets_are_counted_by_kind(rows: Rows):
 
 
 def test_transit_delays_become_latency(rows: Rows):
-    """Transit delays are gathered by path; one that is as long as can be said or longer is kept; without a header there is no path."""
+    """Transit delays are grouped by path; the largest value is valid; without a header the path is empty."""
     long = 2**32 - 1
     path = header(bytes(roce(1)))
     samples = [flow(path, tagged(1039, words(delay))) for delay in (700, 900, long)]
@@ -178,7 +178,7 @@ def test_transit_delays_become_latency(rows: Rows):
 
 
 def test_transit_delays_stay_in_their_window(rows: Rows):
-    """Delays of one path are a row for each second, however many datagrams are read at once."""
+    """Delays of one path are a row for each second, however many datagrams are decoded at once."""
     sent = [datagram(flow(header(bytes(roce(1))), tagged(1039, words(10 * k))), sequence=k) for k in range(1, 6)]
     second = START_NS // 10**9 * 10**9
     frame = decode(rows, *sent, ts=[second + k * 400_000_000 for k in range(5)])["latency"]
@@ -186,14 +186,14 @@ def test_transit_delays_stay_in_their_window(rows: Rows):
 
 
 def test_queue_depths_become_queue_rows(rows: Rows):
-    """Depth and egress queue together are a reading of that queue of the output port; a depth without its queue is none."""
+    """Depth and egress queue together give a row of that queue of the output port; a depth without its queue gives none."""
     deep = flow(tagged(1036, words(5)), tagged(1040, words(11_354_112)), went=2216)
     frame = decode(rows, datagram(deep, flow(tagged(1040, words(9)))))["queue"]
     assert frame.select("port", "queue", "direction", "occupancy_bytes").rows() == [("2216", "5", "tx", 11_354_112)]
 
 
 def test_dropped_packets_become_events(rows: Rows):
-    """A drop names its reason, its port and what is known of the packet; reasons that no table has keep their number."""
+    """A drop has its reason, its port and the known fields of the packet; unknown reasons keep their number."""
     packet = roce(1)
     first = dropped(header(bytes(packet)), tagged(1036, words(4)), reason=259)
     events = decode(rows, datagram(first, dropped(reason=1234, went=0), dropped(reason=260, came=0, went=0)))["event"]
@@ -207,7 +207,7 @@ def test_dropped_packets_become_events(rows: Rows):
 
 
 def test_a_sampled_packet_that_went_nowhere_is_an_event_too(rows: Rows):
-    """A flow sample whose output says why the packet was dropped is a drop, and still a sampled packet."""
+    """A flow sample whose output holds a drop reason is a drop, and still a sampled packet."""
     frames = decode(rows, datagram(flow(header(bytes(roce(1))), went=1 << 30 | 258, rate=50)))
     (event,) = frames["event"].to_dicts()
     assert (event["port"], event["reason"]) == ("3", "acl")
@@ -240,20 +240,20 @@ def test_counters_and_what_is_unknown(rows: Rows):
 
 
 def test_ethernet_counters_alone_belong_to_their_source(rows: Rows):
-    """A sample with Ethernet's record only is of the interface that is its source."""
+    """A sample with only the Ethernet record belongs to the interface that is its source."""
     (row,) = decode(rows, datagram(counters(tagged(2, words(*range(13))), index=9)))["port"].to_dicts()
     assert (row["port"], row["alignment_errors"], row["symbol_errors"], row["rx_bytes"], row["oper_up"]) == ("9", 0, 12, None, None)
 
 
 def test_states_are_readings_when_they_change(rows: Rows):
-    """Promiscuous mode is said at first sight and when it changes, not with every sample."""
+    """Promiscuous mode gives a row with the first sample and when it changes, not with every sample."""
     datagrams = [datagram(counters(generic(promiscuous=mode)), sequence=k + 1) for k, mode in enumerate((0, 0, 1, 1))]
     readings = decode(rows, *datagrams)["reading"].filter(name="if_promiscuous_mode")
     assert readings.select("kind", "object", "value", "count").rows() == [("port", "3", 0.0, 0), ("port", "3", 1.0, 1)]
 
 
 def test_ports_are_called_as_told_or_as_the_agent_says():
-    """A name of the configuration goes before the agent's own, that before the number; devices have names too."""
+    """A configured name precedes the agent's own, which precedes the number; devices have configured names, too."""
     rows = Rows(Naming({AGENT: "leaf-1"}, {"leaf-1/4": "uplink"}), agents_max=4, interfaces_max=16)
     name = tagged(1005, words(9) + b"Ethernet8" + bytes(3))
     samples = (counters(name, generic(3)), counters(name, generic(4)), counters(generic(5)))
@@ -264,7 +264,7 @@ def test_ports_are_called_as_told_or_as_the_agent_says():
 
 
 def test_optics_become_readings(rows: Rows):
-    """Module and lane values of optics are readings in volts, degrees, milliamperes, watts and nanometres, below zero too."""
+    """Module and lane values of optics are readings in volts, degrees, milliamperes, watts and nanometres, also below zero."""
     lane = words(1, 6500, 1000, 1, 2000, 1310, 900, 1, 2000, 2**32 - 1)
     module = words(1, 4, 3300, 2**32 - 2500, 2) + lane + words(2, *([5] * 9))
     readings = decode(rows, datagram(counters(generic(), tagged(10, module))))["reading"].filter(kind="transceiver")
@@ -282,7 +282,7 @@ def test_optics_become_readings(rows: Rows):
 
 @pytest.mark.parametrize("data", [False, True])
 def test_infiniband_counters_become_readings(rows: Rows, data: bool):
-    """InfiniBand's record is read with and without data counters, which count words of four bytes."""
+    """InfiniBand's record is decoded with and without data counters, which count words of four bytes."""
     body = (struct.pack(">2Q", 100, 2**63) if data else b"") + struct.pack(">2Q", 7, 8) + words(*range(12))
     readings = decode(rows, datagram(counters(generic(), tagged(9, body))))["reading"]
     values = {row["name"]: (row["value"], row["count"]) for row in readings.filter(kind="port", object="3").to_dicts()}
@@ -310,7 +310,7 @@ def test_queue_lengths_and_processors_become_readings(rows: Rows):
 
 
 def test_missing_datagrams_are_admitted_per_sub_agent(rows: Rows):
-    """Numbers that are skipped are a gap of their agent and sub-agent; numbers go round at 2^32."""
+    """Skipped numbers are a gap of their agent and sub-agent; numbers wrap at 2^32."""
     datagrams = [
         datagram(sequence=2**32 - 2),
         datagram(sequence=500, sub=1),
@@ -324,7 +324,7 @@ def test_missing_datagrams_are_admitted_per_sub_agent(rows: Rows):
 
 
 def test_repeated_datagrams_are_left_out_and_late_ones_kept(rows: Rows):
-    """A datagram that comes twice gives its rows once; one that was overtaken is kept, but for its counters, which would go back."""
+    """A repeated datagram gives its rows once; a late one gives its rows without the counters, which would go backwards."""
     first, second, third = (datagram(counters(generic(octets=k)), flow(header(bytes(roce(k)))), sequence=k) for k in (1, 2, 3))
     frames = decode(rows, first, first, third, second, third, first)
     assert frames["port"]["rx_bytes"].to_list() == [1, 3]
@@ -347,7 +347,7 @@ def test_repeated_datagrams_are_left_out_and_late_ones_kept(rows: Rows):
     ],
 )
 def test_a_restart_begins_a_new_epoch(rows: Rows, before: tuple, after: tuple, restarted: bool):
-    """An uptime or a number that fell back begins a new epoch at that time; going round, a small step back and a gap do not."""
+    """An uptime or a number that fell back starts a new epoch at that time; a wrap, a small step back and a gap do not."""
     sent = [datagram(counters(generic()), sequence=sequence, uptime=uptime) for sequence, uptime in (before, after)]
     frames = decode(rows, *sent)
     assert frames["port"]["epoch"].to_list() == [0, START_NS + 1_000_000 if restarted else 0]
@@ -357,14 +357,14 @@ def test_a_restart_begins_a_new_epoch(rows: Rows, before: tuple, after: tuple, r
 
 
 def test_samples_that_the_agent_lost_are_admitted(rows: Rows):
-    """What an agent says that it could not sample is a gap of samples, by what it grows, not for what was before."""
+    """The growth of an agent's count of lost samples is a gap of samples; its first value is not."""
     sent = [datagram(flow(drops=drops), sequence=k + 1) for k, drops in enumerate((1000, 1003, 1003, 1010))]
     gaps = decode(rows, *sent)["gap"]
     assert gaps.select("what", "missed", "reason").rows() == [("samples", 10, "agent_drop")]
 
 
 def test_what_is_missing_is_admitted_in_its_own_second(rows: Rows):
-    """Samples that agents lost, and datagrams that cannot be read, are gaps of the seconds in which they are told, read at once or not."""
+    """Lost samples and malformed datagrams are gaps of the seconds in which they are reported, decoded at once or not."""
     second = START_NS // 10**9 * 10**9
     sent = [datagram(flow(drops=drops), sequence=k) for k, drops in enumerate((0, 0, 5, 5, 9, 9), 1)]
     broken = datagram(flow(), sequence=7)[:-8]
@@ -403,14 +403,14 @@ def test_damage_costs_only_what_lies_behind_it(rows: Rows):
     ],
 )
 def test_each_fault_has_its_name(rows: Rows, raw: bytes, fault: str):
-    """Every kind of damage is counted by its reason and admitted once."""
+    """Every kind of damage is counted by its reason and gives one gap."""
     frames = decode(rows, raw)
     assert {name: number for name, number in rows.counts.items() if name.startswith("malformed") and number} == {f"malformed_{fault}": 1}
     assert frames["gap"]["missed"].to_list() == [1]
 
 
 def test_limits_hold_and_are_admitted():
-    """More samples, records, agents or interfaces than are looked at are refused and said."""
+    """Samples, records, agents and interfaces beyond their limits are refused and reported."""
     rows = Rows(Naming(), agents_max=1, interfaces_max=2, limits=SflowLimits(samples_max=2, records_max=2))
     assert decode(rows, datagram(*(counters(generic(1)) for _ in range(3))))["port"].height == 2
     decode(rows, datagram(counters(tagged(77, b""), tagged(78, b""), generic(1)), sequence=2))
@@ -424,7 +424,7 @@ def test_limits_hold_and_are_admitted():
 
 
 def test_one_long_header_is_looked_at_in_part():
-    """Of a header longer than the limit only so much is read, which is enough for its fields."""
+    """A header longer than the limit is cut there, which leaves its fields."""
     rows = Rows(Naming(), agents_max=4, interfaces_max=4, limits=SflowLimits(header_bytes_max=64))
     assert decode(rows, datagram(flow(header(bytes(roce(8)), keep=1000))))["packet"]["psn"].to_list() == [8]
 
@@ -432,7 +432,7 @@ def test_one_long_header_is_looked_at_in_part():
 @given(st.data())
 @settings(deadline=None, max_examples=100)
 def test_any_cut_and_any_byte_is_survived(data: st.DataObject):
-    """A datagram cut or changed anywhere gives rows of the right tables and is never an exception."""
+    """A datagram cut or changed anywhere gives rows of the right tables and never raises."""
     whole = bytearray(
         datagram(counters(generic(), tagged(10, words(1, 1, 1, 1, 1) + bytes(40))), flow(header(bytes(roce(1)))), dropped(reason=256))
     )
@@ -456,7 +456,7 @@ def test_any_cut_of_the_input_gives_the_same_rows():
 
 
 def test_a_capture_is_read_in_order_and_ends_its_devices(tmp_path: Path):
-    """sFlow in a capture has the capture's times; other packets are passed over; at the end every device has ended."""
+    """sFlow in a capture has the capture's times; other packets are skipped; at the end every device has ended."""
 
     def carried(raw: bytes, k: int, port: int = 6343):
         packet = Ether(src=MAC, dst=MAC) / IP(src="10.9.0.1", dst="10.9.0.2") / UDP(sport=9, dport=port) / Raw(raw)
@@ -474,7 +474,7 @@ def test_a_capture_is_read_in_order_and_ends_its_devices(tmp_path: Path):
 
 
 def test_a_damaged_capture_gives_what_is_good_first(tmp_path: Path):
-    """Rows before the damage come, devices end, then the error says where."""
+    """Rows before the damage are there, devices end, then the error gives the place."""
     path = tmp_path / "cut.pcap"
     wrpcap(str(path), [Ether(src=MAC, dst=MAC) / IP() / UDP(dport=6343) / Raw(datagram(counters(generic())))] * 2)
     path.write_bytes(path.read_bytes()[:-10])
@@ -487,7 +487,7 @@ def test_a_damaged_capture_gives_what_is_good_first(tmp_path: Path):
 
 
 def test_a_file_that_is_too_long_for_a_datagram_is_refused(tmp_path: Path):
-    """A file that is no capture and too long for one datagram is an error with the mend."""
+    """A file that is no capture and too long for one datagram is an error with a hint."""
     path = tmp_path / "long.bin"
     path.write_bytes(bytes(70_000))
     with pytest.raises(InputError, match="is no capture, and longer than one datagram; give a pcap or pcapng file"):
@@ -495,7 +495,7 @@ def test_a_file_that_is_too_long_for_a_datagram_is_refused(tmp_path: Path):
 
 
 def drain(live: SflowListener, family: str, rows: int) -> dict[str, pl.DataFrame]:
-    """Drain until so many rows of a family came."""
+    """Drain until there are so many rows of a family."""
     batches: list[Batch] = []
     deadline = CLOCK.monotonic_ns() + 10 * 10**9
     while sum(batch.frame.height for batch in batches if batch.family == family) < rows:
@@ -506,7 +506,7 @@ def drain(live: SflowListener, family: str, rows: int) -> dict[str, pl.DataFrame
 
 
 def test_live_datagrams_come_off_a_socket():
-    """Off a real socket come rows with the time of arrival; who may not send is refused and counted."""
+    """Rows from a real socket have the time of arrival; datagrams of other senders are refused and counted."""
     live = SflowListener(SflowConfig(enabled=True, port=0, allow=("127.0.0.1/32",), devices={AGENT: "leaf-7"}), CLOCK)
     live.start()
     before = CLOCK.now_ns()
@@ -528,7 +528,7 @@ def test_live_datagrams_come_off_a_socket():
 
 
 def test_what_is_lost_at_the_socket_is_admitted():
-    """Where nobody drains a small buffer, sent datagrams are decoded or admitted, to the datagram."""
+    """If a small buffer is not drained, every sent datagram is decoded or counted as lost."""
     live = SflowListener(SflowConfig(enabled=True, port=0, buffer_bytes_max=40_000, receive_buffer_bytes=4096), CLOCK)
     live.start()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
@@ -543,7 +543,7 @@ def test_what_is_lost_at_the_socket_is_admitted():
 
 
 def test_a_port_in_use_ends_the_start_with_the_mend():
-    """Another program on the port is told in a sentence that names the setting."""
+    """A port in use gives an error of one sentence that names the setting."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
         taken.bind(("127.0.0.1", 0))
         with pytest.raises(ServiceError, match=r"is in use; end the program that has it or choose another collect.sflow.port"):
@@ -559,7 +559,7 @@ def test_a_port_in_use_ends_the_start_with_the_mend():
     ],
 )
 def test_wrong_settings_are_told(tmp_path: Path, text: str, problem: str):
-    """A setting that cannot be is an error of the configuration with its place."""
+    """An invalid setting is a configuration error with its place."""
     file = tmp_path / "weft.toml"
     file.write_text(text)
     with pytest.raises(ConfigError, match=problem):
@@ -567,6 +567,6 @@ def test_wrong_settings_are_told(tmp_path: Path, text: str, problem: str):
 
 
 def test_defaults_listen_to_this_machine_only():
-    """Unless told otherwise nothing is listened to, and then only this machine may send."""
+    """By default the collector is off, and allows only this machine to send."""
     config = SflowConfig()
     assert (config.enabled, config.address, config.allow) == (False, "127.0.0.1", ("127.0.0.0/8", "::1/128"))

@@ -1,4 +1,4 @@
-"""sFlow that real devices sent, against what two other decoders, and tshark, read in it."""
+"""sFlow of real devices, compared with two other decoders and tshark."""
 
 import os
 import re
@@ -26,7 +26,7 @@ PRINTED = DATA / "tcpdump_sflow_multiple_counter_30_pdus.expected.txt"
 MANY = DATA / "tcpdump_sflow_multiple_counter_30_pdus.pcap"
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="the shared data folder is not here")
 
-# How tcpdump calls what is a column of `port`, in the order in which it prints them.
+# tcpdump's names of the columns of `port`, in the order in which it prints them.
 GENERIC = (
     ("ifspeed", "speed_bps"),
     ("In octets", "rx_bytes"),
@@ -108,7 +108,7 @@ TSHARK = {
 
 
 def missing(reason: str) -> NoReturn:
-    """Skip on a user's machine, fail where everything has to be there."""
+    """Skip on a user's machine, fail where all tools are required."""
     if os.environ.get("CI") == "true":
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)
@@ -125,7 +125,7 @@ def read(path: Path) -> tuple[dict[str, pl.DataFrame], SflowRecording]:
 
 
 def printed_samples() -> list[dict]:
-    """Return the counter samples that tcpdump printed, each a row of `port` as its text says it."""
+    """Return the counter samples that tcpdump printed, as rows of `port`."""
     rows: list[dict] = []
     ts, agent = 0, ""
     for line in PRINTED.read_text().splitlines():
@@ -142,7 +142,7 @@ def printed_samples() -> list[dict]:
 
 
 def numbers_after(text: str, names: tuple[tuple[str, str], ...]) -> dict[str, int]:
-    """Return the number that follows each name, looked for from where the one before it was found."""
+    """Return the number that follows each name, searched from the previous one on."""
     values, at = {}, 0
     for name, column in names:
         found = re.compile(rf"{re.escape(name)} (\d+)").search(text, at)
@@ -165,7 +165,7 @@ def test_every_counter_that_tcpdump_prints_is_the_same_here():
 
 
 def test_states_without_a_column_are_said_once():
-    """Interface type, duplex and promiscuous mode that tcpdump prints are readings, once for each interface that keeps them."""
+    """Interface type, duplex and promiscuous mode that tcpdump prints are readings, once while they do not change."""
     pattern = r"ifindex (\d+), iftype (\d+), .*ifdirection (\d+) .*promisc mode (\d+)"
     said = {
         (row["device"], *re.search(pattern, row["text"]).groups()[:1]): re.search(pattern, row["text"]).groups()[1:]
@@ -207,7 +207,7 @@ def whole(text: str) -> int:
 
 @pytest.mark.parametrize("case", ["sflow_issue_15918", "sflow_issue_18876", "sflow_v5_example"])
 def test_counters_are_what_telegraf_reads(case: str):
-    """Counter samples of real datagrams have telegraf's values; what is all ones there is null here."""
+    """Counter samples of real datagrams have telegraf's values; all ones there are null here."""
     lines = (DATA / "telegraf" / case / "expected.out").read_text().splitlines()
     said = next(fields(line) for line in lines if "in_bytes=" in line)
     (path,) = (DATA / "telegraf" / case).glob("*.bin")
@@ -226,7 +226,7 @@ def test_counters_are_what_telegraf_reads(case: str):
 
 
 def test_flow_samples_are_what_telegraf_reads():
-    """Six flow samples of a real datagram have telegraf's rates, lengths, addresses and ports, also behind a VLAN tag and on IPv6."""
+    """Six flow samples of a real datagram have telegraf's rates, lengths, addresses and ports, also with a VLAN tag and over IPv6."""
     folder = DATA / "telegraf/sflow_issue_15918"
     said = [fields(line) for line in (folder / "expected.out").read_text().splitlines() if "sampling_interval=" in line]
     raw = np.fromfile(folder / "message.bin", np.uint8)
@@ -243,7 +243,7 @@ def test_flow_samples_are_what_telegraf_reads():
 
 
 def test_packets_that_are_not_roce_are_counted_by_kind():
-    """The six sampled packets of a real datagram are no RoCEv2: five UDP and one ICMPv6, which make no rows."""
+    """The six sampled packets of a real datagram, five UDP and one ICMPv6, give no rows."""
     frames, recording = read(DATA / "telegraf/sflow_issue_15918/message.bin")
     kinds = {name: number for name, number in recording.counts.items() if name.startswith("flow_samples") and number}
     assert kinds == {"flow_samples": 6, "flow_samples_udp": 5, "flow_samples_icmp": 1}
@@ -263,7 +263,7 @@ def test_a_dropped_packet_is_what_telegraf_reads():
 
 @pytest.mark.parametrize("name", ["tcpdump_sflow-print-v6.pcap", "tcpdump_sflow_multiple_counter_30_pdus.pcap"])
 def test_counters_are_what_tshark_reads(name: str):
-    """tshark reads the same interfaces and counters, in the same order, in both captures of counters."""
+    """tshark decodes the same interfaces and counters, in the same order, in both captures of counters."""
     if shutil.which("tshark") is None:
         missing("tshark is not installed")
     wanted = ["sflow_245.ifindex", *TSHARK]

@@ -1,4 +1,4 @@
-"""The UDP listener: every datagram that is sent is taken, refused or admitted as lost."""
+"""The UDP listener: every datagram that is sent is taken, refused or counted as lost."""
 
 import errno
 import os
@@ -32,7 +32,7 @@ def sender(family: int = socket.AF_INET) -> socket.socket:
 
 
 def gather(one: UdpListener, number: int) -> list[tuple[bytes, int, str]]:
-    """Take until ``number`` datagrams came; return content, time and sender of each."""
+    """Take until ``number`` datagrams were received; return content, time and sender of each."""
     found: list[tuple[bytes, int, str]] = []
     deadline = CLOCK.monotonic_ns() + int(PATIENCE_S * 1e9)
     while len(found) < number:
@@ -42,7 +42,7 @@ def gather(one: UdpListener, number: int) -> list[tuple[bytes, int, str]]:
     return found
 
 
-def content(taken: listen.Datagrams) -> list[tuple[bytes, int, str]]:
+def content(taken: listen.ReceivedDatagrams) -> list[tuple[bytes, int, str]]:
     """Return content, time and sender of each datagram."""
     rows = zip(taken.offsets.tolist(), taken.lengths.tolist(), taken.recv_ts.tolist(), taken.sender.tolist(), strict=True)
     return [(taken.buffer[at : at + size].tobytes(), ts, taken.senders[who]) for at, size, ts, who in rows]
@@ -50,14 +50,14 @@ def content(taken: listen.Datagrams) -> list[tuple[bytes, int, str]]:
 
 @pytest.fixture(params=["recvmmsg", "recvmsg"])
 def calls(request, monkeypatch) -> str:
-    """Run a test with the bulk call and as on a system that has none."""
+    """Run a test with the bulk call and without it."""
     if request.param == "recvmsg":
         monkeypatch.setattr(listen, "_RECVMMSG", None)
     return request.param
 
 
 def test_datagrams_come_whole_in_order_and_stamped(calls):
-    """Every datagram comes as it was sent, in order, with the time of its arrival and its sender; also empty and largest ones."""
+    """Datagrams of all sizes, from empty to largest, are received in order, with their times of arrival and senders."""
     one = listener()
     one.start()
     sizes = [0, 1, 1400, 65_507, 7, *range(100, 400)]
@@ -79,7 +79,7 @@ def test_datagrams_come_whole_in_order_and_stamped(calls):
 
 
 def test_senders_that_are_not_allowed_are_refused_and_counted(calls):
-    """Datagrams from outside the allow-list are not handed over but counted; several senders are told apart."""
+    """Datagrams from outside the allow-list are dropped and counted; several senders are distinguished."""
     one = listener(address="127.0.0.1", allow=("127.0.0.2/32", "127.1.0.0/16"))
     one.start()
     for source in ("127.0.0.1", "127.0.0.2", "127.1.2.3", "127.2.0.1", "127.0.0.2"):
@@ -94,7 +94,7 @@ def test_senders_that_are_not_allowed_are_refused_and_counted(calls):
 
 
 def test_ipv6_and_ipv4_on_one_socket(calls):
-    """A socket on :: takes both protocols and names an IPv4 sender as IPv4; an IPv6 network allows no IPv4 sender."""
+    """A socket on :: receives both protocols and reports IPv4 senders as IPv4; an IPv6 network allows no IPv4 sender."""
     one = listener(address="::", allow=("::1/128", "127.0.0.1/32"))
     other = listener(address="::", allow=("::/0",))
     one.start()
@@ -112,7 +112,7 @@ def test_ipv6_and_ipv4_on_one_socket(calls):
 
 
 def test_too_long_is_lost_not_shortened(calls):
-    """A datagram above the expected size is counted as truncated and not handed over in part."""
+    """A datagram above the expected size is dropped and counted as truncated."""
     one = listener(datagram_bytes_max=1000)
     one.start()
     with sender() as out:
@@ -126,7 +126,7 @@ def test_too_long_is_lost_not_shortened(calls):
 
 
 def test_what_nobody_takes_is_bounded_and_counted(calls):
-    """Where nobody takes, memory stays at its bound, the oldest are kept, and the others are counted."""
+    """Without ``take``, memory stays bounded, the oldest datagrams remain, and the others are counted."""
     one = listener(buffer_bytes_max=100_000)
     one.start()
     with sender() as out:
@@ -140,7 +140,7 @@ def test_what_nobody_takes_is_bounded_and_counted(calls):
 
 
 def test_many_short_ones_are_bounded_too(calls):
-    """Datagrams without content cost memory as well and are bounded."""
+    """The number of empty datagrams in memory is bounded, too."""
     one = listener(buffer_bytes_max=256 * 100)
     one.start()
     with sender() as out:
@@ -154,7 +154,7 @@ def test_many_short_ones_are_bounded_too(calls):
 
 @pytest.mark.parametrize("receive_buffer_bytes", [4096, 8 * 1024 * 1024])
 def test_every_datagram_of_a_flood_is_accounted_for(receive_buffer_bytes: int):
-    """Three senders at full speed against small and large buffers: sent = taken + admitted as lost, to the datagram."""
+    """Three senders at full speed against small and large buffers: sent = taken + lost, exactly."""
     one = listener(buffer_bytes_max=1 << 20, receive_buffer_bytes=receive_buffer_bytes)
     one.start()
     each, done = 20_000, threading.Event()
@@ -182,7 +182,7 @@ def test_every_datagram_of_a_flood_is_accounted_for(receive_buffer_bytes: int):
 
 
 def test_drops_at_the_very_end_are_admitted():
-    """What the kernel drops after the last datagram that it keeps is admitted all the same, in each life of a listener."""
+    """Drops after the last received datagram are counted, at each start of a listener."""
     one = listener(receive_buffer_bytes=2048)
     for _ in range(2):
         one.start()
@@ -194,7 +194,7 @@ def test_drops_at_the_very_end_are_admitted():
 
 
 def test_a_listener_can_be_stopped_twice_and_started_again():
-    """Stopping twice does nothing; before the start and after the stop there is nothing to take."""
+    """A second stop does nothing; before the start and after the stop ``take`` returns nothing."""
     one = listener()
     assert one.take().lengths.size == 0
     one.stop()
@@ -210,7 +210,7 @@ def test_a_listener_can_be_stopped_twice_and_started_again():
 
 
 def test_a_port_in_use_is_said_with_the_mend():
-    """A port that another program has, an address that is elsewhere and one that is none are told in a sentence."""
+    """A port in use, an address of another machine and an invalid address give errors of one sentence."""
     with sender() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
@@ -223,14 +223,14 @@ def test_a_port_in_use_is_said_with_the_mend():
 
 
 def test_a_port_that_is_not_allowed_is_said_with_the_mend():
-    """The kernel's refusal of a low port names what to choose."""
+    """A refused low port gives an error that suggests another one."""
     text = str(listener(port=53)._refusal(OSError(errno.EACCES, "no")))
     assert text == "test: this user may not listen on 127.0.0.1:53; choose a collect.test.port of 1024 or above"
 
 
 @pytest.mark.parametrize("bad", ["10.0.0.0/33", "leaf-1", ""])
 def test_a_wrong_network_is_refused_at_once(bad: str):
-    """A network that is none is an error of the configuration, before anything listens."""
+    """An invalid network is a configuration error, before anything listens."""
     with pytest.raises(ValueError, match="is no network such as"):
         Sources((bad,))
     with pytest.raises(ValueError, match="at most 1024"):
@@ -238,7 +238,7 @@ def test_a_wrong_network_is_refused_at_once(bad: str):
 
 
 def test_drop_counts_survive_their_32_bits():
-    """The kernel's drop counter has 32 bits; a total goes on over its wrap, and an older value does not take it back."""
+    """A total continues over the wrap of the 32-bit drop counter, and an older value does not decrease it."""
     assert arrivals.extended(np.int64(0xFFFFFFF0), np.int64(0x10)) == 0x100000010
     assert arrivals.extended(np.int64(0x100000010), np.int64(0xFFFFFFFF)) == 0x100000010
     assert arrivals.extended(np.int64(5), np.int64(9)) == 9

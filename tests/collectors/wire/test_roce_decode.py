@@ -1,4 +1,4 @@
-"""The columnar RoCEv2 decode, held against scapy, tshark, zlib and the ICRC bytes of others."""
+"""The columnar RoCEv2 decoder, compared with scapy, tshark, zlib and published ICRC values."""
 
 import ipaddress
 import os
@@ -28,7 +28,7 @@ from weft.collectors.wire.roce import REASONS, decode
 SHARED = SHARED_DATA / "roce-pcap"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data folder is not here")
 
-# Written out, or scapy asks the network for it.
+# Given explicitly, or scapy looks it up on the network.
 MAC = "02:00:00:00:00:01"
 ETHER = Ether(src=MAC, dst=MAC)
 
@@ -105,21 +105,21 @@ WAYS = (
 
 
 def decode_all(packets: list[bytes], link: int = 1, **more):
-    """Decode packets that lie one behind the other, one nanosecond apart."""
+    """Decode packets stored one after another, one nanosecond apart."""
     lengths = np.array([len(packet) for packet in packets], np.int64)
     offsets = np.cumsum(lengths) - lengths
     return decode(b"".join(packets), offsets, lengths, np.arange(len(packets)), link, **more)
 
 
 def by_scapy(raw: bytes) -> dict:
-    """Return what scapy makes of one packet."""
+    """Return the fields of one packet as scapy dissects them."""
     packet = Ether(raw)
     ip = packet[IP] if IP in packet else packet[IPv6]
     traffic = ip.tos if IP in packet else ip.tc
-    # scapy does not look behind an authentication header by itself.
+    # scapy does not dissect what follows an authentication header.
     udp = packet[UDP] if UDP in packet else UDP(bytes(packet[AH].payload))
     bth = udp[BTH]
-    # In the reliable datagram service an RDETH stands before the AETH, which scapy does not know; tshark does.
+    # In the reliable datagram service an RDETH precedes the AETH; scapy does not know it, tshark does.
     aeth = udp[AETH] if AETH in udp and bth.opcode == 0x11 else None
     return {
         "src": ip.src,
@@ -137,7 +137,7 @@ def by_scapy(raw: bytes) -> dict:
 
 @pytest.mark.parametrize("over", WAYS)
 def test_every_opcode_gives_what_scapy_reads(over: str):
-    """Each opcode over each encapsulation gives the fields that scapy dissects, and the payload that was put in."""
+    """Each opcode over each encapsulation gives the fields that scapy dissects, and the length of the payload."""
     packets = [frame(roce(opcode, psn=opcode * 999, payload=opcode % 29), over=over, tos=opcode) for opcode in OPCODES]
     decoded = decode_all(packets)
     assert sum(decoded.skipped.values()) == 0
@@ -149,7 +149,7 @@ def test_every_opcode_gives_what_scapy_reads(over: str):
 
 
 def test_reth_and_aeth_are_read_where_they_stand():
-    """RETH lengths come with write and read requests only, syndromes and credits with AETH only, null elsewhere."""
+    """RETH lengths are present for write and read requests only, syndromes and credits with an AETH only, and null elsewhere."""
     packets = [frame(roce(opcode, dma=opcode + 1, syndrome=0x05)) for opcode in OPCODES]
     rows = decode_all(packets).frame
     with_reth = rows.filter(pl.col("dma_bytes").is_not_null())
@@ -171,7 +171,7 @@ def test_credits_are_of_acknowledgements():
 
 @pytest.mark.parametrize(("link", "prefix"), [(101, b""), (12, b""), (0, b"\2\0\0\0"), (108, b"\0\0\0\2")])
 def test_raw_and_loopback_links(link: int, prefix: bytes):
-    """Raw IP and BSD loopback give the Ethernet packet's row, less the bytes of its header."""
+    """Raw IP and BSD loopback give the row of the Ethernet packet, without the bytes of its header."""
     plain = [frame(roce(opcode), over=over)[14:] for opcode in (0x04, 0x11) for over in ("v4", "v6")]
     expected = decode_all([b"\0" * 12 + (b"\x08\0" if packet[0] >> 4 == 4 else b"\x86\xdd") + packet for packet in plain]).frame
     rows = decode_all([prefix + packet for packet in plain], link).frame
@@ -249,7 +249,7 @@ def test_any_bytes_give_a_row_or_a_counted_reason(packets: list[bytes], link: in
 )
 @settings(deadline=None, max_examples=300)
 def test_damaged_packets_give_a_row_or_a_counted_reason(opcode: int, over: str, at: int, damage: bytes, cut: int, check: bool):
-    """A packet overwritten and cut anywhere is a row or counted, whatever lies behind it in the buffer."""
+    """A packet overwritten and cut anywhere is a row or counted, whatever follows it in the buffer."""
     packet = bytearray(frame(roce(opcode), over=over))
     packet[at : at + len(damage)] = damage
     cut = min(cut, len(packet))
@@ -292,7 +292,7 @@ def test_a_capture_up_to_the_bth_gives_rows_without_what_was_behind(over: str):
 
 
 def test_hidden_bytes_count_as_length():
-    """A tag that the kernel took off is part of the length on the wire."""
+    """A tag that the operating system removed is part of the length on the wire."""
     packets = [frame(roce(0x04)), frame(roce(0x04))]
     assert decode_all(packets, hidden=[0, 4]).frame["length"].to_list() == [len(packets[0]), len(packets[0]) + 4]
 
@@ -307,7 +307,7 @@ def test_a_packet_beyond_the_buffer_is_refused():
 @given(st.lists(st.tuples(st.sampled_from([4, 6]), st.integers(0, 2**128 - 1), st.integers(0, 2**128 - 1)), min_size=1, max_size=40))
 @settings(deadline=None)
 def test_addresses_are_canonical_text(addresses: list[tuple[int, int, int]]):
-    """Addresses read as Python's ipaddress reads their text, whatever their number and order."""
+    """Address texts equal those of Python's ipaddress, for any number and order of addresses."""
     packets, expected = [], []
     for version, src, dst in addresses:
         size = 4 if version == 4 else 16
@@ -340,7 +340,7 @@ def with_icrc(packet: bytes, ip_at: int = 14) -> bytes:
 @given(st.sampled_from(["v4", "v4 options", "v6"]), st.integers(0, 90), st.data())
 @settings(deadline=None)
 def test_the_icrc_finds_any_changed_bit(over: str, payload: int, data: st.DataObject):
-    """A right ICRC passes; with any one bit of UDP ports, BTH or payload turned over the packet is counted and left out."""
+    """A valid ICRC passes; with any one bit of UDP ports, BTH or payload flipped, the packet is left out and counted."""
     packet = with_icrc(frame(roce(0x04, payload=payload), over=over))
     bth = len(packet) - (12 + payload + -payload % 4 + 4)
     at = data.draw(st.integers(bth + 2, len(packet) - 1).filter(lambda at: at != bth + 4))
@@ -387,7 +387,7 @@ def uts_section(name: str) -> str:
 
 @needs_shared
 def test_a_captured_cnp_has_the_icrc_that_its_adapter_wrote():
-    """The CNP captured on a ConnectX-4 passes the ICRC check and is read as a CNP of queue pair 0x118."""
+    """The CNP captured on a ConnectX-4 passes the ICRC check and is decoded as a CNP of queue pair 0x118."""
     dump = re.findall(r"0x00[0-9a-f]{2}:((?: +[0-9a-f]{4})+)", uts_section("RoCE CNP captured"))
     packet = bytes.fromhex("".join(dump))
     row = decode_all([packet], check_icrc=True).frame.row(0, named=True)
@@ -429,7 +429,7 @@ def by_tshark(path: Path) -> list[list[str]]:
         "ipv6.tclass",
         "frame.len",
     ]
-    # One port of the real capture is that of another protocol.
+    # One port of the real capture belongs to another protocol.
     command = ["tshark", "-r", str(path), "--disable-protocol", "tftp", "-Y", bth, "-T", "fields"]
     out = subprocess.run(
         [*command, *(part for name in fields for part in ("-e", name))], capture_output=True, text=True, check=True, timeout=60
@@ -452,7 +452,6 @@ def test_tshark_reads_the_same(over: str, tmp_path: Path):
         opcode, qp, psn, syndrome, dma_bytes, tos, traffic, length = (number(text) for text in line)
         assert opcode is not None
         assert (row["opcode"], row["qp"], row["psn"], row["length"]) == (opcode, qp, psn, length)
-        # tshark 4.0 takes RDETH and DETH of reliable datagrams for longer than the 4 and 8 bytes of the specification, and does
-        # not know the operations of annex A19.
+        # tshark 4.0 expects RDETH and DETH longer than the 4 and 8 bytes of the specification, and lacks the operations of annex A19.
         assert opcode >> 5 == 2 or opcode in (FLUSH, ATOMIC_WRITE) or (row["syndrome"], row["dma_bytes"]) == (syndrome, dma_bytes)
         assert row["dscp"] << 2 | row["ecn"] == (tos if tos is not None else traffic)
