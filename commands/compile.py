@@ -66,13 +66,18 @@ def _key() -> str:
 
 
 def _begin() -> None:
-    """Make the folder ready. Numba does not notice that a kernel calls another one that has changed, so all older ones go."""
+    """Make the folder ready, without kernels of another version.
+
+    Numba does not notice that a kernel calls another one that has changed, and fails at one whose named tuples have other names.
+    """
     folder, begun = _folder(), _stamp("begun")
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
         if not begun.exists():
-            old = [file for room in _ROOMS for file in room.rglob("*.nb[ci]")] if folder.parent == _PACKAGE else []
-            for file in (*old, *folder.glob("weft-*.compiled")):
+            names = {file.parent.name for room in _ROOMS for file in room.rglob("*.py")}
+            beside = [file for room in _ROOMS for file in room.rglob("*.nb[ci]")] if folder.parent == _PACKAGE else []
+            apart = [file for name in names for file in folder.glob(f"{name}_*/*.nb[ci]")]
+            for file in (*beside, *apart, *folder.glob("weft-*.compiled")):
                 file.unlink(missing_ok=True)
             begun.touch()
 

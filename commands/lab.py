@@ -8,6 +8,7 @@ from pathlib import Path
 from ..pipeline.clock import NS_PER_S, SystemClock
 from ..pipeline.component import run
 from ..pipeline.errors import ServiceError
+from .compile import LAB, compile_first
 from .settings import bus_of, load
 
 _PROTOCOLS = ("gnmi", "sflow", "hft", "otlp")
@@ -68,6 +69,7 @@ def fabric_options(parser: ArgumentParser) -> None:
 
 def lab(chosen: Namespace) -> int:
     """Serve or run until stopped, and print the addresses and a configuration that collects from them; or record."""
+    compile_first(LAB)
     if chosen.action == "fabric":
         return _fabric(chosen)
     if chosen.action == "record":

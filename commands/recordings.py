@@ -232,6 +232,7 @@ def decode(chosen: Namespace) -> int:
     from ..collectors.replay import read
     from .output import Printer
 
+    compile_first(COLLECTORS)
     printer = Printer(chosen.format)
     left = chosen.limit if chosen.limit is not None else sys.maxsize
     families: dict[str, int] = {}
@@ -263,6 +264,7 @@ def record(chosen: Namespace) -> int:
     from ..pipeline.report import Report
     from .services import _collect_config, _with_options
 
+    compile_first(COLLECTORS)
     clock = SystemClock()
     settings = load(chosen, collect=_collect_config())
     service = RecordService(_with_options(settings.collect, chosen), chosen.path, clock, Report.of_this_host("record", clock))

@@ -216,7 +216,7 @@ def _delta(value, last, bits, elapsed):
     return np.uint64(0), False
 
 
-class Samples(NamedTuple):
+class SampledSegments(NamedTuple):
     """Room for the samples of one call: segments (s, SEGMENT_COLUMNS) int64, their values (v,) uint64, one after another, and
     what is missing by reason (5, 2) int64: samples, and the time in ns of the first.
     """
@@ -236,7 +236,7 @@ def sample(readings, state):
         for j in range(state.first[t], state.first[t] + state.width[t]):
             chosen += state.sampled[j] != UNSAMPLED
         room += chosen * (readings.edges[k + 1] - readings.edges[k])
-    out = Samples(np.empty((room, SEGMENT_COLUMNS), np.int64), np.empty(room, np.uint64), np.zeros((5, 2), np.int64))
+    out = SampledSegments(np.empty((room, SEGMENT_COLUMNS), np.int64), np.empty(room, np.uint64), np.zeros((5, 2), np.int64))
     out.missed[:, 1] = _INT_MAX
     r = v = 0
     for k in range(len(readings.ids)):
@@ -247,7 +247,7 @@ def sample(readings, state):
                 r, v = _levels(readings, state, k, c, out, r, v)
             elif state.sampled[j] == DIFFERENCES:
                 r, v = _differences(readings, state, k, c, out, r, v)
-    return Samples(out.segments[:r], out.values[:v], out.missed)
+    return SampledSegments(out.segments[:r], out.values[:v], out.missed)
 
 
 @numba.njit(inline="always")

@@ -139,7 +139,7 @@ class Ledger:
         """End the spans that have begun and return their rows."""
         return self._counters(*kernel.flush(self._state, self._tracks), recv_ts)
 
-    def _segments(self, samples: kernel.Samples, recv_ts: int | None) -> list[Batch]:
+    def _segments(self, samples: kernel.SampledSegments, recv_ts: int | None) -> list[Batch]:
         segments = samples.segments
         if not len(segments):
             return []

@@ -99,3 +99,13 @@ def test_older_kernels_go_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     kernel.touch()
     subject.main([], SystemClock())
     assert kernel.exists()
+
+
+def test_older_kernels_in_a_shared_folder_go_too(tmp_path: Path) -> None:
+    """Of a cache folder that other programs use as well, only kernels of Weft's folders are removed."""
+    ours, theirs = (tmp_path / "kernels" / folder / "a.nbi" for folder in ("sampling_0123", "other_0123"))
+    for file in (ours, theirs):
+        file.parent.mkdir(parents=True)
+        file.touch()
+    subject.main([], SystemClock())
+    assert not ours.exists() and theirs.exists()

@@ -7,6 +7,7 @@ import struct
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -67,17 +68,22 @@ def _millisampler() -> bytes:
     return "\n".join(",".join(map(str, row)) for row in (header, [1, 2, 50, *[1] * 50], [1, 3, 100, *[2] * 50])).encode() + b"\n"
 
 
-def _recordings() -> dict[str, tuple[str, bytes]]:
-    """Return for each collector that reads recordings the name and content of a good one. A new collector adds its line here."""
-    return {
-        "sflow": ("one.bin", _sflow()),
-        "hft": ("leaf.ipfix", _seed("hft_recording")),
-        "packets": ("capture.pcap", _seed("capture")),
-        "millisampler": ("racks.csv", _millisampler()),
-        "inventory": ("lab.clab.yml", _seed("inventory_yaml")),
-        "recording": ("live.weft", _weft_file()),
-        "gnmi": ("switch.gnmi", _seed("gnmi_recording")),
-    }
+# A good recording for each collector that reads recordings: name, and what makes its content. A new collector adds its line here.
+RECORDINGS: dict[str, tuple[str, Callable[[], bytes]]] = {
+    "sflow": ("one.bin", _sflow),
+    "hft": ("leaf.ipfix", lambda: _seed("hft_recording")),
+    "packets": ("capture.pcap", lambda: _seed("capture")),
+    "millisampler": ("racks.csv", _millisampler),
+    "inventory": ("lab.clab.yml", lambda: _seed("inventory_yaml")),
+    "recording": ("live.weft", _weft_file),
+    "gnmi": ("switch.gnmi", lambda: _seed("gnmi_recording")),
+}
+
+
+def _recording(name: str) -> tuple[str, bytes]:
+    """Return name and content of a good recording for a collector."""
+    file, content = RECORDINGS[name]
+    return file, content()
 
 
 def _live_settings(name: str, folder: Path) -> dict[str, Any]:
@@ -225,7 +231,7 @@ def test_a_live_collector_off_by_default_needs_no_network(name: str) -> None:
 @RECORDED
 def test_a_recording_gives_the_same_batches_twice(name: str, tmp_path: Path) -> None:
     """A good recording gives rows of the declared families in the family's columns, and the same ones every time."""
-    path = _write(tmp_path, *_recordings()[name])
+    path = _write(tmp_path, *_recording(name))
     batches, error = _read(name, path)
     assert error is None, error
     assert sum(batch.frame.height for batch in batches) > 0
@@ -240,7 +246,7 @@ def test_a_recording_gives_the_same_batches_twice(name: str, tmp_path: Path) -> 
 @RECORDED
 def test_a_broken_recording_is_an_error_after_what_is_good(name: str, tmp_path: Path) -> None:
     """Empty, cut and foreign content gives rows, an ``InputError`` with a hint, or both, and never another exception."""
-    file, content = _recordings()[name]
+    file, content = _recording(name)
     cuts = sorted({0, 1, 2, 7, len(content) // 3, len(content) // 2, len(content) - 5, len(content) - 1})
     pieces = [content[:cut] for cut in cuts] + list(FOREIGN.values())
     noise = random.Random(9)
@@ -261,14 +267,14 @@ def test_a_broken_recording_is_an_error_after_what_is_good(name: str, tmp_path: 
 @RECORDED
 def test_a_recording_that_is_not_there_is_an_error(name: str, tmp_path: Path) -> None:
     """A file that went between being named and being read, or that cannot be opened, is an ``InputError``."""
-    batches, error = _read(name, tmp_path / _recordings()[name][0])
+    batches, error = _read(name, tmp_path / RECORDINGS[name][0])
     assert batches == [] and error is not None
 
 
 @RECORDED
 def test_a_recording_is_recognised_by_its_collector_alone(name: str, tmp_path: Path) -> None:
     """A good recording leads to its collector without ``--kind``; foreign files and the empty one are refused."""
-    path = _write(tmp_path, *_recordings()[name])
+    path = _write(tmp_path, *_recording(name))
     assert recogniser(path, None).name == name
     recognises = COLLECTORS[name].recognises
     assert recognises is not None

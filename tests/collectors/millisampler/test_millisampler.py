@@ -254,8 +254,8 @@ def test_a_row_told_twice_stays_in_its_rack(tmp_path):
     runs = pl.concat([batch.frame for batch in batches])
     assert fault is None
     assert set(runs.select("device", "port").rows()) == {("rack-1", "host-7")}
-    told = sorted((ts + k * MS - START_NS, value) for ts, values in runs.select("ts", "values").rows() for k, value in enumerate(values))
-    assert told == sorted([(k * MS, 10 * (k + 1)) for k in range(4)] * 2 + [(4 * MS, 50), (5 * MS, 60)])
+    samples = sorted((ts + k * MS - START_NS, value) for ts, values in runs.select("ts", "values").rows() for k, value in enumerate(values))
+    assert samples == sorted([(k * MS, 10 * (k + 1)) for k in range(4)] * 2 + [(4 * MS, 50), (5 * MS, 60)])
     nameless = tmp_path / "nameless.csv"
     nameless.write_text("server_hostname,window_start,IngressBytes0,IngressBytes1\n" + "".join(f"7,{row}\n" for row in rows))
     assert {device for batch in read(nameless)[0] for device in batch.frame["device"]} == {"nameless", "nameless-2"}

@@ -40,17 +40,17 @@ def both(more: str = "") -> str:
     return 'version = 1\n[[recording]]\npath = "a.weft"\n[[recording]]\npath = "b.weft"\nkind = "recording"\n' + more
 
 
-def told(path: Path) -> list[tuple[str, str, float]]:
+def rows_of(path: Path) -> list[tuple[str, str, float]]:
     """Return (family, device, second) of every row, in order."""
     frames = [(batch.family, batch.frame) for batch in read(path, None, Options())]
     return [(family, row["device"], (row["ts"] - T0) / NS_PER_S) for family, frame in frames for row in frame.iter_rows(named=True)]
 
 
-def test_files_are_told_side_by_side(tmp_path):
+def test_files_come_side_by_side(tmp_path):
     """Rows come second by second, files in the order of the index, even where a file has one family's rows before another's."""
     a = [("port", rows("port", "x", [0, 0.5, 1, 2.5])), ("queue", rows("queue", "x", [0.25, 2]))]
     path = folder(tmp_path / "f", both(), a=a, b=[("port", rows("port", "y", [0.75, 1.25])), ("port", rows("port", "y", [3]))])
-    assert told(path) == [
+    assert rows_of(path) == [
         *(("port", "x", 0.0), ("port", "x", 0.5), ("queue", "x", 0.25), ("port", "y", 0.75)),
         *(("port", "x", 1.0), ("port", "y", 1.25)),
         *(("port", "x", 2.5), ("queue", "x", 2.0)),
@@ -64,7 +64,7 @@ def test_devices_get_the_names_of_the_index(tmp_path):
     """Device names are replaced by those of the index, in all families."""
     named = both('[devices]\n"10.0.0.1" = "leaf-1"\n')
     path = folder(tmp_path / "f", named, a=[("port", rows("port", "10.0.0.1", [0]))], b=[("queue", rows("queue", "10.0.0.2", [0]))])
-    assert told(path) == [("port", "leaf-1", 0.0), ("queue", "10.0.0.2", 0.0)]
+    assert rows_of(path) == [("port", "leaf-1", 0.0), ("queue", "10.0.0.2", 0.0)]
 
 
 def test_a_broken_file_does_not_take_the_others_with_it(tmp_path):
