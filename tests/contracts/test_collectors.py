@@ -1,5 +1,6 @@
 """What every collector keeps: declared settings and widths, a live side that never blocks, a recorded side that fails in one way."""
 
+import ast
 import importlib.util
 import os
 import random
@@ -99,6 +100,19 @@ def _live_settings(name: str, folder: Path) -> dict[str, Any]:
     return special.get(name, {}) | {key: value for key, value in {"enabled": True, "port": 0}.items() if key in known}
 
 
+def _kernel_modules(name: str) -> list[str]:
+    """Return the modules of a collector's folder that import Numba."""
+    folder = TREE / COLLECTORS[name].config.__module__.split(".")[2]
+    found = []
+    for path in sorted(folder.glob("*.py")):
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+        names += [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
+        if any(one.split(".")[0] == "numba" for one in names):
+            found.append(f"weft.collectors.{folder.name}.{path.stem}")
+    return found
+
+
 def _read(name: str, path: Path) -> tuple[list[Batch], InputError | None]:
     """Return the batches of a recording and the error after them; any other exception fails the test."""
     recorded = COLLECTORS[name].recorded
@@ -164,6 +178,22 @@ def test_the_widths_of_counters_are_declared(name: str) -> None:
 def test_the_dictionary_knows_no_other_collector() -> None:
     """No width is declared for a collector that does not exist."""
     assert set(dictionary().collectors) <= set(COLLECTORS)
+
+
+@ALL
+def test_kernels_can_be_compiled_ahead(name: str) -> None:
+    """A source with kernels compiles them on request and leaves no file, socket or thread; one without kernels has no such step."""
+    entry, modules = COLLECTORS[name], _kernel_modules(name)
+    if not modules:
+        assert entry.warm is None
+        return
+    assert entry.warm is not None
+    entry.warm()
+    files, threads = _open_files(), threading.active_count()  # libraries open files of their own at first use
+    entry.warm()
+    assert (_open_files(), threading.active_count()) == (files, threads)
+    compiled = [one for module in modules for one in vars(sys.modules[module]).values() if getattr(one, "signatures", None)]
+    assert compiled
 
 
 def _run(name: str, config: Any) -> list[Batch]:
