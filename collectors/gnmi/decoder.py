@@ -38,7 +38,7 @@ _REFUSED = ("not_a_number", "path", "ports_full")
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a decoder may hold: paths in all and of one stream, leaves of one JSON value, ports and neighbours remembered."""
+    """Limits of a decoder: paths in all and of one stream, leaves of one JSON value, ports and neighbours known."""
 
     paths_max: int = 2_000_000
     paths_per_stream_max: int = 200_000
@@ -49,7 +49,7 @@ class Limits:
 
 @dataclass(slots=True)
 class Messages:
-    """Raw SubscribeResponses: the stream that each came by and when, UTC nanoseconds."""
+    """Raw SubscribeResponses, the stream of each (int32), and its receive time (int64, UTC nanoseconds)."""
 
     raw: Sequence[bytes]
     streams: np.ndarray
@@ -58,7 +58,7 @@ class Messages:
 
 @dataclass(slots=True)
 class Decoded:
-    """Batches, and what was said beside: messages that end a first dump, are updates, or are wrong, all (n,) bool."""
+    """Batches; and which messages end the initial dump, carry updates, or are malformed, each (n,) bool."""
 
     batches: list[Batch] = field(default_factory=list)
     synced: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
@@ -78,7 +78,7 @@ class _Pass:
 
 
 class Decoder:
-    """Decodes the messages of many streams; what it learns of one it knows for all."""
+    """Decodes the messages of many streams, which share the tables of paths."""
 
     def __init__(self, limits: Limits = Limits(), words: Dictionary | None = None) -> None:
         self._limits = limits
@@ -90,7 +90,7 @@ class Decoder:
         self._devices: list[str] = []
         self._number: dict[str, int] = {}
         self._stream_device: list[int] = []
-        self._stream_trusts: list[bool] = []
+        self._stream_names_devices: list[bool] = []
         self._device_of_target: dict[int, int] = {}
         self._series: dict[str, pl.Series] = {}
         self._room = 4096
@@ -99,15 +99,15 @@ class Decoder:
         self._trees = JsonTrees(self._table, limits.json_leaves_max, self.counts)
 
     def stream(self, device: str, *, names_devices: bool = False) -> int:
-        """Return the number of a new stream, whose rows are ``device``'s, or with ``names_devices`` those of the target in the prefix."""
+        """Return the number of a new stream. Its rows belong to ``device``, or with ``names_devices`` to the target in the prefix."""
         self._stream_device.append(self._device(device))
-        self._stream_trusts.append(names_devices)
+        self._stream_names_devices.append(names_devices)
         self._table.streams(len(self._stream_device))
         return len(self._stream_device) - 1
 
     @property
     def paths(self) -> int:
-        """How many paths and parts of paths are known."""
+        """Number of known paths and parts of paths."""
         return len(self._table)
 
     def decode(self, messages: Messages) -> Decoded:
@@ -140,9 +140,9 @@ class Decoder:
 
     def _walk(self, buffer: np.ndarray, sizes: np.ndarray, flags: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return notifications and updates, see ``kernel``."""
-        wire = kernel.Wire(buffer, np.cumsum(sizes) - sizes, sizes)
+        wire = kernel.RawMessages(buffer, np.cumsum(sizes) - sizes, sizes)
         notes, updates = np.empty((len(sizes) + 1024, COLUMNS), np.int64), np.empty((self._room, COLUMNS), np.int64)
-        out = kernel.Walked(notes, updates, np.zeros(2, np.int64), np.zeros(kernel.COUNTS, np.int64), flags)
+        out = kernel.GnmiWalk(notes, updates, np.zeros(2, np.int64), np.zeros(kernel.COUNTS, np.int64), flags)
         first, why = kernel.walk(wire, 0, out)
         while why:
             if why == kernel.UPDATES_FULL:
@@ -179,15 +179,15 @@ class Decoder:
     def _device_of(self, streams: np.ndarray, target: np.ndarray) -> np.ndarray:
         """Return the device of each notification."""
         device = np.array(self._stream_device, np.int32)[streams]
-        trusted = np.array(self._stream_trusts)[streams] & (target >= 0)
-        if trusted.any():
-            nodes = np.unique(target[trusted])
-            device[trusted] = np.array([self._target(int(node)) for node in nodes], np.int32)[np.searchsorted(nodes, target[trusted])]
+        named = np.array(self._stream_names_devices)[streams] & (target >= 0)
+        if named.any():
+            nodes = np.unique(target[named])
+            device[named] = np.array([self._target(int(node)) for node in nodes], np.int32)[np.searchsorted(nodes, target[named])]
             device = np.where(device < 0, np.array(self._stream_device, np.int32)[streams], device)
         return device
 
     def _target(self, node: int) -> int:
-        """Return the device that a target names, -1 where it names none: SONiC calls its databases targets."""
+        """Return the device of a target, -1 where it is none: SONiC uses targets for its databases."""
         if node not in self._device_of_target:
             text = self._table.parts(node)[0].decode(errors="replace")
             assert self._table.kind(node) == TARGET
@@ -205,7 +205,7 @@ class Decoder:
         for family, names in FAMILY_COLUMNS.items():
             shape, ports = (len(names), len(head[family])), port_of_thing[thing[family]]
             numbers = np.zeros(shape, np.int64), np.zeros(shape, np.bool_), np.zeros(shape[1], np.int64)
-            tables[family] = rows.Columns(*numbers, rows.places(made.device[head[family]], ports, states))
+            tables[family] = rows.FamilyColumns(*numbers, rows.places(made.device[head[family]], ports, states))
         rows.fill(made.buffer, made.updates, row_of, made.device, meanings, (tables[PORT], tables[QUEUE]), states, refused)
         for name, number in zip(_REFUSED, refused.tolist(), strict=True):
             self.counts[name] += number
@@ -217,7 +217,7 @@ class Decoder:
                 batches.append(self._counters(made, family, head[family], thing[family], table))
         return batches
 
-    def _counters(self, made: _Pass, family: int, head: np.ndarray, thing: np.ndarray, table: rows.Columns) -> Batch:
+    def _counters(self, made: _Pass, family: int, head: np.ndarray, thing: np.ndarray, table: rows.FamilyColumns) -> Batch:
         """Return rows of ports or queues."""
         values, valid, epoch, _ = table
         name = "port" if family == PORT else "queue"
@@ -234,7 +234,7 @@ class Decoder:
         return _batch(name, columns)
 
     def _readings(self, made: _Pass) -> list[Batch]:
-        """Return what no family has a column for."""
+        """Return values for which no family has a column."""
         meanings, node, kind = self._meanings.arrays, made.updates[:, NODE], made.updates[:, KIND]
         picked = made.updates[(node >= 0) & (kind < DELETE) & (meanings.family[node] == READING)]
         if not len(picked):
@@ -243,8 +243,8 @@ class Decoder:
         value, has_value, count, has_count = rows.measure(made.buffer, picked, meanings.scale[node])
         is_bytes = (kind == BYTES) & ~has_value
         buffer = self._spelled(made.buffer, kind, begin, size, np.flatnonzero((kind == LIST) | is_bytes))
-        told = (kind == TEXT) | (kind == RAW) | (kind == LIST) | is_bytes
-        text, broken = frames.texts("text", buffer, begin, size, told)
+        has_text = (kind == TEXT) | (kind == RAW) | (kind == LIST) | is_bytes
+        text, broken = frames.texts("text", buffer, begin, size, has_text)
         self.counts["not_utf8"] += broken
         known, things = self._known_names(), self._known_things()
         columns = {
@@ -259,7 +259,7 @@ class Decoder:
         return [_batch("reading", columns)]
 
     def _spelled(self, buffer: np.ndarray, kind: np.ndarray, begin: np.ndarray, size: np.ndarray, special: np.ndarray) -> np.ndarray:
-        """Write what is no plain text as such behind the buffer; ``begin`` and ``size`` are set to where."""
+        """Return the buffer followed by the texts of the values ``special``; their ``begin`` and ``size`` are set."""
         if not len(special):
             return buffer
         pieces, at = [buffer], len(buffer)
@@ -272,12 +272,12 @@ class Decoder:
         return _joined(*pieces)
 
     def _link_rows(self, made: _Pass) -> list[Batch]:
-        """Return the links whose neighbour is another than before."""
+        """Return the links whose neighbour changed."""
         notification, node, kind, _, begin, size = made.updates.T[: SIZE + 1]
         meanings = self._meanings
         ends = np.array(list(meanings.link_scope), np.int32)
-        told = (node >= 0) & (kind < DELETE) & (meanings.arrays.family[node] == LINK)
-        for u in np.flatnonzero(told | (kind >= DELETE) & np.isin(node, ends)).tolist():
+        is_leaf = (node >= 0) & (kind < DELETE) & (meanings.arrays.family[node] == LINK)
+        for u in np.flatnonzero(is_leaf | (kind >= DELETE) & np.isin(node, ends)).tolist():
             at = int(notification[u])
             device = int(made.device[at])
             if kind[u] >= DELETE:
@@ -285,7 +285,7 @@ class Decoder:
                 continue
             raw = made.buffer[begin[u] : begin[u] + size[u]].tobytes()
             port, neighbour = meanings.things.texts[meanings.arrays.thing[node[u]]]
-            self._links.tell(device, port, neighbour, int(meanings.arrays.name[node[u]]), _spell(int(kind[u]), raw), at)
+            self._links.update(device, port, neighbour, int(meanings.arrays.name[node[u]]), _spell(int(kind[u]), raw), at)
         links = self._links.take()
         self.counts["neighbours_full"] = self._links.refused
         if not links:
@@ -301,7 +301,7 @@ class Decoder:
         return [_batch("inventory", columns)]
 
     def _admit(self, made: _Pass, refused: np.ndarray) -> list[Batch]:
-        """Return rows of gaps for updates at paths that there was no room for."""
+        """Return gap rows for updates whose paths were refused."""
         at = made.updates[refused, NOTE]
         self.counts["paths_full"] += len(at)
         device, first, missed = np.unique(made.device[at], return_index=True, return_counts=True)
@@ -314,7 +314,7 @@ class Decoder:
         return [_batch("gap", columns)]
 
     def _common(self, made: _Pass, at: np.ndarray) -> dict[str, pl.Series]:
-        """Return the first columns of rows, given the notification of each."""
+        """Return the common columns of rows, given the notification of each."""
         if len(self._series.get("device", ())) != len(self._devices):
             self._series["device"] = pl.Series(self._devices, dtype=pl.String)
         device = made.device[at]
@@ -327,7 +327,7 @@ class Decoder:
         }
 
     def _known_things(self) -> dict[str, pl.Series]:
-        """Return port, queue and direction of each thing, or kind and object: by the same numbers, since both are tuples of texts."""
+        """Return the columns of all things by number: port, queue and direction, or kind and object."""
         things = self._meanings.things.texts
         if len(self._series.get("port", ())) != len(things):
             for place, names in enumerate((("port", "kind"), ("queue", "object"), ("direction",))):
@@ -371,7 +371,7 @@ def _same(value: object, count: int) -> pl.Series:
 
 
 def _batch(family: str, columns: Mapping[str, pl.Series]) -> Batch:
-    """Return a batch; columns that are not given are null."""
+    """Return a batch; missing columns are null."""
     count = len(columns["ts"])
     made = [
         columns[name].cast(dtype).alias(name) if name in columns else frames.nulls(name, count, dtype)
@@ -381,7 +381,7 @@ def _batch(family: str, columns: Mapping[str, pl.Series]) -> Batch:
 
 
 def _spell(kind: int, raw: bytes) -> str:
-    """Return as text what is not plain text on the wire: lists, bytes (as hexadecimal digits)."""
+    """Return the text of a value: of lists as JSON, of bytes as hexadecimal digits."""
     if kind == LIST:
         try:
             return json.dumps([_plain(element) for element in ScalarArray.FromString(raw).element])

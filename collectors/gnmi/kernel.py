@@ -38,8 +38,13 @@ SYNC, HAS_UPDATE, WRONG = 1, 2, 4
 # What is returned instead of a count of updates: the message is malformed, or there is no room for more updates or notifications.
 _BAD, UPDATES_FULL, NOTES_FULL = -1, -2, -3
 
+_SPACE, _QUOTE, _BACKSLASH = 32, 34, 92
+_ZERO, _NINE, _MINUS, _PLUS, _DOT, _LITTLE_E, _BIG_E = 48, 57, 45, 43, 46, 101, 69
+_TENTH_MAX = (2**64 - 1) // 10
+_POWERS = np.array([10.0**power for power in range(309)])
 
-class Wire(NamedTuple):
+
+class RawMessages(NamedTuple):
     """Messages as received: their bytes (uint8), and where each of the n lies in them (int64)."""
 
     buffer: np.ndarray
@@ -47,7 +52,7 @@ class Wire(NamedTuple):
     sizes: np.ndarray
 
 
-class Walked(NamedTuple):
+class GnmiWalk(NamedTuple):
     """What a walk fills: notifications and updates (rows, COLUMNS) int64, filled (2,) int64 rows of each.
 
     counts (COUNTS,) int64 is added to, flags (n,) uint8 is set for each message.
@@ -58,6 +63,98 @@ class Walked(NamedTuple):
     filled: np.ndarray
     counts: np.ndarray
     flags: np.ndarray
+
+
+@numba.njit
+def _digits(buffer, at, end):
+    """Return (digits, power of ten that they lack, whether they are whole and all there, position after them).
+
+    Digits above 64 bits are dropped; the position is -1 where there is no digit, or none after a point.
+    """
+    digits, power, point, begin, large = np.uint64(0), np.int64(0), np.int64(-1), at, False
+    while at < end:
+        byte = np.int64(buffer[at])
+        if _ZERO <= byte <= _NINE:
+            digit = np.uint64(byte - _ZERO)
+            large = large or digits > np.uint64(_TENTH_MAX) or (digits == np.uint64(_TENTH_MAX) and digit > np.uint64(5))
+            if large:
+                power += 1
+            else:
+                digits = digits * np.uint64(10) + digit
+            power -= np.int64(point >= 0)
+        elif byte == _DOT and point < 0 and at > begin:
+            point = at
+        else:
+            break
+        at += 1
+    return digits, power, point < 0 and not large, (np.int64(-1) if at in (begin, point + 1) else at)
+
+
+@numba.njit
+def number(buffer, at, end):
+    """Return (kind, bits, position after it) of the number at ``at`` by JSON's grammar; kind NONE where there is none.
+
+    Whole numbers without point and exponent are exact in 64 bits. Others are doubles: exact as text to double can be where
+    the digits are below 2^53 and the power of ten at most 22, else within a few units of the last place.
+    """
+    negative = at < end and buffer[at] == _MINUS
+    digits, power, whole, at = _digits(buffer, at + 1 if negative else at, end)
+    if at >= 0 and at < end and (buffer[at] == _LITTLE_E or buffer[at] == _BIG_E):
+        more, at = _exponent(buffer, at + 1, end)
+        power, whole = power + more, False
+    if at < 0:
+        return NONE, np.int64(0), at
+    if whole and not negative:
+        return UINT, np.int64(digits), at
+    if whole and digits <= np.uint64(1 << 63):
+        return INT, -np.int64(digits), at
+    value = _scaled(digits, power)
+    return DOUBLE, np.float64(-value if negative else value).view(np.int64), at
+
+
+@numba.njit
+def _exponent(buffer, at, end):
+    """Return (power, position after it), position -1 without a digit."""
+    negative = at < end and buffer[at] == _MINUS
+    if at < end and (buffer[at] == _MINUS or buffer[at] == _PLUS):
+        at += 1
+    power, begin = np.int64(0), at
+    while at < end and _ZERO <= buffer[at] <= _NINE:
+        power = min(power * 10 + np.int64(buffer[at]) - _ZERO, np.int64(100_000))
+        at += 1
+    return (-power if negative else power), (at if at > begin else np.int64(-1))
+
+
+@numba.njit
+def _scaled(digits, power):
+    """Return digits times ten to the power."""
+    value = np.float64(digits)
+    if power == 0 or digits == np.uint64(0):
+        return value
+    if power > 308:
+        return np.inf
+    if power > 0:
+        return value * _POWERS[power]
+    if power < -308:
+        value /= _POWERS[308]
+        power += 308
+    return value / _POWERS[-power] if power >= -308 else 0.0
+
+
+@numba.njit
+def _json(buffer, at, end):
+    """Return (kind, bits, begin, size) of a JSON text: TEXT or a number if it is only that, without escapes or spaces, else JSON."""
+    if end - at >= 2 and buffer[at] == _QUOTE:
+        k = at + 1
+        while k < end and buffer[k] >= _SPACE and buffer[k] != _QUOTE and buffer[k] != _BACKSLASH:
+            k += 1
+        if k == end - 1 and buffer[k] == _QUOTE:
+            return np.int64(TEXT), np.int64(0), at + 1, end - at - 2
+    elif end - at == 1 or (at < end and buffer[at] != _ZERO and buffer[at] != _MINUS):
+        kind, bits, after = number(buffer, at, end)
+        if kind != NONE and after == end:
+            return np.int64(kind), bits, at, end - at
+    return np.int64(JSON), np.int64(0), at, end - at
 
 
 @numba.njit
@@ -146,6 +243,8 @@ def _update(buffer, at, end, note, out):
         kind, bits, begin, size = _old_value(buffer, old, old_end)
     if kind < 0:
         return np.int64(_BAD)
+    if kind == JSON:
+        kind, bits, begin, size = _json(buffer, begin, begin + size)
     out.counts[DUPLICATES] += duplicates
     if kind == NONE:
         out.counts[NO_VALUE] += 1
@@ -255,7 +354,7 @@ def _message(buffer, at, end, message, out):
 
 @numba.njit(cache=True, nogil=True)
 def walk(wire, first, out):
-    """Walk the messages of a ``Wire`` from ``first`` on, and append to a ``Walked``.
+    """Walk the messages of a ``RawMessages`` from ``first`` on, and append to a ``GnmiWalk``.
 
     Returns (the next message, 0), or ``UPDATES_FULL`` or ``NOTES_FULL`` instead of 0: call again from there with more room.
     """

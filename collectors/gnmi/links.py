@@ -1,7 +1,7 @@
-"""Neighbours by LLDP: leaves of neighbours gathered to links, one row of inventory each time that a link is another.
+"""LLDP neighbours: their leaves are joined to links, with one inventory row whenever a link changes.
 
-There are few of them and they change seldom, so this is plain Python. A link whose neighbour went is told as one without
-a peer, since of inventory the last row of a key wins.
+Links are few and change rarely, so this is plain Python. A link whose neighbour is gone becomes a row without a peer: of
+inventory rows the last one of a key wins.
 """
 
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from .paths import LINK_LEAVES
 
 @dataclass(slots=True)
 class Links:
-    """What is known of the neighbours: of each (device, port), by neighbour, its leaves; at most ``neighbours_max`` in all."""
+    """Leaves of each neighbour of each (device, port); at most ``neighbours_max`` neighbours."""
 
     neighbours_max: int
     refused: int = 0
@@ -19,8 +19,8 @@ class Links:
     _count: int = 0
     _changed: dict[tuple[int, str], int] = field(default_factory=dict)
 
-    def tell(self, device: int, port: str, neighbour: str, leaf: int, text: str, at: int) -> None:
-        """Take a leaf, by its place in ``LINK_LEAVES``; ``at`` is the notification."""
+    def update(self, device: int, port: str, neighbour: str, leaf: int, text: str, at: int) -> None:
+        """Set a leaf, given as its place in ``LINK_LEAVES``; ``at`` is the notification."""
         neighbours = self._known.setdefault((device, port), {})
         if neighbour not in neighbours:
             if self._count >= self.neighbours_max:
@@ -33,7 +33,7 @@ class Links:
             self._changed[device, port] = at
 
     def forget(self, device: int, port: str, neighbour: str, at: int) -> None:
-        """Forget a neighbour, all of a port where it is empty, all of a device where both are."""
+        """Forget a neighbour; all of the port if it is empty; all of the device if the port is empty too."""
         ports = [(device, port)] if port else [key for key in self._known if key[0] == device]
         for key in ports:
             neighbours = self._known.get(key, {})
@@ -45,7 +45,7 @@ class Links:
                 self._known.pop(key, None)
 
     def take(self) -> list[tuple[int, int, str, str | None, str | None]]:
-        """Return (notification, device, port, peer's device, peer's port) of the links that are others since the last call."""
+        """Return (notification, device, port, peer's device, peer's port) of the links that changed since the last call."""
         changed, self._changed = self._changed, {}
         links = []
         for (device, port), at in changed.items():

@@ -29,7 +29,7 @@ NODES, ARENA_BYTES, SEED, NODES_MAX, QUOTA = range(5)
 REFUSED, NODES_FULL, ARENA_FULL = -1, -2, -3
 
 
-class Nodes(NamedTuple):
+class NodeArrays(NamedTuple):
     """Arrays of the table: index int32 and hashes (nodes,) int64 (see ``hash_table``), nodes (nodes, COLUMNS) int64, arena uint8.
 
     state (5,) int64; used (streams,) int64: nodes that each stream added.
@@ -43,8 +43,8 @@ class Nodes(NamedTuple):
     used: np.ndarray
 
 
-class Key(NamedTuple):
-    """Key of a node: its bytes are ``buffer[first:first_end]``, then ``buffer[second:second_end]``; ``stream`` pays if it is new."""
+class NodeKey(NamedTuple):
+    """NodeKey of a node: its bytes are ``buffer[first:first_end]``, then ``buffer[second:second_end]``; ``stream`` pays if it is new."""
 
     stream: int | np.integer
     parent: int | np.integer
@@ -120,17 +120,17 @@ def resolve(table, buffer, streams, notifications, updates, first):
             stream = np.int64(streams[note[kernel.MESSAGE]])
             root = np.int64(-1)
             spans = (note[kernel.PREFIX], note[kernel.TARGET_FIELD], note[kernel.TARGET_END], note[kernel.PREFIX_END])
-            prefix = _node_of(table, buffer, Key(stream, root, PREFIX, *spans))
+            prefix = _node_of(table, buffer, NodeKey(stream, root, PREFIX, *spans))
             target = np.int64(-1)
             if prefix >= REFUSED and note[kernel.TARGET] < note[kernel.TARGET_END]:
-                target = _node_of(table, buffer, Key(stream, root, TARGET, note[kernel.TARGET], note[kernel.TARGET_END], none, none))
+                target = _node_of(table, buffer, NodeKey(stream, root, TARGET, note[kernel.TARGET], note[kernel.TARGET_END], none, none))
             if prefix < REFUSED or target < REFUSED:
                 return u, min(prefix, target)
             note[kernel.TARGET_NODE] = target
         row = updates[u]
         node = prefix
         if row[kernel.KIND] != kernel.REPLACE:
-            node = _node_of(table, buffer, Key(stream, prefix, PATH, row[kernel.PATH], row[kernel.PATH_END], none, none))
+            node = _node_of(table, buffer, NodeKey(stream, prefix, PATH, row[kernel.PATH], row[kernel.PATH_END], none, none))
         if node < REFUSED:
             return u, node
         row[kernel.NODE] = node
@@ -149,7 +149,7 @@ class NodeTable:
     def __init__(self, nodes_max: int, quota: int) -> None:
         state = np.array([0, 0, new_seed(), nodes_max, quota], np.int64)
         nodes, arena = np.zeros((2048, COLUMNS), np.int64), np.zeros(64 * 1024, np.uint8)
-        self._arrays = Nodes(new_index(len(nodes)), np.zeros(len(nodes), np.int64), nodes, arena, state, np.zeros(16, np.int64))
+        self._arrays = NodeArrays(new_index(len(nodes)), np.zeros(len(nodes), np.int64), nodes, arena, state, np.zeros(16, np.int64))
 
     def __len__(self) -> int:
         return int(self._arrays.state[NODES])
@@ -170,7 +170,7 @@ class NodeTable:
     def node(self, stream: int, parent: int, kind: int, first: bytes, second: bytes = b"") -> int:
         """Return the node of (parent, kind, first and second bytes), added if it is new; ``REFUSED`` without room."""
         buffer = np.frombuffer(first + second or b"\0", np.uint8)
-        key = Key(stream, parent, int(kind), 0, len(first), len(first), len(first) + len(second))
+        key = NodeKey(stream, parent, int(kind), 0, len(first), len(first), len(first) + len(second))
         node = _find(self._arrays, buffer, key)
         while node < REFUSED:
             self._grow(int(node))

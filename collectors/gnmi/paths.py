@@ -1,10 +1,9 @@
-"""What a gNMI path means: asked once for each path that devices send, then known by its number.
+"""The meaning of gNMI paths: found once for each path that devices send, then looked up by its number.
 
-A path is names and keys. Names without their keys are looked up in the dictionary, which says the family and the column;
-keys say the object: the port, the queue, the component. What the dictionary does not know is a ``reading`` under the
-path's own names, so that nothing is lost.
+A path is names and keys. The dictionary maps the names to a family and a column; the keys name the object: the port, the
+queue, the component. A path that the dictionary does not know becomes a ``reading`` under its own names, so nothing is lost.
 
-Devices spell the same path in many ways, and all of these are one: origin in the path, in the prefix or before the
+Devices spell the same path in many ways, which all count as one: origin in the path, in the prefix or before the
 first name (``openconfig-interfaces:interfaces``); keys in the prefix or the path; an element with keys and no name, whose
 keys belong to the element before it (Junos); ``element`` strings of the first gNMI versions (``interface[name=eth0]``);
 and all of the below as one JSON tree.
@@ -22,13 +21,13 @@ from ...pipeline.dictionary import Dictionary, Found
 from ...pipeline.tables.families import FAMILIES
 from .nodes import ENTRY, MEMBER, PATH, PLACE, TARGET, NodeTable
 
-# Families of a node: what its value becomes. UNREADABLE is a path that is no valid protobuf or no valid text.
+# Families of a node: what its value becomes. UNREADABLE is a path that is not valid protobuf or text.
 NOTHING, PORT, QUEUE, READING, LINK, EPOCH, UNREADABLE = range(7)
 
-# How text and numbers become a column's value.
+# How a value is read: as a count, a state, or a line rate.
 COUNT, UP, SPEED = range(3)
 
-# What a delete makes forget, beside a port's number.
+# What a delete forgets, other than the port of a number.
 FORGET_NOTHING, FORGET_DEVICE = -1, -2
 
 FEC_BINS = 17
@@ -44,7 +43,7 @@ COLUMNS = {PORT: _columns("port"), QUEUE: _columns("queue")}
 _COLUMN = {family: {name: index for index, name in enumerate(names)} for family, names in COLUMNS.items()}
 _FAMILY = {"port": PORT, "queue": QUEUE}
 
-# Leaves that tell a state, no count: the column of `port`, how it is spelt, and what a bare number is multiplied by.
+# Leaves that are states: the column of `port`, how the value is read, and the factor of a bare number.
 _STATES = {
     "/interfaces/interface/state/oper-status": ("oper_up", UP, 1.0),
     "/interfaces/interface/state/admin-status": ("admin_up", UP, 1.0),
@@ -66,9 +65,9 @@ _SONIC_WORDS = frozenset((*_SONIC_TABLES, "localhost", "Queues", "PriorityGroups
 _SONIC_INDEXED = re.compile(r"(.+)[:|](\d+)$")
 _MODULE = re.compile(r"[A-Za-z_][\w.-]*:(?=[^:]+$)")
 _OLD_KEY = re.compile(r"\[([^=\]]+)=((?:[^\]\\]|\\.)*)\]")
-# Arista's own tree names the agent, and behind `counter` the interface, as words of the path.
+# Arista's own tree has the agent, and behind `counter` the interface, as names of the path.
 _ARISTA = ["Smash", "counters", "ethIntf"]
-# Ways in which devices write the number of a queue, that is its name here.
+# How devices write the number of a queue; here the number is its name.
 _QUEUE_NUMBER = re.compile(r"(?:.*[:|])?(?:queue[-_ ]?|q|uc[-_]?|tc[-_]?|unicast-)?(\d+)$", re.IGNORECASE)
 
 
@@ -84,7 +83,7 @@ class Steps:
         return Steps(list(self.names), list(self.keys), self.origin)
 
     def add(self, name: str, keys: list[tuple[str, str]]) -> None:
-        """Add a name with its keys; of an element without a name, the keys belong to the name before."""
+        """Add a name with its keys; keys without a name belong to the name before."""
         if name:
             if self.origin == "" and not self.names and (module := _MODULE.match(name)):
                 self.origin = module[0][:-1]
@@ -101,7 +100,7 @@ class Steps:
         return "/" + "/".join(self.names)
 
     def value(self, *names: str) -> str | None:
-        """Return the first key of the last element that has one of these names."""
+        """Return the value of the first key of the last element with one of these names."""
         return next((value for place, _, value in reversed(self.keys) if place >= 0 and self.names[place] in names), None)
 
 
@@ -149,7 +148,7 @@ class Meanings:
         self.known = 0
 
     def learn(self, table: NodeTable) -> None:
-        """Find the meaning of the nodes that are new."""
+        """Find the meanings of new nodes."""
         steps: dict[int, Steps | None] = {}
         while self.known < len(table):
             node, self.known = self.known, self.known + 1
@@ -197,7 +196,7 @@ class Meanings:
             arrays.name[node] = self.names.of(meaning.name)
 
     def _set_forget(self, node: int, path: Steps | None) -> None:
-        """Note what goes when this path is deleted: the states of the leaves that lie below it."""
+        """Set what is forgotten when this path is deleted: the states of the leaves below it."""
         if path is None:
             return
         port, _ = _object(path)
@@ -209,7 +208,7 @@ class Meanings:
             self.link_scope[node] = ("" if port == "*" else port, "" if neighbour == "*" else neighbour)
 
     def thing(self, thing: tuple[str, ...], *, port: bool) -> int:
-        """Return the number of an object; of ports and queues, the number of the port is kept beside it."""
+        """Return the number of an object; for ports and queues, ``port_of_thing`` has the number of its port."""
         before, number = len(self.things.texts), self.things.of(thing)
         if number == before:
             self.port_of_thing.append(self.ports.of(thing[0]) if port else -1)
@@ -217,7 +216,7 @@ class Meanings:
 
 
 class Numbers:
-    """Texts, or tuples of them, numbered as they come."""
+    """Numbers texts, or tuples of them, in the order of their first use."""
 
     def __init__(self) -> None:
         self.texts: list = []
@@ -231,7 +230,7 @@ class Numbers:
 
 
 def _without_agent(path: Steps) -> Steps:
-    """Return a path of Arista's own tree with the interface as a key, any other as it is."""
+    """Return a path of Arista's own tree with the interface as a key, any other path unchanged."""
     names = path.names
     if names[:3] != _ARISTA or len(names) < 7 or names[5] != "counter":
         return path
@@ -239,7 +238,7 @@ def _without_agent(path: Steps) -> Steps:
 
 
 def _counted(path: Steps, port: str, queue: str, found: Found | None) -> Meaning:
-    """Return the meaning of a leaf that counts or measures something."""
+    """Return the meaning of a counter or gauge."""
     if found is None:
         return Meaning(READING, _subject(path), path.text)
     alias, counter = found.alias, found.alias.counter
@@ -247,7 +246,7 @@ def _counted(path: Steps, port: str, queue: str, found: Found | None) -> Meaning
     if counter.name == _BINS:
         column = f"{_BINS}/{found.n}"
     elif found.n is not None and alias.object == "port" and counter.family == "queue":
-        # A counter of the port that is one of eight: per priority.
+        # A counter of the port for one of eight priorities.
         queue = str(found.n)
     family = _FAMILY.get(counter.family, READING)
     if family == READING or column not in _COLUMN[family] or (family == PORT and not port and not path.keys and path.sonic):
@@ -263,7 +262,7 @@ def _counted(path: Steps, port: str, queue: str, found: Found | None) -> Meaning
 
 
 def _object(path: Steps) -> tuple[str, str]:
-    """Return (port, queue) that the keys name, empty where none."""
+    """Return (port, queue) from the keys, empty where none."""
     port, queue = path.value("interface", "port") or "", ""
     for place, key, value in path.keys:
         if place >= 0 and ("queue" in path.names[place] or "queue" in key or "priority" in key):
@@ -303,7 +302,7 @@ def _subject(path: Steps) -> tuple[str, str]:
 
 
 def _steps(table: NodeTable, node: int, seen: dict[int, Steps | None]) -> Steps | None:
-    """Return the path of a node, ``None`` where it is not readable. ``seen`` holds what was found in this round."""
+    """Return the path of a node, ``None`` where it is not readable. ``seen`` caches paths by node."""
     if node in seen:
         return seen[node]
     first, second = table.parts(node)
@@ -318,7 +317,7 @@ def _steps(table: NodeTable, node: int, seen: dict[int, Steps | None]) -> Steps 
 
 
 def _below(steps: Steps, kind: int, first: bytes, second: bytes) -> Steps:
-    """Return the steps with those of one more node. Raises ``ValueError`` or ``DecodeError`` for bytes that are neither."""
+    """Return the steps with those of one more node. Raises ``ValueError`` or ``DecodeError`` for bytes that are not readable."""
     if kind == MEMBER:
         steps.add(first.decode(), [])
     elif kind in (ENTRY, PLACE):

@@ -17,7 +17,7 @@ from ..base import Batch, Options
 from ..sampling.runs import closing
 from .decoder import PASS_BYTES, Decoder, Messages
 
-# A JSON file is read whole, and takes some ten times its size in memory.
+# A JSON file is read whole and takes about ten times its size in memory.
 JSON_BYTES_MAX = 128 * 1024 * 1024
 MESSAGE_BYTES_MAX = 64 * 1024 * 1024
 
@@ -27,7 +27,7 @@ _NOTIFICATION, _TIMESTAMP = 0x0A, 0x08
 
 
 class GnmiRecording:
-    """A file of responses of one device, or of those that the prefixes name as targets."""
+    """A file of responses of one device, or of the devices that the prefixes name as targets."""
 
     def __init__(self, path: Path, options: Options) -> None:
         self._path, self._options = path, options
@@ -72,7 +72,7 @@ class GnmiRecording:
 
 
 def _part(messages: Iterator[bytes]) -> tuple[list[bytes], InputError | None]:
-    """Return the next messages, together some ``PASS_BYTES``, and the error that comes after them."""
+    """Return the next messages, about ``PASS_BYTES`` in all, and the error behind them."""
     part: list[bytes] = []
     size = 0
     try:
@@ -87,7 +87,7 @@ def _part(messages: Iterator[bytes]) -> tuple[list[bytes], InputError | None]:
 
 
 def _delimited(path: Path, file: BinaryIO) -> Iterator[bytes]:
-    """Yield messages that each stand behind their length as a varint."""
+    """Yield messages that follow their length as a varint."""
     while head := file.read(1):
         length, shift = head[0] & 127, 7
         while head and head[0] >= 128 and shift < 7 * _LENGTH_BYTES_MAX:
@@ -124,7 +124,7 @@ def _json(path: Path, file: BinaryIO) -> Iterator[bytes]:
 
 
 def recognises(path: Path, head: bytes) -> bool:
-    """Return whether a file begins as responses do, in either form."""
+    """Return whether a file begins with a response, in either form."""
     text = head.lstrip()
     if text[:1] in (b"[", b"{"):
         return (b'"update"' in text and b'"timestamp"' in text) or b'"syncResponse"' in text
@@ -142,7 +142,7 @@ def recognises(path: Path, head: bytes) -> bool:
         except DecodeError:
             return False
         return response.WhichOneof("response") in ("update", "sync_response")
-    # Longer than what is seen of it: a notification that fills its message, and begins with its time.
+    # A message longer than the head: a notification that fills it and begins with its time.
     inner = head[at + 1 : at + 6]
     size, used = 0, 0
     for used, byte in enumerate(inner, 1):

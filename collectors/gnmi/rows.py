@@ -1,8 +1,7 @@
 """Updates to rows, in compiled code: one row for each object and time, its columns filled from all updates of that time.
 
-What devices send only when it changes is remembered by port (line rate, link state) and by device (boot time), since rows
-of counters need it and carry no such thing. What is remembered ends with a delete, or with a notification that
-replaces what lies above it.
+Devices send a port's line rate and their boot time only when these change, but every row has them: the last values are kept
+until a delete, or a notification that replaces what lies above them.
 """
 
 from typing import NamedTuple
@@ -12,33 +11,31 @@ import numpy as np
 
 from ..wire.hash_table import ENTRIES, WordTable, entry_of, new_index, new_seed, refill, word_table
 from ..wire.octets import u32
-from .kernel import BEGIN, BITS, BOOL, BYTES, DELETE, DOUBLE, INT, KIND, NODE, NONE, NOTE, SIZE, TEXT, UINT
+from .kernel import BEGIN, BITS, BOOL, BYTES, DELETE, DOUBLE, INT, KIND, NODE, NONE, NOTE, SIZE, TEXT, UINT, number
 from .paths import COLUMNS, EPOCH, FORGET_DEVICE, FORGET_NOTHING, PORT, QUEUE, SPEED, UNREADABLE, UP
 
 PORT_SPEED, QUEUE_SPEED = COLUMNS[PORT].index("speed_bps"), COLUMNS[QUEUE].index("speed_bps")
 
-# Reasons that are counted here, columns of ``counts``.
+# Reasons that are counted here, items of ``counts``.
 NOT_A_NUMBER, UNREADABLE_PATH, PORTS_FULL = range(3)
 COUNTS = 3
 
 UNKNOWN = -1
 
-_ZERO, _NINE, _MINUS, _PLUS, _DOT, _COLON, _LITTLE_E, _BIG_E = 48, 57, 45, 43, 46, 58, 101, 69
-_TENTH_MAX = (2**64 - 1) // 10
-_POWERS = np.array([10.0**power for power in range(309)])
+_ZERO, _NINE, _COLON = 48, 57, 58
 _IEEE_FLOAT_BYTES = 4
 _TOP = 18446744073709551615.0
 _NS_PER_S = 1_000_000_000
 # A boot time below this is in seconds: as nanoseconds it would be in 1970.
 _SECONDS_MAX = 10**15
-# No switch boots twice within so short a time.
+# No switch boots twice within this time.
 _SAME_BOOT_NS = 10 * _NS_PER_S
 
 
-class Columns(NamedTuple):
+class FamilyColumns(NamedTuple):
     """Rows of one family: values (columns, rows) int64 and whether each is valid, bool; both zero at first.
 
-    epoch (rows,) int64; port (rows,) int64: entry of each row's port in ``Remembered``, -1 = none.
+    epoch (rows,) int64; port (rows,) int64: entry of each row's port in ``PortStates``, -1 = none.
     """
 
     values: np.ndarray
@@ -47,7 +44,7 @@ class Columns(NamedTuple):
     port: np.ndarray
 
 
-class Value(NamedTuple):
+class UpdateValue(NamedTuple):
     """Value of an update, all int64 (see ``kernel``): its kind and 64 bits, or where its bytes lie."""
 
     kind: int | np.integer
@@ -56,7 +53,7 @@ class Value(NamedTuple):
     size: int | np.integer
 
 
-class Remembered(NamedTuple):
+class PortStates(NamedTuple):
     """State kept from call to call: ports is a table of (device, port), speed (ports,) int64 bits per second or ``UNKNOWN``.
 
     generation (ports,) int64: the device's when the speed was written; newest (devices,) int64: grows when all of a device is
@@ -99,7 +96,7 @@ def group(updates, devices, times, family, thing, seed):
         if row < 0 or things[which, row] != one or heads[which, row] != note:
             known = table.state[ENTRIES]
             entry = entry_of(table, np.uint64(devices[note]) << np.uint64(1) | np.uint64(which), np.uint64(times[note]), np.uint64(one))
-            # A probe limit that is reached would give rows of their own to one object, which are still correct.
+            # Without an entry (the probe limit) an object gets further rows, which are still correct.
             row = np.int64(row_of[entry]) if 0 <= entry < known else filled[which]
             if row == filled[which]:
                 heads[which, row], things[which, row] = note, one
@@ -112,84 +109,8 @@ def group(updates, devices, times, family, thing, seed):
 
 
 @numba.njit
-def _digits(buffer, at, end):
-    """Return (digits, power of ten that they lack, whether they are whole and all there, position after them).
-
-    Digits above 64 bits are dropped; the position is -1 where there is no digit, or none after a point.
-    """
-    digits, power, point, begin, large = np.uint64(0), np.int64(0), np.int64(-1), at, False
-    while at < end:
-        byte = np.int64(buffer[at])
-        if _ZERO <= byte <= _NINE:
-            digit = np.uint64(byte - _ZERO)
-            large = large or digits > np.uint64(_TENTH_MAX) or (digits == np.uint64(_TENTH_MAX) and digit > np.uint64(5))
-            if large:
-                power += 1
-            else:
-                digits = digits * np.uint64(10) + digit
-            power -= np.int64(point >= 0)
-        elif byte == _DOT and point < 0 and at > begin:
-            point = at
-        else:
-            break
-        at += 1
-    return digits, power, point < 0 and not large, (np.int64(-1) if at in (begin, point + 1) else at)
-
-
-@numba.njit
-def number(buffer, at, end):
-    """Return (kind, bits, position after it) of the number at ``at`` by JSON's grammar; kind NONE where there is none.
-
-    Whole numbers without point and exponent are exact in 64 bits. Others are doubles: exact as text to double can be where
-    the digits are below 2^53 and the power of ten at most 22, else within a few units of the last place.
-    """
-    negative = at < end and buffer[at] == _MINUS
-    digits, power, whole, at = _digits(buffer, at + 1 if negative else at, end)
-    if at >= 0 and at < end and (buffer[at] == _LITTLE_E or buffer[at] == _BIG_E):
-        more, at = _exponent(buffer, at + 1, end)
-        power, whole = power + more, False
-    if at < 0:
-        return NONE, np.int64(0), at
-    if whole and not negative:
-        return UINT, np.int64(digits), at
-    if whole and digits <= np.uint64(1 << 63):
-        return INT, -np.int64(digits), at
-    value = _scaled(digits, power)
-    return DOUBLE, np.float64(-value if negative else value).view(np.int64), at
-
-
-@numba.njit
-def _exponent(buffer, at, end):
-    """Return (power, position after it), position -1 without a digit."""
-    negative = at < end and buffer[at] == _MINUS
-    if at < end and (buffer[at] == _MINUS or buffer[at] == _PLUS):
-        at += 1
-    power, begin = np.int64(0), at
-    while at < end and _ZERO <= buffer[at] <= _NINE:
-        power = min(power * 10 + np.int64(buffer[at]) - _ZERO, np.int64(100_000))
-        at += 1
-    return (-power if negative else power), (at if at > begin else np.int64(-1))
-
-
-@numba.njit
-def _scaled(digits, power):
-    """Return digits times ten to the power."""
-    value = np.float64(digits)
-    if power == 0 or digits == np.uint64(0):
-        return value
-    if power > 308:
-        return np.inf
-    if power > 0:
-        return value * _POWERS[power]
-    if power < -308:
-        value /= _POWERS[308]
-        power += 308
-    return value / _POWERS[-power] if power >= -308 else 0.0
-
-
-@numba.njit
 def _whole(buffer, value):
-    """Return (kind, bits) of a value that may be a number in a text; kind -1 where it is no number."""
+    """Return (kind, bits) of a number, which may be a text; kind -1 where it is none."""
     end = value.begin + value.size
     if value.kind == TEXT:
         found, made, after = number(buffer, value.begin, end)
@@ -221,7 +142,7 @@ def _count(buffer, value, scale):
 
 @numba.njit
 def _is_word(buffer, value, word):
-    """Return whether a text is a word in any case, perhaps behind a module's name."""
+    """Return whether a text is a word in any case, with or without a module's name before it."""
     at = value.begin + value.size - len(word)
     if at < value.begin or (at > value.begin and buffer[at - 1] != _COLON):
         return False
@@ -255,12 +176,12 @@ def _speed(buffer, value, scale):
         return False, np.int64(0)
     unit = np.int64(buffer[at] | 32) if at < end else np.int64(0)
     factor = 1e3 if unit == 107 else 1e6 if unit == 109 else 1e9 if unit == 103 else 1e12 if unit == 116 else scale
-    return _count(buffer, Value(np.int64(what), made, value.begin, value.size), factor)
+    return _count(buffer, UpdateValue(np.int64(what), made, value.begin, value.size), factor)
 
 
 @numba.njit(cache=True, nogil=True)
 def places(devices, ports, states):
-    """Return the entry in ``Remembered`` of each (device, port), both (rows,) int32, as (rows,) int64; -1 where there is no room."""
+    """Return the entry in ``PortStates`` of each (device, port), both (rows,) int32, as (rows,) int64; -1 where there is no room."""
     found = np.empty(devices.shape[0], np.int64)
     for row in range(devices.shape[0]):
         if row and devices[row] == devices[row - 1] and ports[row] == ports[row - 1]:
@@ -292,7 +213,7 @@ def _forget(states, device, forget):
 def _boot(states, device, booted):
     """Take a boot time in seconds or nanoseconds."""
     booted = booted * _NS_PER_S if booted < _SECONDS_MAX // 1000 else booted
-    # Where it is the clock less the time since, it moves by what the clock is set by.
+    # Some devices compute it from their clock, so it moves when the clock is set.
     if abs(booted - states.epochs[device]) > _SAME_BOOT_NS:
         states.epochs[device] = booted
 
@@ -304,7 +225,7 @@ def fill(buffer, updates, rows, devices, meanings, tables, states, counts):
     Args:
         buffer: uint8; updates: (n, columns) int64, see ``kernel``; rows: (n,) int32, the row of each (``group``).
         devices: (notifications,) int32.
-        meanings: ``NodeMeanings``; tables: the ``Columns`` of ports and of queues; states: ``Remembered``.
+        meanings: ``NodeMeanings``; tables: the ``FamilyColumns`` of ports and of queues; states: ``PortStates``.
         counts: (COUNTS,) int64, added to.
     """
     begun = (np.zeros(len(tables[0].epoch), np.bool_), np.zeros(len(tables[1].epoch), np.bool_))
@@ -316,7 +237,7 @@ def fill(buffer, updates, rows, devices, meanings, tables, states, counts):
             _forget(states, device, meanings.forget[at])
             continue
         kin, row = np.int64(meanings.family[at]), rows[u]
-        value = Value(kind, updates[u, BITS], updates[u, BEGIN], updates[u, SIZE])
+        value = UpdateValue(kind, updates[u, BITS], updates[u, BEGIN], updates[u, SIZE])
         if kin == UNREADABLE:
             counts[UNREADABLE_PATH] += 1
         elif kin == EPOCH:
@@ -329,7 +250,7 @@ def fill(buffer, updates, rows, devices, meanings, tables, states, counts):
                 counts[NOT_A_NUMBER] += 1
                 continue
             table, column, speed = tables[kin - PORT], meanings.name[at], PORT_SPEED if kin == PORT else QUEUE_SPEED
-            # A row has the line rate of the moment in which it begins, which a later update of this call may change.
+            # A row has the line rate at its first update; later updates of this call may change the rate.
             if not begun[kin - PORT][row]:
                 begun[kin - PORT][row] = True
                 rate = _rate(states, device, table.port[row])
@@ -355,7 +276,7 @@ def _column(buffer, value, form, scale):
 
 @numba.njit(cache=True, nogil=True)
 def speeds(devices, ports, states, values, valid):
-    """Give the rows of ``devices`` and ``ports`` (entries) that came before any line rate the one reported since; all (rows,).
+    """Give the line rate to rows that came before the first report of one: devices int32 and ports (entries) int64, all (rows,).
 
     ``values`` int64 bits per second, ``valid`` bool.
     """
@@ -375,7 +296,7 @@ def measure(buffer, updates, scale):
     value, has_value = np.zeros(n, np.float64), np.zeros(n, np.bool_)
     count, has_count = np.zeros(n, np.int64), np.zeros(n, np.bool_)
     for k in range(n):
-        what, made = _whole(buffer, Value(updates[k, KIND], updates[k, BITS], updates[k, BEGIN], updates[k, SIZE]))
+        what, made = _whole(buffer, UpdateValue(updates[k, KIND], updates[k, BITS], updates[k, BEGIN], updates[k, SIZE]))
         if what < 0:
             continue
         has_value[k] = True
@@ -401,12 +322,12 @@ def gather(buffer, begin, size, ends, out):
 
 
 class States:
-    """Owns a ``Remembered``, grown by doubling up to ``ports_max`` ports."""
+    """Owns a ``PortStates``, grown by doubling up to ``ports_max`` ports."""
 
     def __init__(self, ports_max: int) -> None:
         self._max = ports_max
         size, devices = min(1024, ports_max), np.zeros(16, np.int64)
-        self.arrays = Remembered(
+        self.arrays = PortStates(
             word_table(size, new_seed()), np.full(size, UNKNOWN, np.int64), np.zeros(size, np.int64), devices, devices.copy()
         )
 
@@ -428,4 +349,4 @@ class States:
         refill(index, hashes, table.state[ENTRIES])
         filler = np.full(more, UNKNOWN, np.int64), np.zeros(more, np.int64)
         speed, generation = (np.concatenate(pair) for pair in zip((speed, generation), filler, strict=True))
-        self.arrays = Remembered(WordTable(index, hashes, keys, table.state), speed, generation, *devices)
+        self.arrays = PortStates(WordTable(index, hashes, keys, table.state), speed, generation, *devices)

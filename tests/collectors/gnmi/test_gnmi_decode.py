@@ -27,7 +27,7 @@ quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCh
 
 
 def decode(*raw: bytes, decoder: Decoder | None = None, device: str = "leaf1", stream: int | None = None) -> Decoded:
-    """Return what a decoder, a new one unless told, makes of messages of one stream."""
+    """Return what a decoder, by default a new one, makes of messages of one stream."""
     decoder = decoder or Decoder()
     number = decoder.stream(device, names_devices=True) if stream is None else stream
     return decoder.decode(Messages(raw, np.full(len(raw), number, np.int32), np.full(len(raw), TS + 7, np.int64)))
@@ -108,7 +108,7 @@ def raw(one: object, scale: float) -> object:
     return one if isinstance(one, str) or scale == 1 else one / scale
 
 
-def told(decoded: Decoded) -> dict[tuple[int, str, str], list[object]]:
+def values_by_path(decoded: Decoded) -> dict[tuple[int, str, str], list[object]]:
     """Return all values by (time, object, each path that the dictionary says this column may come from)."""
     found: dict[tuple[int, str, str], list[object]] = {}
     for family in ("port", "queue"):
@@ -131,11 +131,11 @@ def told(decoded: Decoded) -> dict[tuple[int, str, str], list[object]]:
 
 @needs_real
 @pytest.mark.parametrize("case", ["issue_13512", "issue_16476", "issue_16515", "issue_17154"])
-def test_real_devices_say_what_another_collector_reads(case):
+def test_real_devices_give_what_another_collector_reads(case):
     """Every field that another collector makes of a device's messages is there: same object, time, path and value; and no more."""
     responses = json.loads((REAL / case / "responses.json").read_text())
     decoded = decode(*(ParseDict(one, gnmi_pb2.SubscribeResponse()).SerializeToString() for one in responses))
-    found, expected = told(decoded), 0
+    found, expected = values_by_path(decoded), 0
     for _, tags, fields, ts in line_protocol((REAL / case / "expected.out").read_text()):
         where = "/".join(tags[key] for key in ("name", "queue_number", "lane_number") if key in tags)
         for name, one in fields.items():
@@ -207,7 +207,7 @@ def number_and_text(one: gnmi_pb2.TypedValue) -> tuple[float | None, str | None]
 
 
 def is_number(text: str | None) -> bool:
-    """Return whether a text has the form of a number, which is then told as one too."""
+    """Return whether a text has the form of a number, which becomes a number too."""
     return text is not None and re.fullmatch(r"-?\d+(\.\d+)?([eE][-+]?\d+)?", text, re.ASCII) is not None
 
 
@@ -233,7 +233,7 @@ def test_the_walk_reads_what_protobuf_reads(notes):
 @quick
 @given(st.lists(notifications, min_size=1, max_size=2), st.data())
 def test_what_protobuf_refuses_gives_no_row(notes, data):
-    """A message that is cut or changed gives rows only if protobuf, too, can read it; the message after it is read in any case."""
+    """A message that is cut or changed gives rows only if protobuf can read it; the next message is read in any case."""
     raw = bytearray(gnmi_pb2.SubscribeResponse(update=notes[0]).SerializeToString())
     at = data.draw(st.integers(0, len(raw) - 1))
     if data.draw(st.booleans()):
@@ -250,7 +250,7 @@ def test_what_protobuf_refuses_gives_no_row(notes, data):
     if decoded.wrong[0]:
         assert rows(decoded, "reading")[0]["name"] == "/good"
         assert decoder.counts["malformed"] == 1
-        # Groups and wrong text are all that protobuf minds differently.
+        # Only groups and invalid text are treated differently by protobuf.
         assert not readable or b"\x0b" in raw or any(byte & 7 in (3, 4) for byte in raw)
     assert rows(decoded, "reading")[-1]["name"] == "/good"
 
@@ -343,7 +343,7 @@ def test_json_beyond_its_bounds_is_counted(raw):
 )
 @pytest.mark.parametrize("beside", [b'"z"', b"7"])
 def test_texts_of_json_keep_their_characters(raw, text, broken, beside):
-    """Texts in JSON are read as they are; what is no Unicode is replaced and counted; leaves beside them are untouched."""
+    """Texts in JSON are read as they are; what is not Unicode is replaced and counted; leaves beside them are untouched."""
     decoder = Decoder()
     value = gnmi_pb2.TypedValue(json_val=b'{"a":%s,"b":%s}' % (raw, beside))
     found = rows(decode(message({"/root": value}), decoder=decoder), "reading")

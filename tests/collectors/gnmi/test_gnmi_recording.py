@@ -1,4 +1,4 @@
-"""Recorded gNMI responses: both forms give the same rows; cut and foreign files say so after everything good."""
+"""Recorded gNMI responses: both forms give the same rows; cut and foreign files are errors after all good rows."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ TS = 1_700_000_000_000_000_000
 
 
 def responses(count: int, leaves: int = 1) -> list[gnmi_pb2.SubscribeResponse]:
-    """Return notifications of one port's counter, a second apart, then the end of the first dump."""
+    """Return notifications of one port's counter, a second apart, then the end of the initial dump."""
     made = []
     for n in range(count):
         note = gnmi_pb2.Notification(timestamp=TS + n * 10**9)
@@ -49,7 +49,7 @@ def read(path: Path, **options) -> tuple[pl.DataFrame, InputError | None, list]:
 
 
 def test_both_forms_are_one(tmp_path):
-    """JSON and length-delimited protobuf of the same responses are recognised and give the same rows, of the device asked for."""
+    """JSON and length-delimited protobuf of the same responses are recognised and give the same rows, for the requested device."""
     messages = responses(5)
     (tmp_path / "a.json").write_text(json.dumps([MessageToDict(one) for one in messages]))
     (tmp_path / "a.bin").write_bytes(delimited(messages))
@@ -66,7 +66,7 @@ def test_both_forms_are_one(tmp_path):
 
 
 def test_a_large_first_message_is_recognised(tmp_path):
-    """A file whose first message is longer than what is looked at is still known."""
+    """A file whose first message is longer than the head is still recognised."""
     (tmp_path / "a.bin").write_bytes(delimited(responses(1, leaves=200)))
     assert recogniser(tmp_path / "a.bin", None).name == "gnmi"
 
@@ -80,7 +80,7 @@ def test_a_cut_file_gives_what_came_before(tmp_path):
 
 
 def test_a_wrong_message_is_left_out_and_said(tmp_path):
-    """A message that is none is left out; its number is said at the end, after all the others."""
+    """A malformed message is skipped; its number is reported at the end."""
     good = [one.SerializeToString() for one in responses(3)]
     raw = [good[0], b"\x0a\x7f", good[1], good[2]]
     (tmp_path / "a.bin").write_bytes(b"".join(bytes([len(one)]) + one for one in raw))
@@ -91,7 +91,7 @@ def test_a_wrong_message_is_left_out_and_said(tmp_path):
 
 @pytest.mark.parametrize("text", ['[{"update": {"timestamp": "x"}}]', '[{"update": 5}]', '["a"]', '[{"update": {"timestamp": 1'])
 def test_json_that_is_none_is_an_error(tmp_path, text):
-    """JSON that is broken, or no response, is an error that says where and the mend."""
+    """Invalid JSON, or JSON that is not a response, is an error with its place and a hint."""
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(InputError) as raised:
         list(GnmiRecording(tmp_path / "a.json", Options()).batches())

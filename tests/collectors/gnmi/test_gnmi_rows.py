@@ -1,4 +1,4 @@
-"""What gNMI updates mean: paths in all their spellings, states that are remembered, links, deletes, and the limits."""
+"""What gNMI updates mean: paths in all their spellings, states that are kept, links, deletes, and the limits."""
 
 import json
 
@@ -48,7 +48,7 @@ class Device:
         self.decoder = Decoder(limits or Limits())
         self.stream = self.decoder.stream("leaf1", names_devices=names_devices)
 
-    def say(self, *raw: bytes) -> dict[str, list[dict]]:
+    def send(self, *raw: bytes) -> dict[str, list[dict]]:
         """Return the rows of the messages by family, without nulls."""
         n = len(raw)
         decoded = self.decoder.decode(Messages(raw, np.full(n, self.stream, np.int32), np.full(n, RECV_TS, np.int64)))
@@ -86,7 +86,7 @@ SPEED = path("interfaces", INTERFACE, "ethernet", "state", "port-speed")
 )
 def test_a_path_is_one_however_it_is_spelt(prefix, rest):
     """Origin, prefix, modules, keys without a name and the old form of paths all lead to the same row."""
-    assert Device().say(response(prefix, [(rest, uint(9))])) == {"port": [HEAD | {"port": "eth1", "rx_bytes": 9}]}
+    assert Device().send(response(prefix, [(rest, uint(9))])) == {"port": [HEAD | {"port": "eth1", "rx_bytes": 9}]}
 
 
 @pytest.mark.parametrize(
@@ -103,16 +103,16 @@ def test_a_path_is_one_however_it_is_spelt(prefix, rest):
 )
 def test_a_counter_may_come_in_any_type(value, expected):
     """A counter is exact to 64 bits, whichever type of value carries it."""
-    assert Device().say(response(path(), [(path(*OCTETS), value)]))["port"][0]["rx_bytes"] == expected
+    assert Device().send(response(path(), [(path(*OCTETS), value)]))["port"][0]["rx_bytes"] == expected
 
 
 @pytest.mark.parametrize(
     "value", [text("N/A"), text(""), text("12x"), gnmi_pb2.TypedValue(int_val=-1), gnmi_pb2.TypedValue(double_val=-0.6)]
 )
 def test_what_is_no_count_is_null_and_counted(value):
-    """A counter's value that is no count leaves its column null, and is counted; it is never 0."""
+    """A counter's value that is not a count leaves its column null, and is counted; it is never 0."""
     device = Device()
-    found = device.say(response(path(), [(path(*OCTETS), value), (path(*OCTETS[:-1], "out-octets"), uint(3))]))
+    found = device.send(response(path(), [(path(*OCTETS), value), (path(*OCTETS[:-1], "out-octets"), uint(3))]))
     assert found["port"] == [HEAD | {"port": "eth1", "tx_bytes": 3}]
     assert device.decoder.counts["not_a_number"] == 1
 
@@ -121,14 +121,14 @@ def test_the_old_form_of_values_is_read():
     """A value in the form before typed values, bytes of JSON, is read."""
     note = gnmi_pb2.Notification(timestamp=TS)
     note.update.add(path=path(*OCTETS), value=gnmi_pb2.Value(value=b"41", type=gnmi_pb2.JSON))
-    assert Device().say(gnmi_pb2.SubscribeResponse(update=note).SerializeToString())["port"][0]["rx_bytes"] == 41
+    assert Device().send(gnmi_pb2.SubscribeResponse(update=note).SerializeToString())["port"][0]["rx_bytes"] == 41
 
 
 def test_one_object_and_time_is_one_row():
     """Leaves of one object and time share a row even across messages; another time, object or device begins another."""
     leaves = [path(*OCTETS[:-1], name) for name in ("in-octets", "out-octets", "in-errors")]
     device = Device(names_devices=True)
-    found = device.say(
+    found = device.send(
         response(path(), [(leaves[0], uint(1))]),
         response(path(), [(leaves[1], uint(2))]),
         response(path(), [(leaves[2], uint(3))], ts=TS + 1),
@@ -142,17 +142,17 @@ def test_one_object_and_time_is_one_row():
 
 
 def test_only_a_gateway_names_devices():
-    """The target in a prefix is the device where the stream may name devices, and is not where it may not, or is a database."""
+    """The target in a prefix is the device only if the stream may name devices, and if it is not a database."""
     raw = response(path(target="spine9"), [(path(*OCTETS), uint(1))])
-    assert Device().say(raw)["port"][0]["device"] == "leaf1"
-    assert Device(names_devices=True).say(raw)["port"][0]["device"] == "spine9"
+    assert Device().send(raw)["port"][0]["device"] == "leaf1"
+    assert Device(names_devices=True).send(raw)["port"][0]["device"] == "spine9"
     database = response(path(target="COUNTERS_DB"), [(path(*OCTETS), uint(1))])
-    assert Device(names_devices=True).say(database)["port"][0]["device"] == "leaf1"
+    assert Device(names_devices=True).send(database)["port"][0]["device"] == "leaf1"
 
 
 def test_a_message_without_time_has_that_of_its_receipt():
-    """A notification whose time is not set gets the time at which it was received."""
-    assert Device().say(response(path(), [(path(*OCTETS), uint(1))], ts=0))["port"][0]["ts"] == RECV_TS
+    """A notification without a time gets its receive time."""
+    assert Device().send(response(path(), [(path(*OCTETS), uint(1))], ts=0))["port"][0]["ts"] == RECV_TS
 
 
 def test_queues_are_rows_of_their_own():
@@ -161,7 +161,7 @@ def test_queues_are_rows_of_their_own():
     where = ("qos", "interfaces", ("interface", {"interface-id": "eth1"}), "output", "queues", queue, "state")
     updates = [(path(*where, name), uint(n)) for n, name in enumerate(("transmit-pkts", "transmit-octets", "ecn-marked-pkts"), 1)]
     expected = {"port": "eth1", "queue": "3", "direction": "tx", "packets": 1, "bytes": 2, "ecn_marked_packets": 3}
-    assert Device().say(response(path(), updates)) == {"queue": [HEAD | expected]}
+    assert Device().send(response(path(), updates)) == {"queue": [HEAD | expected]}
 
 
 SONIC = {
@@ -184,9 +184,9 @@ SONIC = {
     ],
 )
 def test_sonic_ports_have_pause_and_bins(prefix, where, tree):
-    """A port of SONiC's counters gives its row with FEC bins, a row for each priority's pause, and readings of what is not known."""
+    """A port of SONiC's counters gives its row with FEC bins, a row for each priority's pause, and readings of unknown counters."""
     value = gnmi_pb2.TypedValue(json_ietf_val=json.dumps(tree).encode())
-    found = Device().say(response(prefix, [(where, value)]))
+    found = Device().send(response(prefix, [(where, value)]))
     assert found["port"] == [HEAD | {"port": "Ethernet4", "rx_bytes": 100, "fec_bins": [5, None, 1]}]
     pause = {"port": "Ethernet4", "queue": "3", "direction": "tx", "pfc_rx_frames": 7, "pfc_rx_pause_us": 70}
     assert found["queue"] == [HEAD | pause]
@@ -199,7 +199,7 @@ def test_sonic_queues_and_groups_have_their_direction():
     queues = (path("COUNTERS", "Ethernet*", "Queues"), gnmi_pb2.TypedValue(json_ietf_val=json.dumps(tree).encode()))
     group = "SAI_INGRESS_PRIORITY_GROUP_STAT_XOFF_ROOM_WATERMARK_BYTES"
     groups = (path("PERIODIC_WATERMARKS", "Ethernet4", "PriorityGroups", "Ethernet4:3", group), text("11"))
-    found = Device().say(response(path(target="COUNTERS_DB"), [queues, groups]))["queue"]
+    found = Device().send(response(path(target="COUNTERS_DB"), [queues, groups]))["queue"]
     port = HEAD | {"port": "Ethernet4", "queue": "3"}
     assert port | {"direction": "rx", "headroom_watermark_bytes": 11} in found
     assert any(row["direction"] == "tx" and row["packets"] == 9 for row in found)
@@ -215,20 +215,20 @@ def test_sonic_queues_and_groups_have_their_direction():
     ],
 )
 def test_a_line_rate_is_remembered_for_the_rows_without_one(said, bps):
-    """A line rate told once stands in all later rows of the port and of its queues."""
+    """A line rate reported once is in all later rows of the port and its queues."""
     device = Device()
-    device.say(response(path(), [(SPEED, text(said))]))
+    device.send(response(path(), [(SPEED, text(said))]))
     queue = path(
         "qos", "interfaces", ("interface", {"interface-id": "eth1"}), "output", "queues", ("queue", {"name": "0"}), "state", "dropped-pkts"
     )
-    found = device.say(response(path(), [(path(*OCTETS), uint(1)), (queue, uint(0))]))
+    found = device.send(response(path(), [(path(*OCTETS), uint(1)), (queue, uint(0))]))
     assert found["port"][0]["speed_bps"] == bps == found["queue"][0]["speed_bps"]
 
 
-def test_states_of_links_are_told_and_changes_are_left_to_the_windows():
-    """Each state that a link tells stands in its row; that it changed is told once, by who follows the rows of all sources."""
+def test_link_states_are_reported_and_changes_are_left_to_the_windows():
+    """Each reported link state is in its row; events of changes are left to the window service, which sees the rows of all sources."""
     device = Device()
-    found = device.say(
+    found = device.send(
         response(path(), [(OPER, text("UP"))], ts=TS + 1),
         response(path(), [(OPER, text("LOWER_LAYER_DOWN"))], ts=TS + 2),
         response(path(), [(OPER, text("UNKNOWN"))], ts=TS + 3),
@@ -238,8 +238,8 @@ def test_states_of_links_are_told_and_changes_are_left_to_the_windows():
     assert set(found) == {"port"}
 
 
-def test_a_line_rate_holds_from_when_it_is_told():
-    """A rate that changes within a call stands in the rows after it, of queues too; rows before any rate have the first that follows."""
+def test_a_line_rate_holds_from_its_report():
+    """A rate that changes within a call is in later rows, of queues too; rows before any rate have the first that follows."""
     device = Device()
     queue = path(
         "qos", "interfaces", ("interface", {"interface-id": "eth1"}), "output", "queues", ("queue", {"name": "0"}), "state", "dropped-pkts"
@@ -251,10 +251,10 @@ def test_a_line_rate_holds_from_when_it_is_told():
         response(path(), [(path(*OCTETS), uint(3)), (SPEED, text("SPEED_100GB"))], ts=TS + 3),
         response(path(), [(path(*OCTETS), uint(4)), (queue, uint(0))], ts=TS + 4),
     ]
-    found = device.say(*said[1:])
+    found = device.send(*said[1:])
     rates = {family: [(row["ts"] - TS, row["speed_bps"] // 10**9) for row in rows] for family, rows in found.items()}
     assert rates == {"port": [(1, 400), (2, 400), (3, 100), (4, 100)], "queue": [(2, 400), (4, 100)]}
-    assert [row["speed_bps"] // 10**9 for row in Device().say(*said[:2])["port"]] == [400, 400]
+    assert [row["speed_bps"] // 10**9 for row in Device().send(*said[:2])["port"]] == [400, 400]
 
 
 @pytest.mark.parametrize(
@@ -268,11 +268,11 @@ def test_a_line_rate_holds_from_when_it_is_told():
     ],
 )
 def test_what_is_deleted_or_replaced_is_forgotten(forgets):
-    """After a delete, or a notification that replaces all below, a link's rate is not known any more."""
+    """After a delete, or a notification that replaces all below, a link's rate is unknown."""
     device = Device()
-    device.say(response(path(), [(OPER, text("UP")), (SPEED, text("SPEED_10GB"))]))
-    assert device.say(forgets) == {}
-    found = device.say(response(path(), [(OPER, text("DOWN"))]))
+    device.send(response(path(), [(OPER, text("UP")), (SPEED, text("SPEED_10GB"))]))
+    assert device.send(forgets) == {}
+    found = device.send(response(path(), [(OPER, text("DOWN"))]))
     assert found == {"port": [HEAD | {"port": "eth1", "oper_up": False}]}
 
 
@@ -280,28 +280,28 @@ def test_what_is_deleted_or_replaced_is_forgotten(forgets):
     "keeps", [path("interfaces", ("interface", {"name": "eth2"})), path("interfaces", INTERFACE, "subinterfaces"), path("qos")]
 )
 def test_a_delete_forgets_no_more_than_it_says(keeps):
-    """A delete of another object, or of what is beside a rate, leaves the rate as it is."""
+    """A delete of another object, or of something beside a rate, leaves the rate unchanged."""
     device = Device()
-    device.say(response(path(), [(SPEED, text("SPEED_10GB"))]))
-    device.say(response(path(), [], [keeps]))
-    assert device.say(response(path(), [(OPER, text("DOWN"))]))["port"][0]["speed_bps"] == 10**10
+    device.send(response(path(), [(SPEED, text("SPEED_10GB"))]))
+    device.send(response(path(), [], [keeps]))
+    assert device.send(response(path(), [(OPER, text("DOWN"))]))["port"][0]["speed_bps"] == 10**10
 
 
 def test_a_boot_begins_a_new_epoch():
-    """Rows after a device told its boot time have it as their epoch; a reboot changes it."""
+    """Rows have the last reported boot time as their epoch; a reboot changes it."""
     device, boot = Device(), path("system", "state", "boot-time")
-    assert device.say(response(path(), [(path(*OCTETS), uint(1))]))["port"][0]["epoch"] == 0
+    assert device.send(response(path(), [(path(*OCTETS), uint(1))]))["port"][0]["epoch"] == 0
     for at in (TS - 10**15, TS - 10):
-        device.say(response(path(), [(boot, uint(at))]))
-        assert device.say(response(path(), [(path(*OCTETS), uint(1))]))["port"][0]["epoch"] == at
+        device.send(response(path(), [(boot, uint(at))]))
+        assert device.send(response(path(), [(path(*OCTETS), uint(1))]))["port"][0]["epoch"] == at
 
 
 def test_a_boot_time_that_wavers_is_one_boot():
-    """A boot time that is the clock less the time since moves with the clock by seconds; that is no reboot."""
+    """A boot time computed from the clock moves with it by seconds; that is not a reboot."""
     device, boot, first = Device(), path("system", "state", "boot-time"), TS - 10**15
     for moved in (0, 10**9, -(10**9), 5 * 10**9):
-        device.say(response(path(), [(boot, uint(first + moved))]))
-        assert device.say(response(path(), [(path(*OCTETS), uint(1))]))["port"][0]["epoch"] == first
+        device.send(response(path(), [(boot, uint(first + moved))]))
+        assert device.send(response(path(), [(path(*OCTETS), uint(1))]))["port"][0]["epoch"] == first
 
 
 NEIGHBOUR = ("lldp", "interfaces", INTERFACE, "neighbors", ("neighbor", {"id": "1"}))
@@ -318,29 +318,29 @@ def neighbour(name: str, port: str, **more) -> bytes:
 
 
 def test_neighbours_become_links():
-    """A neighbour is a link in the inventory, told again only when it is another, and without a peer when it went."""
+    """A neighbour is a link in the inventory, written again only when it changes, and without a peer when it is gone."""
     device = Device()
     link = HEAD | {"kind": "link", "key": "eth1", "peer_device": "spine1", "peer_port": "eth7"}
-    assert device.say(neighbour("spine1", "eth7")) == {"inventory": [link]}
-    assert device.say(neighbour("spine1", "eth7")) == {}
-    assert device.say(neighbour("spine2", "eth7", atomic=True)) == {"inventory": [link | {"peer_device": "spine2"}]}
-    assert device.say(response(path(), [], [path(*NEIGHBOUR)])) == {"inventory": [HEAD | {"kind": "link", "key": "eth1"}]}
+    assert device.send(neighbour("spine1", "eth7")) == {"inventory": [link]}
+    assert device.send(neighbour("spine1", "eth7")) == {}
+    assert device.send(neighbour("spine2", "eth7", atomic=True)) == {"inventory": [link | {"peer_device": "spine2"}]}
+    assert device.send(response(path(), [], [path(*NEIGHBOUR)])) == {"inventory": [HEAD | {"kind": "link", "key": "eth1"}]}
 
 
 def test_paths_of_one_stream_have_a_limit():
-    """A stream that invents paths gets no more than its share: the rest is counted and admitted, and other streams go on."""
+    """A stream that invents paths gets its share only: the rest is counted and becomes a gap, and other streams go on."""
     device = Device(Limits(paths_per_stream_max=50))
     other = device.decoder.stream("leaf2")
     flood = [(path(f"leaf-{n}"), uint(n)) for n in range(100)]
-    found = device.say(response(path(), flood))
+    found = device.send(response(path(), flood))
     assert found["gap"] == [HEAD | {"what": "updates", "missed": 100 - len(found["reading"]), "reason": "paths_full"}]
     assert 45 <= len(found["reading"]) <= 50
     device.stream = other
-    assert len(device.say(response(path(), flood[80:]))["reading"]) == 20
+    assert len(device.send(response(path(), flood[80:]))["reading"]) == 20
 
 
 def test_syncs_and_what_is_beside_updates():
-    """The end of the first dump is told; an update without a value, and an empty message, make no row."""
+    """The end of the initial dump is reported; an update without a value, and an empty message, make no row."""
     device = Device()
     note = gnmi_pb2.Notification(timestamp=TS)
     note.update.add(path=path("a"))
@@ -360,4 +360,4 @@ def test_arista_counters_of_its_own_tree():
     where = path(
         "Smash", "counters", "ethIntf", "StrataCounters", "current", "counter", "Ethernet1/1", "statistics", "inOctets", origin="eos_native"
     )
-    assert Device().say(response(path(), [(where, uint(4))]))["port"] == [HEAD | {"port": "Ethernet1/1", "rx_bytes": 4}]
+    assert Device().send(response(path(), [(where, uint(4))]))["port"] == [HEAD | {"port": "Ethernet1/1", "rx_bytes": 4}]
