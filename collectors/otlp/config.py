@@ -1,4 +1,4 @@
-"""Section ``[collect.otlp]``, and the receiver's line in the table of collectors."""
+"""Section ``[collect.otlp]``, and the receiver's entry in ``COLLECTORS``."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -13,13 +13,13 @@ SOURCE = "otlp"
 
 @dataclass(frozen=True)
 class OtlpConfig(Paced):
-    """Section ``[collect.otlp]``. The resource's attribute names a device before ``devices`` does."""
+    """Section ``[collect.otlp]``. The resource's attribute takes precedence over ``devices`` as the name of a device."""
 
     SECTION: ClassVar[str] = "collect.otlp"
 
     port: int = 4317
     device_attribute: str = "host.name"
-    # Files of certificate and key (PEM) for TLS, and of the authority that clients have to be signed by.
+    # Files (PEM) of certificate and key for TLS, and of the authority that must have signed clients' certificates.
     certificate: str = ""
     key: str = ""
     client_authority: str = ""
@@ -31,7 +31,7 @@ class OtlpConfig(Paced):
     def __post_init__(self) -> None:
         super().__post_init__()
         if bool(self.certificate) != bool(self.key) or (self.client_authority and not self.certificate):
-            raise ConfigError("collect.otlp.certificate", "goes with a key", "give certificate and key, or neither")
+            raise ConfigError("collect.otlp.certificate", "needs a key", "set certificate and key, or neither")
 
 
 OTLP = Collector(

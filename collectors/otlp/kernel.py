@@ -36,7 +36,7 @@ _POINT_BYTES_MIN = 20
 SEED = new_seed()
 
 
-class Walked(NamedTuple):
+class OtlpWalk(NamedTuple):
     """What a walk fills: rows (n, COLUMNS) int64 of which filled[0] (1,) int64 are made, passed (3,) int64 by reason."""
 
     rows: np.ndarray
@@ -51,7 +51,7 @@ def walk(buffer, seed):
     rows (n, COLUMNS) int64; passed (3,) int64, see ``PASSED``; ``whole`` is false where the bytes are no such message, and there are
     no rows then.
     """
-    out = Walked(np.empty((len(buffer) // _POINT_BYTES_MIN + 1, COLUMNS), np.int64), np.zeros(1, np.int64), np.zeros(3, np.int64))
+    out = OtlpWalk(np.empty((len(buffer) // _POINT_BYTES_MIN + 1, COLUMNS), np.int64), np.zeros(1, np.int64), np.zeros(3, np.int64))
     at, whole = np.int64(0), True
     while at < len(buffer) and whole:
         tag, _, begin, at = field(buffer, at, len(buffer))

@@ -1,10 +1,10 @@
-"""Points of OTLP metrics to rows: SAI statistics as high-frequency telemetry gives them, everything else as readings.
+"""Points of OTLP metrics to rows: SAI statistics as samples and counters, everything else as readings.
 
 A switch that runs SONiC's ``countersyncd`` exports all of its counters as gauges: under ``sai_counter_type_<T>_stat_<S>``, or under
 SAI's own names, with the object in the attribute ``object_name``. Here they become counters again, and through ``readings``
-samples and rows. Its values are doubles in some versions, which are exact up to 2^53.
+samples and rows. Some versions send doubles, which are exact up to 2^53.
 
-What a series is, is read once, from its first point; after that its hash finds it.
+A series is parsed once, from its first point, and then found by its hash.
 """
 
 from collections import Counter
@@ -34,7 +34,7 @@ _SILENT_NS = 3 * NS_PER_S
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request that was walked: its bytes, its rows (see ``otlp_kernel``), and who sent it."""
+    """A decoded request: its sender, its bytes, and its rows (see ``kernel``)."""
 
     sender: str
     content: np.ndarray
@@ -42,7 +42,7 @@ class Request:
 
 
 class _Where(NamedTuple):
-    """Where the points of a series go: the device, the track in its ledger, or the number of a reading (track -1)."""
+    """Where the points of a series go: device and track in its ledger, or the number of another series (track -1)."""
 
     device: int
     track: int
@@ -50,16 +50,16 @@ class _Where(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class _Reading:
-    """A series that is no SAI statistic."""
+class _OtherSeries:
+    """A series that is not a SAI statistic."""
 
     device: str
     object: str
     name: str
 
 
-class Points:
-    """All series of all devices. ``devices`` names senders; a resource that has ``device_attribute`` names itself."""
+class OtlpSeries:
+    """All series of all devices. ``devices`` names senders; a resource may name its device in ``device_attribute``."""
 
     def __init__(self, pace: Pace, devices: Mapping[str, str], device_attribute: str, series_max: int) -> None:
         self._pace, self._devices, self._attribute, self._series_max = pace, devices, device_attribute, series_max
@@ -67,19 +67,19 @@ class Points:
         self._table = np.zeros((0, 3), np.int64)
         self._ledgers: list[Ledger] = []
         self._numbers: dict[str, int] = {}
-        self._heard: list[int] = []
-        self._readings: list[_Reading] = []
-        self._said = pl.DataFrame()
+        self._received_ns: list[int] = []
+        self._others: list[_OtherSeries] = []
+        self._other_frame = pl.DataFrame()
         self._counts: Counter[str] = Counter()
 
     def take(self, requests: list[Request], now_ns: int) -> list[Batch]:
-        """Return the rows of the points of some requests."""
+        """Return rows of the points of some requests."""
         if not requests:
             return []
         parts, refused = [], []
         for request in requests:
             part = self._located(request)
-            # What was moved since the point before is no counter: the ledgers of counters compare values.
+            # Differences are not cumulative, as the ledgers of counters need them.
             delta = (part[:, 1] >= 0) & (part[:, 5] == kernel.DELTA)
             lost = {"series_max": len(request.rows) - len(part), "delta_temporality": int(delta.sum())}
             self._counts["delta_points"] += lost["delta_temporality"]
@@ -94,30 +94,30 @@ class Points:
         return [*self._sampled(points[mine], now_ns), *self._read(points[~mine], now_ns), *gaps(SOURCE, refused, now_ns)]
 
     def quiet(self, now_ns: int) -> list[Batch]:
-        """Return the rows of devices that have fallen silent, which would otherwise wait for the next point."""
+        """Return rows of devices that became silent: they would wait for the next point."""
         batches = []
         for number, ledger in enumerate(self._ledgers):
-            if self._heard[number] and now_ns - self._heard[number] > max(_SILENT_NS, 2 * self._pace.span_ns):
+            if self._received_ns[number] and now_ns - self._received_ns[number] > max(_SILENT_NS, 2 * self._pace.span_ns):
                 batches += ledger.flush(now_ns)
-                self._heard[number] = 0
+                self._received_ns[number] = 0
         return batches
 
     def end(self, now_ns: int) -> list[Batch]:
-        """Return the rows of spans that have begun: nothing follows."""
+        """Return rows of incomplete spans; call after the last request."""
         return [batch for ledger in self._ledgers for batch in ledger.flush(now_ns)]
 
     def counters(self) -> Mapping[str, float]:
-        """Return readings, samples and what was refused since the start, and how many series there are."""
-        told: Counter[str] = Counter(self._counts)
+        """Return counts of samples and refused points since the start, and the number of series."""
+        counts: Counter[str] = Counter(self._counts)
         for ledger in self._ledgers:
-            told.update({"samples": ledger.samples, **dict(zip(readings_kernel.COUNTS, ledger.counts.tolist(), strict=True))})
+            counts.update({"samples": ledger.samples, **dict(zip(readings_kernel.COUNTS, ledger.counts.tolist(), strict=True))})
         unknown = sum(ledger.unknown for ledger in self._ledgers)
-        return told | {"series": len(self._where), "unknown_series": unknown, "devices": len(self._ledgers)}
+        return counts | {"series": len(self._where), "unknown_series": unknown, "devices": len(self._ledgers)}
 
     def _located(self, request: Request) -> np.ndarray:
-        """Return (device, track or -1 - reading, time, value, form, kind) of each point of a request that has a place."""
+        """Return (device, track or -1 - reading, time, value, form, kind) of each point whose series is known."""
         rows = request.rows
-        # Points of one series mostly follow one another: only the first of each stretch is looked up.
+        # Points of one series mostly follow one another: only the first of consecutive ones is looked up.
         series = rows[:, kernel.SERIES]
         heads = np.flatnonzero(np.concatenate(([True], series[1:] != series[:-1]))) if len(rows) else np.zeros(0, np.int64)
         hashes, first, which = np.unique(series[heads], return_index=True, return_inverse=True)
@@ -136,7 +136,7 @@ class Points:
         )
 
     def _place(self, request: Request, value: int, row: np.ndarray) -> int:
-        """Return the number of a series, -1 where there are too many."""
+        """Return the number of a series, added if it is new; -1 above the limit."""
         key = (request.sender, value)
         if (number := self._where.get(key)) is not None:
             return number
@@ -146,9 +146,9 @@ class Points:
         device = resource.get(self._attribute, "") or self._devices.get(request.sender, request.sender)
         statistic = sai.numbers(name) if "object_name" in attributes else None
         if statistic is None:
-            said = ",".join(f"{key}={text}" for key, text in sorted(attributes.items()))[:TEXT_CHARS_MAX]
-            self._readings.append(_Reading(device, said, name[:TEXT_CHARS_MAX]))
-            where = _Where(-1, -1, len(self._readings) - 1)
+            text = ",".join(f"{key}={value}" for key, value in sorted(attributes.items()))[:TEXT_CHARS_MAX]
+            self._others.append(_OtherSeries(device, text, name[:TEXT_CHARS_MAX]))
+            where = _Where(-1, -1, len(self._others) - 1)
         else:
             ledger = self._device(device)
             track = self._ledgers[ledger].add([sai.series(*statistic, attributes["object_name"][:TEXT_CHARS_MAX])])
@@ -163,11 +163,11 @@ class Points:
         if name not in self._numbers:
             self._numbers[name] = len(self._ledgers)
             self._ledgers.append(Ledger(SOURCE, name, self._pace))
-            self._heard.append(0)
+            self._received_ns.append(0)
         return self._numbers[name]
 
     def _sampled(self, points: np.ndarray, now_ns: int) -> list[Batch]:
-        """Feed the points of SAI statistics to the ledgers of their devices, in slices of time."""
+        """Pass points of SAI statistics to the ledgers of their devices, in slices of time."""
         values, good = _whole(points[:, 3], points[:, 4])
         self._counts["implausible_values"] += int((~good).sum())
         points, values = points[good], values[good]
@@ -183,24 +183,24 @@ class Points:
                 low, high = np.searchsorted(devices, [device, device + 1])
                 begin, end = edges[low], edges[high]
                 mine, starts = part[begin:end], edges[low:high] - begin
-                # One series to a track; its readings stand one behind the other.
+                # One series for each track; its counter samples are consecutive.
                 batches += self._ledgers[device].feed(
                     *(mine[starts, 1], np.append(starts, end - begin), mine[:, 2].copy(), starts, np.ones_like(starts)),
                     *(numbers[begin:end], now_ns),
                 )
-                self._heard[device] = now_ns
+                self._received_ns[device] = now_ns
         return batches
 
     def _read(self, points: np.ndarray, now_ns: int) -> list[Batch]:
-        """Return the points of all other series as readings, each as it came."""
+        """Return the points of all other series as readings."""
         if not len(points):
             return []
         series = pl.Series(-1 - points[:, 1])
-        if self._said.height < len(self._readings):
-            self._said = pl.DataFrame({name: [getattr(one, name) for one in self._readings] for name in ("device", "object", "name")})
+        if self._other_frame.height < len(self._others):
+            self._other_frame = pl.DataFrame({name: [getattr(one, name) for one in self._others] for name in ("device", "object", "name")})
         whole = pl.Series(points[:, 4] == kernel.INTEGER)
         numbers, doubles = pl.Series(points[:, 3].copy()), pl.Series(points[:, 3].copy().view(np.float64))
-        frame = self._said[series.to_numpy()].with_columns(
+        frame = self._other_frame[series.to_numpy()].with_columns(
             pl.Series("ts", points[:, 2]),
             pl.lit(now_ns, pl.Int64).alias("recv_ts"),
             pl.lit(SOURCE).alias("source"),
@@ -227,13 +227,13 @@ def warm() -> None:
             for key, text in attributes.items():
                 point.attributes.add(key=key).value.string_value = text
     content = np.frombuffer(request.SerializeToString(), np.uint8)
-    points = Points(Pace(), {}, "", 2)
+    points = OtlpSeries(Pace(), {}, "", 2)
     points.take([Request("", content, kernel.walk(content, kernel.SEED)[0])], NS_PER_S)
     points.end(NS_PER_S)
 
 
 def _whole(raw: np.ndarray, form: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return values as unsigned numbers and which of them can be; a negative integer is a counter above 2^63, as sent in 64 bits."""
+    """Return values as unsigned numbers, and which are valid; a negative integer is a counter above 2^63 in 64 bits."""
     doubles = raw.copy().view(np.float64)
     integer = form == kernel.INTEGER
     good = integer | ((doubles >= 0) & (doubles < 2.0**64))
@@ -249,7 +249,7 @@ def _series(points: np.ndarray) -> np.ndarray:
 
 
 def _by_series(points: np.ndarray) -> np.ndarray:
-    """Return the order by device, track and time; points mostly come so, which a stable sort makes use of."""
+    """Return the order by device, track and time; points mostly arrive in it, which makes a stable sort fast."""
     series = _series(points)
     order = np.argsort(series, kind="stable")
     times, series = points[order, 2], series[order]
@@ -259,7 +259,7 @@ def _by_series(points: np.ndarray) -> np.ndarray:
 
 
 def _slices(points: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield which points lie in each slice of time, no more slices than a call can bear."""
+    """Yield the points of each slice of time, at most ``_SLICES_MAX`` times."""
     slices = points[:, 2] // SLICE_NS
     spans = np.unique(slices)
     if len(spans) <= 1:
@@ -284,7 +284,7 @@ def _described(content: np.ndarray, row: np.ndarray) -> tuple[str, dict[str, str
         resource = Resource.FromString(cut(kernel.RESOURCE, kernel.RESOURCE_BYTES)).attributes
         attributes = NumberDataPoint.FromString(cut(kernel.POINT, kernel.POINT_BYTES)).attributes
     except DecodeError:
-        # Broken deeper than the kernel looks: the series keeps its name.
+        # Malformed at a level that the kernel does not parse: the series has only its name.
         return name, {}, {}
     return name, _texts(resource), _texts(attributes)
 

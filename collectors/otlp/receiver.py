@@ -1,8 +1,8 @@
 """An OTLP receiver: the gRPC service to which SONiC's ``countersyncd`` and any OpenTelemetry exporter send metrics.
 
-A request is answered when it has its place in a bounded queue. When the queue is full it is answered ``RESOURCE_EXHAUSTED``
-with the time after which to try again, so that the sender keeps it: nothing that was acknowledged is dropped for want of room.
-What is no request is answered ``INVALID_ARGUMENT``, for it would be none the next time either.
+A request is acknowledged once it is in a bounded queue. If the queue is full, the answer is ``RESOURCE_EXHAUSTED`` with a retry
+delay, so the sender keeps the request: nothing acknowledged is dropped. A malformed request is answered ``INVALID_ARGUMENT``,
+which senders do not retry.
 """
 
 import ipaddress
@@ -20,7 +20,7 @@ from ...pipeline.errors import InputError, ServiceError
 from ..base import Batch
 from . import kernel
 from .config import SOURCE, OtlpConfig
-from .points import Points, Request, warm
+from .points import OtlpSeries, Request, warm
 
 if TYPE_CHECKING:
     import grpc
@@ -37,7 +37,7 @@ class Otlp:
 
     def __init__(self, config: OtlpConfig, clock: Clock) -> None:
         self._config, self._clock = config, clock
-        self._points = Points(config.pace, config.devices, config.device_attribute, config.series_max)
+        self._points = OtlpSeries(config.pace, config.devices, config.device_attribute, config.series_max)
         self._networks = [ipaddress.ip_network(text, strict=False) for text in config.allow]
         self._server: grpc.Server | None = None
         self._stopped = False
@@ -48,11 +48,11 @@ class Otlp:
         self.port = config.port
 
     def start(self) -> None:
-        """Listen. Raises ``InputError`` for a file of TLS that cannot be read, ``ServiceError`` where the address cannot be had."""
+        """Listen. Raises ``InputError`` for a TLS file that cannot be read, ``ServiceError`` if the address is not available."""
         import grpc
 
         config = self._config
-        # What is compiled at the first request would keep its sender waiting.
+        # Else the first request would wait until the kernels are compiled.
         warm()
         credentials = self._credentials()
         server = grpc.server(
@@ -69,18 +69,18 @@ class Otlp:
         except RuntimeError:
             bound = 0
         if not bound:
-            raise ServiceError(f"collect.otlp: {address} cannot be had", "choose another address or port in [collect.otlp]")
+            raise ServiceError(f"collect.otlp: {address} is not available", "choose another address or port in [collect.otlp]")
         self.port, self._server, self._stopped = bound, server, False
         server.start()
 
     def stop(self) -> None:
-        """Answer what is under way, and close. Idempotent."""
+        """Answer pending requests and close. Idempotent."""
         if self._server is not None:
             self._server.stop(_STOP_S).wait()
             self._server, self._stopped = None, True
 
     def drain(self) -> list[Batch]:
-        """Return the rows of the requests that have come since the last call."""
+        """Return rows of the requests since the last call."""
         with self._lock:
             requests, self._queue = list(self._queue), deque()
             self._queued_bytes -= sum(_cost(request.content) for request in requests)
@@ -92,13 +92,13 @@ class Otlp:
         return batches
 
     def counters(self) -> Mapping[str, float]:
-        """Return requests, points and samples, and what was refused by reason."""
+        """Return counts of requests, points and samples, and of refusals by reason."""
         with self._lock:
-            told = {**self._counts, "queued_bytes": self._queued_bytes, **self._points.counters()}
-        return {f"weft_collectors_{SOURCE}_{what}{'' if what in _GAUGES else '_total'}": float(number) for what, number in told.items()}
+            counts = {**self._counts, "queued_bytes": self._queued_bytes, **self._points.counters()}
+        return {f"weft_collectors_{SOURCE}_{what}{'' if what in _GAUGES else '_total'}": float(number) for what, number in counts.items()}
 
     def _export(self, content: bytes, context: Any) -> bytes:
-        """Answer one request; an empty answer says that all of it was taken."""
+        """Answer one request; an empty answer accepts all of it."""
         sender = _sender(context.peer())
         if not any(ipaddress.ip_address(sender) in network for network in self._networks if sender):
             self._refuse(context, "not_allowed", "PERMISSION_DENIED", f"{sender} is not in collect.otlp.allow")
@@ -140,7 +140,7 @@ class Otlp:
 
 
 def _cost(content: bytes | np.ndarray) -> int:
-    """Return what a request may take in the queue: its bytes and its columns, which are no wider."""
+    """Return the memory of a request in the queue: its bytes and at most the size of its columns."""
     return 6 * len(content) + 1024
 
 
@@ -163,7 +163,7 @@ def _read(path: str) -> bytes:
 
 
 def _retry_details() -> bytes:
-    """Return a ``google.rpc.Status`` of code 8 with a ``RetryInfo``: without it the standard has senders give up."""
+    """Return a ``google.rpc.Status`` of code 8 with a ``RetryInfo``: without it the standard tells senders to give up."""
 
     def field(number: int, content: bytes) -> bytes:
         return bytes((number << 3 | 2, len(content))) + content

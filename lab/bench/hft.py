@@ -117,7 +117,7 @@ def _otlp() -> Iterator[Line]:
     from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
     from ...collectors.otlp import kernel
-    from ...collectors.otlp.points import Points, Request
+    from ...collectors.otlp.points import OtlpSeries, Request
     from ...collectors.sampling.readings import Pace
 
     made = ExportMetricsServiceRequest()
@@ -134,7 +134,7 @@ def _otlp() -> Iterator[Line]:
     parse = best_rate(lambda: ExportMetricsServiceRequest.FromString(content), _POINTS)
     walk = best_rate(lambda: kernel.walk(raw, kernel.SEED), _POINTS)
     yield Line("OTLP points to columns", f"{walk / 1e6:.1f} M points/s", f"{walk / parse:.1f} x protobuf's bare parse", ">= 1 x")
-    points, at = Points(Pace(), {}, "", 10_000), 0
+    points, at = OtlpSeries(Pace(), {}, "", 10_000), 0
 
     def work() -> None:
         nonlocal at

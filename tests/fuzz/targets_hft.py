@@ -12,7 +12,7 @@ from weft.collectors.hft.ipfix import IpfixDecoder
 from weft.collectors.hft.names import read_names
 from weft.collectors.hft.recording import HftRecording
 from weft.collectors.otlp import kernel as otlp_kernel
-from weft.collectors.otlp.points import Points, Request
+from weft.collectors.otlp.points import OtlpSeries, Request
 from weft.collectors.sampling.readings import Pace
 from weft.pipeline.errors import InputError
 
@@ -126,7 +126,7 @@ def fuzz_otlp(data: bytes) -> None:
         assert (rows[:, at] >= 0).all()
         assert (rows[:, at] + rows[:, size] <= len(data)).all()
     if whole:
-        points = Points(Pace(), {}, "host.name", 5)
+        points = OtlpSeries(Pace(), {}, "host.name", 5)
         made = points.take([Request("10.0.0.1", content, rows)], _T0 + 10**9) + points.end(_T0)
         assert sum(batch.frame.height for batch in made) <= 4 * len(rows) + 10
         assert points.counters()["points"] == len(rows)

@@ -1,4 +1,4 @@
-"""The OTLP receiver: real requests over a real channel become samples, counters and readings; too much is refused, not dropped."""
+"""The OTLP receiver: real requests over a real channel become samples, counters and readings; overload is refused, not dropped."""
 
 import shutil
 import subprocess
@@ -15,7 +15,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 
 from weft.collectors.base import Batch
 from weft.collectors.otlp import kernel
-from weft.collectors.otlp.points import Points, Request
+from weft.collectors.otlp.points import OtlpSeries, Request
 from weft.collectors.otlp.receiver import Otlp, OtlpConfig
 from weft.collectors.sampling.readings import Pace
 from weft.pipeline.clock import SystemClock
@@ -76,7 +76,7 @@ def joined(batches: list[Batch], family: str) -> pl.DataFrame:
 
 
 def rows_of(requests: list[ExportMetricsServiceRequest], **settings) -> tuple[list[Batch], dict[str, float]]:
-    """Send requests to a receiver of their own; return all batches to the end, and its counters."""
+    """Send requests to a new receiver; return all its batches and its counters."""
     live = started(**settings)
     try:
         for one in requests:
@@ -89,18 +89,18 @@ def rows_of(requests: list[ExportMetricsServiceRequest], **settings) -> tuple[li
     return batches, {name.removeprefix("weft_collectors_otlp_").removesuffix("_total"): number for name, number in live.counters().items()}
 
 
-def test_what_was_moved_since_is_no_counter():
-    """Sums of delta temporality are refused and admitted where a counter is wanted; another series' are readings as they came."""
+def test_differences_are_not_counters():
+    """Sums of delta temporality are a gap where a counter is needed; those of other series are readings."""
     first = start_ns()
     points: list[Point] = [("sai_counter_type_1_stat_0", {"object_name": "Ethernet0"}, first + k * STEP, 1000 + k) for k in range(9)]
     sent = request([*points, ("node.moved", {}, first, 5)], shape="sum")
     for metric in sent.resource_metrics[0].scope_metrics[0].metrics:
         metric.sum.aggregation_temporality = 1
-    batches, told = rows_of([sent])
+    batches, counted = rows_of([sent])
     assert joined(batches, "burst_sample").height == joined(batches, "port").height == 0
     assert joined(batches, "gap").select("what", "missed", "reason").rows() == [("points", 9, "delta_temporality")]
     assert joined(batches, "reading").select("name", "value").rows() == [("node.moved", 5.0)]
-    assert told["delta_points"] == 9
+    assert counted["delta_points"] == 9
 
 
 def start_ns() -> int:
@@ -138,7 +138,7 @@ def test_gauges_of_a_switch_become_counters_again(version, form, shape):
 
 
 def test_many_objects_in_one_request():
-    """Series of ports, queues and pools, cut into requests in the middle of a reading, each give their own samples."""
+    """Series of ports, queues and pools, cut into requests within a poll, each give their own samples."""
     n, first = 100, start_ns()
     rng = np.random.default_rng(2)
     objects = [(21, 1, f"Ethernet{p}|{q}") for p in range(4) for q in range(8)] + [(24, 0, "egress_lossless_pool")]
@@ -161,7 +161,7 @@ def test_many_objects_in_one_request():
 
 
 def test_counters_above_the_signed_range_come_whole():
-    """A counter above 2^63 is sent as a negative number of 64 bits, and is the counter again here."""
+    """A counter above 2^63, sent as a negative number of 64 bits, is read as the counter."""
     first, values = start_ns(), [2**63 - 5, 2**63 + 5, 2**63 + 15, 2**63 + 20, 2**63 + 21]
     points = [
         ("sai_counter_type_1_stat_9", {"object_name": "Ethernet0"}, first + k * STEP, value - 2**64 if value >= 2**63 else value)
@@ -173,7 +173,7 @@ def test_counters_above_the_signed_range_come_whole():
 
 
 def test_a_slow_stream_tells_its_interval_in_five_readings():
-    """Where each request has one reading, samples begin once five readings have told the interval; told at once, at once."""
+    """With one poll in each request, samples begin once five polls gave the interval, or at once if it is configured."""
     first, n = start_ns(), 12
     points = [("sai_counter_type_1_stat_0", {"object_name": "Ethernet0"}, first + k * 50 * STEP, 1000 * k) for k in range(n)]
     for interval_us, missing in ((0.0, 4), (50_000.0, 0)):
@@ -190,8 +190,8 @@ def test_a_slow_stream_tells_its_interval_in_five_readings():
 
 
 def test_a_device_that_falls_silent_gives_its_last_row():
-    """The counters of a device that sends nothing more come out after some seconds, not with the next point only."""
-    points = Points(Pace(), {}, "", 10)
+    """Counters of a device that becomes silent are written after some seconds, without a further point."""
+    points = OtlpSeries(Pace(), {}, "", 10)
     content = request([("sai_counter_type_1_stat_0", {"object_name": "Ethernet0"}, 10**18, 7)]).SerializeToString()
     walked = kernel.walk(np.frombuffer(content, np.uint8), kernel.SEED)[0]
     assert [batch.family for batch in points.take([Request("leaf", np.frombuffer(content, np.uint8), walked)], 10**18)] == []
@@ -202,7 +202,7 @@ def test_a_device_that_falls_silent_gives_its_last_row():
 
 
 def test_other_metrics_become_readings():
-    """A metric that is no SAI statistic gives a reading per point, under its name and attributes; whole numbers stay exact."""
+    """A metric that is not a SAI statistic gives a reading per point, under its name and attributes; whole numbers stay exact."""
     first = start_ns()
     points = [
         ("node.temperature", {"sensor": "1", "a": "b"}, first, 41.5),
@@ -220,7 +220,7 @@ def test_other_metrics_become_readings():
 
 
 def test_points_without_a_place_are_counted_and_admitted():
-    """Points beyond the limit of series are refused and admitted, those without time or value and histograms counted."""
+    """Points beyond the limit of series become a gap; points without time or value and histograms are counted."""
     first = start_ns()
     made = request([(f"metric{k}", {}, first, 1.0) for k in range(5)])
     metrics = made.resource_metrics[0].scope_metrics[0].metrics
@@ -230,8 +230,8 @@ def test_points_without_a_place_are_counted_and_admitted():
     batches, counters = rows_of([made], series_max=3)
     assert joined(batches, "reading").height == 3
     assert joined(batches, "gap").select("what", "missed", "reason").rows() == [("points", 2, "series_max")]
-    told = ("refused_points", "timeless_points", "valueless_points", "histogram_points")
-    assert [counters[what] for what in told] == [2, 1, 1, 1]
+    reasons = ("refused_points", "timeless_points", "valueless_points", "histogram_points")
+    assert [counters[what] for what in reasons] == [2, 1, 1, 1]
 
 
 def status(live: Otlp, content: bytes) -> grpc.RpcError:
@@ -242,7 +242,7 @@ def status(live: Otlp, content: bytes) -> grpc.RpcError:
 
 
 def test_a_full_queue_refuses_and_takes_again_later():
-    """When the queue is full the sender is told to try again, which it may after the next drain: nothing acknowledged is lost."""
+    """When the queue is full the sender has to retry, which succeeds after the next drain: nothing acknowledged is lost."""
     first = start_ns()
     one = request([("some.metric", {"k": "v" * 500}, first + k, float(k)) for k in range(20)]).SerializeToString()
     live = started(queue_bytes_max=8 * len(one))
@@ -263,7 +263,7 @@ def test_a_full_queue_refuses_and_takes_again_later():
 
 
 def test_compressed_requests_are_taken():
-    """A request in gzip, which many exporters send, is the request."""
+    """A request in gzip, which many exporters send, is read."""
     live = started()
     try:
         with grpc.insecure_channel(f"127.0.0.1:{live.port}", compression=grpc.Compression.Gzip) as channel:
@@ -275,7 +275,7 @@ def test_compressed_requests_are_taken():
 
 
 def test_what_is_no_request_is_refused():
-    """Bytes that are no request are answered as invalid and leave no room taken; the next request is taken."""
+    """Malformed requests are answered as invalid and take no room in the queue; the next request is accepted."""
     live = started()
     try:
         assert status(live, b"\x0a\xff\xff\xff\xff\x7f").code() is grpc.StatusCode.INVALID_ARGUMENT
@@ -289,7 +289,7 @@ def test_what_is_no_request_is_refused():
 
 
 def test_a_request_that_is_too_large_is_refused():
-    """A request above its limit is answered as too much, before it is in memory as a whole."""
+    """A request above its limit is refused before all of it is in memory."""
     live = started(request_bytes_max=10_000)
     try:
         assert status(live, bytes(20_000)).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -298,7 +298,7 @@ def test_a_request_that_is_too_large_is_refused():
 
 
 def test_strangers_are_refused():
-    """Who is in no allowed network is refused, and counted."""
+    """A sender outside the allowed networks is refused and counted."""
     live = started(allow=("192.0.2.0/24",))
     try:
         assert status(live, b"").code() is grpc.StatusCode.PERMISSION_DENIED
@@ -308,10 +308,10 @@ def test_strangers_are_refused():
 
 
 def test_a_port_in_use_says_so():
-    """A port that somebody else has is an error with a mend."""
+    """A port in use is an error with a hint."""
     live = started()
     try:
-        with pytest.raises(ServiceError, match="cannot be had"):
+        with pytest.raises(ServiceError, match="is not available"):
             Otlp(OtlpConfig(port=live.port), SystemClock()).start()
     finally:
         live.stop()
@@ -327,7 +327,7 @@ def test_settings_that_cannot_be_are_refused(wrong):
 
 
 def test_a_certificate_that_is_not_there_says_so(tmp_path):
-    """A file of TLS that cannot be read is an error that names it."""
+    """A TLS file that cannot be read is an error that names it."""
     with pytest.raises(InputError, match=r"no\.pem"):
         Otlp(OtlpConfig(port=0, certificate=str(tmp_path / "no.pem"), key=str(tmp_path / "no.pem")), SystemClock()).start()
 
@@ -338,7 +338,7 @@ def walked(content: bytes) -> tuple[np.ndarray, np.ndarray, bool]:
 
 
 def naive(message: ExportMetricsServiceRequest) -> list[tuple[int, int | float]]:
-    """Return time and value of every usable point, as protobuf's own classes tell them."""
+    """Return time and value of every usable point, as protobuf's own classes read them."""
     return [
         (point.time_unix_nano, getattr(point, point.WhichOneof("value")))
         for resource in message.resource_metrics
@@ -349,7 +349,7 @@ def naive(message: ExportMetricsServiceRequest) -> list[tuple[int, int | float]]
     ]
 
 
-def told(rows: np.ndarray) -> list[tuple[int, int | float]]:
+def times_and_values(rows: np.ndarray) -> list[tuple[int, int | float]]:
     """Return time and value of the kernel's rows."""
     doubles = rows[:, kernel.VALUE].copy().view(np.float64).tolist()
     integer = (rows[:, kernel.FORM] == kernel.INTEGER).tolist()
@@ -377,7 +377,7 @@ def test_the_kernel_reads_what_protobuf_reads(points, shape, resource):
     made = request(points, shape=shape, resource=resource)
     rows, _, whole = walked(made.SerializeToString())
     assert whole
-    assert told(rows) == naive(made)
+    assert times_and_values(rows) == naive(made)
     # Equal names and attributes, in their order, are one series; no others are.
     said = [(name, tuple(attributes.items())) for name, attributes, ts, _ in points if 0 < ts < 2**62]
     assert len(set(zip(said, rows[:, kernel.SERIES].tolist(), strict=True))) == len(set(said)) == len(set(rows[:, kernel.SERIES].tolist()))
@@ -387,7 +387,7 @@ WHOLE = request([(f"m{k // 3}", {"object_name": f"Ethernet{k}"}, 10**18 + k, k) 
 
 
 def test_a_request_cut_anywhere_is_no_request_or_a_shorter_one():
-    """Cut at every byte, the kernel calls it broken where protobuf does, and reads the same where it does not."""
+    """Cut at every byte, the kernel refuses it where protobuf does, and reads the same where it does not."""
     for cut in range(len(WHOLE)):
         rows, _, whole = walked(WHOLE[:cut])
         try:
@@ -396,13 +396,13 @@ def test_a_request_cut_anywhere_is_no_request_or_a_shorter_one():
             assert not whole
         else:
             assert whole
-            assert told(rows) == naive(shorter)
+            assert times_and_values(rows) == naive(shorter)
 
 
 @given(st.binary(max_size=200), st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), max_size=6))
 @settings(max_examples=300, deadline=None)
 def test_any_bytes_give_rows_or_none(noise, flips):
-    """Random bytes, and requests with bytes changed, never raise; rows lie inside what is there."""
+    """Random bytes, and requests with bytes changed, never raise; rows lie inside the request."""
     damaged = bytearray(WHOLE)
     for at, value in flips:
         damaged[at % len(damaged)] = value
@@ -416,7 +416,7 @@ def test_any_bytes_give_rows_or_none(noise, flips):
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
 def test_tls_with_a_certificate(tmp_path):
-    """With a certificate the same requests come over TLS, and a client without TLS gets nowhere."""
+    """With a certificate the same requests come over TLS, and a client without TLS cannot connect."""
     key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
     subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
     command = [
