@@ -1,6 +1,6 @@
-"""Settings of the gNMI collector, its packs (which paths to ask a kind of device for, data in ``packs/``), and its line of the table.
+"""Settings of the gNMI collector, its packs (paths to subscribe to by kind of device, in ``packs/``), and its entry in ``COLLECTORS``.
 
-What it takes to run, protocol and decoder, is imported when it runs.
+Protocol and decoder are imported when the collector runs.
 """
 
 import os
@@ -32,7 +32,7 @@ _MS = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One device: ``[[collect.gnmi.targets]]``. What is empty here is taken from ``[collect.gnmi]``."""
+    """One device: ``[[collect.gnmi.targets]]``. Empty settings are taken from ``[collect.gnmi]``."""
 
     # Name under which its rows are published; empty = the address.
     name: str = ""
@@ -41,23 +41,23 @@ class Target:
     # Names of packs; empty = those of the section.
     packs: tuple[str, ...] = ()
     username: str = ""
-    # Where the password is: a file, or the name of an environment variable.
+    # Source of the password: a file, or the name of an environment variable.
     password_file: str = ""
     password_env: str = ""
-    # `true`: no TLS, everything in clear text, the password too.
+    # `true`: no TLS; everything, the password too, is sent in clear text.
     insecure: bool | None = None
     ca_file: str = ""
     cert_file: str = ""
     key_file: str = ""
-    # Name that its certificate is for, where that is not the address.
+    # Name in its certificate, where that is not the address.
     server_name: str = ""
-    # Whether it speaks for many devices, which it names as the target of each message.
+    # Whether it reports for many devices and names each as the target of a message.
     gateway: bool = False
 
 
 @dataclass(frozen=True)
 class GnmiConfig:
-    """Section ``[collect.gnmi]``: which devices to dial; off while there are no ``targets``."""
+    """Section ``[collect.gnmi]``: devices to dial; off without ``targets``."""
 
     enabled: bool = True
     targets: tuple[Target, ...] = ()
@@ -68,25 +68,25 @@ class GnmiConfig:
     password_file: str = ""
     password_env: str = ""
     insecure: bool = False
-    # Certificates of who may sign the devices' ones; empty = those of the system.
+    # Certificate authorities of the devices' certificates; empty = those of the system.
     ca_file: str = ""
     cert_file: str = ""
     key_file: str = ""
-    # A stream that says nothing for so long, not even to the transport's own question, is taken for dead.
+    # A stream without data or keepalive answers for so long counts as dead.
     keepalive_s: float = 30.0
-    # How often files of certificates are looked at while a stream is up; where one has changed, the device is dialled anew.
+    # How often certificate files are checked while a stream is up; the device is dialled again when one has changed.
     certificates_s: float = 30.0
-    # Seconds before the first and the longest before any further attempt to reach a device.
+    # Seconds before the second attempt to reach a device, and at most before any further one.
     backoff_s: float = 1.0
     backoff_s_max: float = 60.0
     targets_max: int = 1024
-    # How many devices are dialled at once.
+    # Devices dialled at the same time.
     dials_max: int = 16
     message_bytes_max: int = 16 * 1024 * 1024
-    # What may wait for the next drain, in all and of one device; a device that has more waits.
+    # Bytes that may wait for the next drain, in all and of one device; reading pauses above that.
     waiting_bytes_max: int = 64 * 1024 * 1024
     waiting_bytes_target_max: int = 8 * 1024 * 1024
-    # Paths known in all and of one device, leaves of one JSON value, ports and neighbours remembered.
+    # Limits: paths known in all and of one device, leaves of one JSON value, ports and neighbours known.
     paths_max: int = 2_000_000
     paths_target_max: int = 200_000
     json_leaves_max: int = 100_000
@@ -148,7 +148,7 @@ class Wanted:
     heartbeat_ms: int
 
     def subscription(self, origin: str, interval_ms: int) -> "gnmi_pb2.Subscription":
-        """Return it as the protocol has it; ``interval_ms`` instead of its own where not 0."""
+        """Return the protocol's message; ``interval_ms`` replaces its own interval if not 0."""
         from gnmi_pb import gnmi_pb2
 
         heartbeat = self.heartbeat_ms * _MS
@@ -160,7 +160,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Pack:
-    """What to ask a kind of device for: ``encodings`` by preference, ``target`` as prefix where the device wants one."""
+    """Paths to subscribe to at a kind of device: ``encodings`` by preference; ``target`` is the prefix's, if the device needs one."""
 
     name: str
     doc: str
@@ -170,13 +170,13 @@ class Pack:
     paths: tuple[Wanted, ...]
 
     def encoding(self, offered: tuple[str, ...]) -> str:
-        """Return the first encoding that the device offers; the first of all where it tells none of them."""
+        """Return the first encoding that the device offers, or the first of all if it offers none."""
         return next((one for one in self.encodings if one in offered), self.encodings[0])
 
 
 @dataclass(frozen=True, slots=True)
 class Dial:
-    """Everything that is needed to dial one target; passwords and keys are read from their files when they are needed."""
+    """What it takes to dial one target; passwords and keys are read from their files at each dial."""
 
     name: str
     address: str
@@ -193,7 +193,7 @@ class Dial:
     interval_ms: int
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """Return user name and password as calls carry them. Raises ``ServiceError`` when the password cannot be had."""
+        """Return user name and password as metadata of a call. Raises ``ServiceError`` when the password cannot be read."""
         if not self.username:
             return ()
         if self.password_env:
@@ -218,20 +218,20 @@ def _content(name: str, file: str) -> bytes:
 
 
 def pack_names() -> list[str]:
-    """Return the packs that there are."""
+    """Return the names of all packs."""
     return sorted(file.stem for file in PACKS.glob("*.toml"))
 
 
 @cache
 def load_pack(name: str) -> Pack:
-    """Return a pack. Raises ``ConfigError`` when there is none of this name."""
+    """Return a pack. Raises ``ConfigError`` for an unknown name."""
     if name not in pack_names():
         raise ConfigError(f"{_WHERE}.packs", f"there is no pack {name!r}", f"choose from {', '.join(pack_names())}")
     return read_pack(name, tomllib.loads((PACKS / f"{name}.toml").read_text()))
 
 
 def read_pack(name: str, data: Mapping[str, Any]) -> Pack:
-    """Make a pack of its file's content."""
+    """Return the pack of a file's content."""
     paths = tuple(
         Wanted(one["path"], one.get("mode", "sample"), one.get("interval_ms", 0), one.get("heartbeat_ms", 0)) for one in data["paths"]
     )
@@ -239,7 +239,7 @@ def read_pack(name: str, data: Mapping[str, Any]) -> Pack:
 
 
 def parse(text: str, origin: str = "") -> "gnmi_pb2.Path":
-    """Return the path that a text as ``/interfaces/interface[name=*]/state`` means. Raises ``ValueError`` for any other text."""
+    """Return the path of a text such as ``/interfaces/interface[name=*]/state``. Raises ``ValueError`` for other texts."""
     from gnmi_pb import gnmi_pb2
 
     steps = list(_STEP.finditer(text))

@@ -1,4 +1,4 @@
-"""Where raw messages wait between the streams' thread and the next drain: bounded, in all and for each stream."""
+"""A bounded queue of raw messages between the streams' thread and the next drain, with a limit for each stream."""
 
 import asyncio
 import threading
@@ -6,9 +6,9 @@ from collections import Counter
 
 
 class Inbox:
-    """``put`` waits while there is no room; ``take`` gives all and makes room. One loop puts, another thread takes.
+    """``put`` waits while there is no room; ``take`` returns all and makes room. One event loop puts, another thread takes.
 
-    An empty inbox takes any message, so that none waits for ever; one message has a limit of its own (``message_bytes_max``).
+    An empty inbox accepts any message, so that none waits for ever; ``message_bytes_max`` limits a single message.
     """
 
     def __init__(self, bytes_max: int, stream_bytes_max: int) -> None:
@@ -17,7 +17,7 @@ class Inbox:
         self._raw: list[bytes] = []
         self._streams: list[int] = []
         self._recv_ts: list[int] = []
-        self._held: Counter[int] = Counter()
+        self._bytes: Counter[int] = Counter()
         self.waiting_bytes = 0
         self.counts: Counter[str] = Counter()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -25,11 +25,11 @@ class Inbox:
         self._wanted = False
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Say whose coroutines put; called in that loop."""
+        """Set the loop whose coroutines call ``put``; call in that loop."""
         self._loop, self._room = loop, asyncio.Event()
 
     async def put(self, stream: int, raw: bytes, recv_ts: int) -> None:
-        """Lay a message in, as soon as there is room for it."""
+        """Add a message as soon as there is room."""
         assert self._room is not None
         waited = False
         while not self._put(stream, raw, recv_ts):
@@ -41,13 +41,13 @@ class Inbox:
     def _put(self, stream: int, raw: bytes, recv_ts: int) -> bool:
         size = len(raw)
         with self._lock:
-            held, waiting = self._held[stream], self.waiting_bytes
-            if (held and held + size > self._stream_bytes_max) or (waiting and waiting + size > self._bytes_max):
+            queued, waiting = self._bytes[stream], self.waiting_bytes
+            if (queued and queued + size > self._stream_bytes_max) or (waiting and waiting + size > self._bytes_max):
                 self._wanted = True
                 assert self._room is not None
                 self._room.clear()
                 return False
-            self._held[stream] += size
+            self._bytes[stream] += size
             self.waiting_bytes += size
             self._raw.append(raw)
             self._streams.append(stream)
@@ -61,7 +61,7 @@ class Inbox:
         with self._lock:
             taken = self._raw, self._streams, self._recv_ts
             self._raw, self._streams, self._recv_ts = [], [], []
-            self._held.clear()
+            self._bytes.clear()
             self.waiting_bytes = 0
             wanted, self._wanted = self._wanted, False
         if wanted and self._loop is not None and self._room is not None and not self._loop.is_closed():

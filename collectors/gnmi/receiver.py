@@ -1,12 +1,12 @@
-"""gNMI dial-in: subscribes to switches, and keeps at it. The one door to grpc on this side.
+"""gNMI dial-in: subscribes to switches and reconnects. The only module of the collector that uses grpc.
 
-One thread runs all streams, whatever the number of targets: a coroutine for each waits for the next message and lays it,
-raw, into a bounded inbox, from which ``drain`` decodes all of them in one call. Where the inbox is full, or a target has
-too much in it, reading stops, and with it, by the protocol's own flow control, the device: nothing is dropped here.
+One thread runs all streams: a coroutine for each puts raw messages into a bounded inbox, from which ``drain`` decodes all of
+them in one call. Where the inbox is full, or a target has too much in it, reading pauses and the protocol's flow control
+holds the device back: nothing is dropped here.
 
-A pack is one stream of its target. What a device refuses is asked for path by path, so that a leaf that it does not have
-costs that leaf only; a path that cannot be sent on change is sampled. A target that went away is dialled again, later
-each time, at random moments, and not more than ``dials_max`` at once; the span without data becomes a ``gap`` row.
+A pack is one stream of its target. If a device refuses it, its paths are subscribed to one by one, so that only the refused
+ones are missing; a path that cannot be sent on change is sampled. A lost target is dialled again after growing random delays,
+at most ``dials_max`` at the same time; the time without data becomes a ``gap`` row.
 """
 
 import asyncio
@@ -34,11 +34,11 @@ from .inbox import Inbox
 from .trouble import Complaints, Trouble, explain, own
 
 _SUBSCRIBE, _CAPABILITIES = "/gnmi.gNMI/Subscribe", "/gnmi.gNMI/Capabilities"
-# How long a device may take to answer the first call, connection included.
+# Time limit of the first call, connection included.
 _ANSWER_S = 10.0
-# How often each target says whether it is up.
+# How often each target reports whether it is up.
 _UP_EVERY_NS = 10 * NS_PER_S
-# Codes of a device that has heard and does not want: to dial again would not help.
+# Codes of a device that refuses a request: dialling again would not help.
 _REFUSALS = frozenset(
     (
         *(grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNIMPLEMENTED),
@@ -50,23 +50,23 @@ _SAMPLED_INSTEAD_MS = 10_000
 
 @dataclass(slots=True)
 class _State:
-    """A target under way."""
+    """State of a target."""
 
     dial: Dial
     stream: int
     up: bool = False
-    # Receive times of its last message and of the first one after a silence, 0 = none.
+    # Receive time of its last message, 0 = none.
     last_ns: int = 0
     down: bool = False
     failures: int = 0
     files: tuple[bytes | None, ...] = ()
-    # What happened, for the next drain: (time, kind, reason, detail) of events, (from, to) of gaps.
+    # For the next drain: (time, kind, reason, detail) of events, (from, to) of gaps.
     events: list[tuple[int, str, str, str]] = field(default_factory=list)
     gaps: list[tuple[int, int]] = field(default_factory=list)
 
 
 class _RedialError(Exception):
-    """The stream is over for a reason that is no trouble: dial again at once."""
+    """The stream ended for a reason that is no problem: dial again at once."""
 
 
 class Gnmi:
@@ -95,7 +95,7 @@ class Gnmi:
         self._defect: BaseException | None = None
 
     def start(self) -> None:
-        """Begin to dial. Raises ``ServiceError`` when a file of a certificate or password cannot be read."""
+        """Begin to dial. Raises ``ServiceError`` when a certificate or password file cannot be read."""
         dials = [self._config.complete(target) for target in self._config.targets]
         for dial in dials:
             dial.certificates()
@@ -115,7 +115,7 @@ class Gnmi:
         self._loop = self._thread = None
 
     def drain(self) -> list[Batch]:
-        """Return what has come since the last call, as rows; what waits for room in the inbox goes on."""
+        """Return rows of the messages since the last call; streams that wait for room in the inbox continue."""
         if self._defect is not None:
             raise self._defect
         now = self._clock.now_ns()
@@ -125,10 +125,10 @@ class Gnmi:
             decoded = self._decoder.decode(Messages(raw, np.array(streams, np.int32), np.array(recv_ts, np.int64)))
             batches = decoded.batches
             self._counts["synced"] += int(decoded.synced.sum())
-        return [*batches, *self._happenings(now)]
+        return [*batches, *self._own_rows(now)]
 
     def counters(self) -> Mapping[str, float]:
-        """Return targets and how many are up, messages, bytes, dials and what was wrong, since the start."""
+        """Return targets and how many are up, and messages, bytes, dials and errors since the start."""
         up = sum(state.up for state in self._states)
         gauges = {"targets": len(self._states), "targets_up": up, "waiting_bytes": self._inbox.waiting_bytes, "paths": self._decoder.paths}
         with self._lock:
@@ -141,8 +141,8 @@ class Gnmi:
         with self._lock:
             self._counts[name] += 1
 
-    def _happenings(self, now: int) -> list[Batch]:
-        """Return events and gaps since the last call, and every ten seconds which targets are up."""
+    def _own_rows(self, now: int) -> list[Batch]:
+        """Return events and gaps since the last call, and every ten seconds whether each target is up."""
         events, gaps, readings = [], [], []
         for state in self._states:
             with self._lock:
@@ -169,19 +169,19 @@ class Gnmi:
         self._inbox.attach(self._loop)
         self._dials = asyncio.Semaphore(self._config.dials_max)
         ready.set()
-        # Before the first message is asked for: else it would wait, and those behind it, until the kernels are compiled.
+        # Before the first subscription: else messages would wait until the kernels are compiled.
         await asyncio.to_thread(warm)
         ended = asyncio.create_task(self._ended.wait())
         tasks = [asyncio.create_task(self._target(state)) for state in self._states]
         await asyncio.wait([ended, *tasks], return_when=asyncio.FIRST_COMPLETED)
-        # A target's task ends by a defect only, which is not to stay unseen: the next drain raises it.
+        # A target's task ends only by a defect, which the next drain raises.
         self._defect = next((task.exception() for task in tasks if task.done()), None)
         for task in (ended, *tasks):
             task.cancel()
         await asyncio.gather(ended, *tasks, return_exceptions=True)
 
     async def _target(self, state: _State) -> None:
-        """Dial one target for ever."""
+        """Dial one target again and again."""
         while True:
             wait = True
             try:
@@ -193,19 +193,19 @@ class Gnmi:
                 called = isinstance(error, grpc.aio.AioRpcError)
                 trouble = explain(state.dial, error.code().name, error.details() or "") if called else own(error)
                 self._count(trouble.reason)
-                self._complaints.say(state.dial.name, trouble)
+                self._complaints.log(state.dial.name, trouble)
                 self._down(state, trouble.reason, trouble.problem)
             if wait:
                 await asyncio.sleep(self._pause_s(state))
 
     def _pause_s(self, state: _State) -> float:
-        """Return how long to wait before the next dial: twice as long each time, and at a moment of its own."""
+        """Return how long to wait before the next dial: twice as long each time, times a random factor."""
         longest = min(self._config.backoff_s * 2.0 ** min(state.failures, 30), self._config.backoff_s_max)
         state.failures += 1
         return longest * self._random.uniform(0.5, 1.0)
 
     async def _session(self, state: _State) -> None:
-        """Connect, subscribe, and read until something ends it, which is raised."""
+        """Connect, subscribe and read; raise what ends it."""
         dial = state.dial
         state.files = dial.certificates()
         self._count("dials")
@@ -216,7 +216,7 @@ class Gnmi:
             await _first_to_fail([*work, self._watch_files(state)])
 
     async def _offered(self, channel: grpc.aio.Channel, dial: Dial) -> tuple[str, ...]:
-        """Return the encodings that a device offers, none where it does not tell."""
+        """Return the encodings that a device offers, none if it does not answer that."""
         try:
             answer = await channel.unary_unary(_CAPABILITIES)(b"", metadata=dial.metadata(), timeout=_ANSWER_S)
             known = gnmi_pb2.CapabilityResponse.FromString(answer).supported_encodings
@@ -229,7 +229,7 @@ class Gnmi:
         return tuple(name for name in ENCODINGS if gnmi_pb2.Encoding.Value(name) in known)
 
     async def _paths(self, state: _State, channel: grpc.aio.Channel, pack: Pack, paths: Sequence[Wanted], encoding: str) -> None:
-        """Subscribe to paths of a pack in one stream; where the device refuses, to each by itself."""
+        """Subscribe to paths of a pack in one stream; if the device refuses, to each in a stream of its own."""
         while True:
             try:
                 await self._stream(state, channel, pack, paths, encoding)
@@ -242,11 +242,11 @@ class Gnmi:
                     paths = [Wanted(paths[0].path, "sample", _SAMPLED_INSTEAD_MS, 0)]
                 else:
                     self._count("paths_refused")
-                    self._complaints.say(state.dial.name, _refused(pack, paths[0], error))
+                    self._complaints.log(state.dial.name, _refused(pack, paths[0], error))
                     await asyncio.sleep(self._config.backoff_s_max)
 
     async def _stream(self, state: _State, channel: grpc.aio.Channel, pack: Pack, paths: Sequence[Wanted], encoding: str) -> None:
-        """Read one stream until it ends, which is raised."""
+        """Read one stream; raise what ends it."""
         wanted = gnmi_pb2.SubscriptionList(
             mode=gnmi_pb2.SubscriptionList.STREAM,
             encoding=encoding,
@@ -255,32 +255,32 @@ class Gnmi:
         )
         call = channel.stream_stream(_SUBSCRIBE)(metadata=state.dial.metadata())
         try:
-            # The way to the device stays open as long as the stream: to half-close it ends the stream at some devices.
+            # The request side stays open: half-closing it ends the stream at some devices.
             await call.write(gnmi_pb2.SubscribeRequest(subscribe=wanted).SerializeToString())
             async for message in call:
                 now = self._clock.now_ns()
-                self._heard(state, now)
+                self._received(state, now)
                 await self._inbox.put(state.stream, message, now)
         finally:
             call.cancel()
         code = await call.code()
         if code != grpc.StatusCode.OK:
             raise grpc.aio.AioRpcError(code, await call.initial_metadata(), await call.trailing_metadata(), await call.details())
-        raise ServiceError("the device ended the stream", "see its log")
+        raise ServiceError("the device ended the stream", "check its log")
 
     async def _watch_files(self, state: _State) -> None:
-        """Raise ``_RedialError`` when a certificate is another than the one that the channel was opened with."""
+        """Raise ``_RedialError`` when a certificate differs from the one that the channel was opened with."""
         while True:
             await asyncio.sleep(self._config.certificates_s)
             if not any(state.files):
                 continue
             with contextlib.suppress(ServiceError):
-                # A file that is just being written anew is looked at next time.
+                # A file that is just being written is checked again next time.
                 if await asyncio.to_thread(state.dial.certificates) != state.files:
                     raise _RedialError("a certificate file has changed")
 
-    def _heard(self, state: _State, now: int) -> None:
-        """Note a message; the first one of a session says that the target is up, and admits the silence before it."""
+    def _received(self, state: _State, now: int) -> None:
+        """Record the time of a message; the first of a session marks the target as up, and makes a gap of the time before."""
         if not state.up:
             state.up, state.failures = True, 0
             with self._lock:
@@ -302,9 +302,9 @@ def _channel(dial: Dial, config: GnmiConfig, files: tuple[bytes | None, ...]) ->
         ("grpc.keepalive_time_ms", round(config.keepalive_s * 1000)),
         ("grpc.keepalive_timeout_ms", round(config.keepalive_s * 500)),
         ("grpc.enable_retries", 0),
-        # Channels of one address would else share a connection, and each other's waiting before the next attempt.
+        # Else channels of one address would share a connection and its backoff.
         ("grpc.use_local_subchannel_pool", 1),
-        # Devices are reached directly, whatever proxy this machine uses for the web.
+        # Devices are reached directly, without the web proxy of this machine.
         ("grpc.enable_http_proxy", 0),
     ]
     if dial.insecure:
@@ -316,7 +316,7 @@ def _channel(dial: Dial, config: GnmiConfig, files: tuple[bytes | None, ...]) ->
 
 
 async def _first_to_fail(work: list[Coroutine[Any, Any, None]]) -> None:
-    """Run all at once; what ends first ends the others, and is raised."""
+    """Run all at the same time; the first that fails cancels the others, and its error is raised."""
     tasks = [asyncio.ensure_future(one) for one in work]
     try:
         await asyncio.gather(*tasks)
@@ -330,7 +330,7 @@ def _refused(pack: Pack, wanted: Wanted, error: grpc.aio.AioRpcError) -> Trouble
     return Trouble(
         "path_refused",
         f"does not serve {wanted.path} ({error.details() or error.code().name})",
-        f"nothing is lost but that path; choose packs for this device without {pack.name!r} to be rid of this message",
+        f"only this path is missing; choose packs without {pack.name!r} for this device to stop this message",
     )
 
 

@@ -59,7 +59,7 @@ def _decode(*raw: bytes) -> tuple[Decoder, Decoded, int]:
 
 
 def fuzz_gnmi(data: bytes) -> None:
-    """Bytes as a message: rows or an error, not both; the message behind it is read as if it stood alone."""
+    """Bytes as a message: rows or an error, not both; the next message is read as if it were alone."""
     decoder, decoded, made = _decode(data)
     assert made <= len(data)
     assert decoder.counts["malformed"] == decoded.wrong.sum() <= 1
@@ -70,7 +70,7 @@ def fuzz_gnmi(data: bytes) -> None:
 
 
 def fuzz_gnmi_json(data: bytes) -> None:
-    """Bytes as a JSON value: every leaf that the library sees where it takes it, and a counted error otherwise."""
+    """Bytes as a JSON value: rows or a counted error, not both."""
     note = gnmi_pb2.Notification(timestamp=TS)
     note.update.add(path=_path("root"), val=gnmi_pb2.TypedValue(json_val=data))
     decoder, decoded, made = _decode(gnmi_pb2.SubscribeResponse(update=note).SerializeToString())
@@ -81,7 +81,7 @@ def fuzz_gnmi_json(data: bytes) -> None:
 
 
 def fuzz_gnmi_recording(data: bytes) -> None:
-    """Bytes as a file of messages: rows, then perhaps one error with its mend."""
+    """Bytes as a file of messages: rows, then perhaps one error with a hint."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "input"
         path.write_bytes(data)

@@ -1,4 +1,4 @@
-"""What tests of live gNMI share: certificates, a device that does as it is told, and a collector that is drained until something holds."""
+"""What tests of live gNMI share: certificates, a scripted device, and a collector that is drained until a condition holds."""
 
 import datetime
 import ipaddress
@@ -25,14 +25,14 @@ DEADLINE_S = 20.0
 
 
 class Collecting:
-    """A collector between start and stop, and all rows that came of it."""
+    """A collector between start and stop, and all its rows."""
 
     def __init__(self, config: GnmiConfig) -> None:
         self.gnmi = Gnmi(config, CLOCK)
         self.frames: dict[str, list[pl.DataFrame]] = {}
 
     def __enter__(self) -> "Collecting":
-        # Compiled beforehand, the first time that these tests run on a machine, so that deadlines are about streams.
+        # Kernels are compiled before, so that deadlines cover streams only.
         warm()
         self.gnmi.start()
         return self
@@ -47,7 +47,7 @@ class Collecting:
             self.frames.setdefault(batch.family, []).append(batch.frame)
 
     def rows(self, family: str, **equal: object) -> list[dict]:
-        """Return the rows of a family whose columns are as said."""
+        """Return the rows of a family with these values of columns."""
         rows = [row for frame in self.frames.get(family, ()) for row in frame.iter_rows(named=True)]
         return [row for row in rows if all(row[name] == value for name, value in equal.items())]
 
@@ -57,7 +57,7 @@ class Collecting:
         return counters.get(f"weft_collectors_gnmi_{name}", counters.get(f"weft_collectors_gnmi_{name}_total", 0.0))
 
     def until(self, holds: Callable[[], object]) -> None:
-        """Drain until something holds; fail where it never does."""
+        """Drain until a condition holds; fail if it never does."""
         end = CLOCK.monotonic_ns() + DEADLINE_S * NS_PER_S
         while not holds():
             assert CLOCK.monotonic_ns() < end, f"it never came; {self.gnmi.counters()}, events {self.rows('event')[-5:]}"
@@ -69,7 +69,7 @@ Subscribed = Callable[[gnmi_pb2.SubscriptionList, grpc.ServicerContext], Iterato
 
 
 class Device(gnmi_pb2_grpc.gNMIServicer):
-    """A gNMI server whose streams are what ``subscribed`` yields: messages, or bytes as they shall be on the wire."""
+    """A gNMI server whose streams are what ``subscribed`` yields: messages, or raw bytes."""
 
     def __init__(self, subscribed: Subscribed, *, encodings: tuple[int, ...] = (gnmi_pb2.PROTO,), hold_s: float = 0.0) -> None:
         self._subscribed, self._encodings, self._hold_s = subscribed, encodings, hold_s
@@ -163,6 +163,6 @@ class Authority:
 
 
 def credentials(certificate: Path, key: Path, client_ca: Path | None = None) -> grpc.ServerCredentials:
-    """Return a server's credentials; with ``client_ca`` it wants certificates of its clients."""
+    """Return a server's credentials; with ``client_ca`` it requires client certificates."""
     ca = client_ca.read_bytes() if client_ca else None
     return grpc.ssl_server_credentials([(key.read_bytes(), certificate.read_bytes())], ca, ca is not None)
