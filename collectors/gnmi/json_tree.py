@@ -232,7 +232,7 @@ class JsonTrees:
 def _joined(members: dict[str, Any]) -> str | None:
     """Return the values of members with a NUL behind each; ``None`` where one is no text, or cannot be UTF-8."""
     try:
-        text = "\0".join((*members.values(), ""))
+        text = "\0".join(members.values()) + "\0" if members else ""
         return text if text.isascii() or text.encode() else None
     except (TypeError, UnicodeEncodeError):
         return None

@@ -201,6 +201,7 @@ def _rate(states, device, port):
 
 @numba.njit
 def _forget(states, device, forget):
+    """Forget line rates after a delete: of a port, or of a device; ``forget`` as in ``NodeMeanings``."""
     if forget == FORGET_DEVICE:
         states.newest[device] += 1
     elif forget != FORGET_NOTHING:

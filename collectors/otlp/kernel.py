@@ -90,6 +90,7 @@ def _resource(buffer, at, end, seed, out):
 
 @numba.njit
 def _scope(buffer, at, end, state, out):
+    """Walk one ``ScopeMetrics``; return whether it is well-formed."""
     while at < end:
         tag, _, begin, at = field(buffer, at, end)
         if at < 0 or (tag == 2 << 3 | 2 and not _metric(buffer, begin, at, state, out)):
