@@ -19,6 +19,7 @@ from .fingerprint import fingerprint
 from .queries import RuleColumns, Span
 from .rules import Rule
 from .state import Alert, Track, WindowRange, timeline
+from .windows import WindowCopies
 
 # A rule in error continues at its last position once it works again, but at most this far back.
 CATCH_UP_NS = 3600 * NS_PER_S
@@ -48,6 +49,8 @@ class _RuleResult:
     """The results of one rule's queries over one span."""
 
     rule: Rule
+    # The rule whose query is run: ``rule`` itself, or the same over copies of its views.
+    source: Rule
     span: Span
     columns: RuleColumns = field(default_factory=lambda: RuleColumns((), None))
     breaches: dict[str, list[WindowRange]] = field(default_factory=dict)
@@ -70,6 +73,7 @@ class Evaluator:
         self._outbox = outbox
         self._config = config or AlertsConfig()
         self._columns: dict[str, RuleColumns] = {}
+        self._copies = WindowCopies(rules, database)
         self._counts = dict.fromkeys(("evaluations", "fired", "resolved", "dropped_alerts", "dropped_runs", "rule_errors"), 0)
         self._gauges = {"rules": len(self._rules), "firing": 0, "pending": 0, "rules_in_error": 0}
 
@@ -81,8 +85,12 @@ class Evaluator:
         """
         states = self._table.load_rules()
         open_alerts = self._table.load_open()
+        spans = {rule.name: span for rule in self._rules if (span := _span(rule, closed_to_ns, states)) is not None}
+        sources = self._copies.load(spans)
         results = [
-            result for rule in self._rules if (result := self._read(rule, closed_to_ns, states, open_alerts.get(rule.name, {}))) is not None
+            self._read(rule, sources.get(rule.name, rule), spans[rule.name], open_alerts.get(rule.name, {}))
+            for rule in self._rules
+            if rule.name in spans
         ]
         orphans = open_alerts.keys() - {rule.name for rule in self._rules}
         if not results and not orphans:
@@ -110,19 +118,8 @@ class Evaluator:
             with self._database.transaction():
                 self._outbox.reconcile()
 
-    def _read(self, rule: Rule, closed_to_ns: int, states: dict[str, RuleState], known: Mapping[str, Alert]) -> _RuleResult | None:
-        window = rule.window_ns
-        end = closed_to_ns - closed_to_ns % window
-        state = states.get(rule.name)
-        if state is None:
-            # A rule that is new to a store starts now and does not evaluate history.
-            start = max((other.evaluated_to_ns for other in states.values()), default=0)
-        else:
-            start = max(state.evaluated_to_ns, end - CATCH_UP_NS) if state.last_error else state.evaluated_to_ns
-        start -= start % window
-        if end <= start:
-            return None
-        result = _RuleResult(rule, (start, end))
+    def _read(self, rule: Rule, source: Rule, span: Span, known: Mapping[str, Alert]) -> _RuleResult:
+        result = _RuleResult(rule, source, span)
         try:
             self._query(result, known)
         except StoreError as error:
@@ -135,14 +132,14 @@ class Evaluator:
         if rule.name not in self._columns:
             self._columns[rule.name] = queries.columns_of(rule, self._database)
         result.columns = columns = self._columns[rule.name]
-        rows = self._limited(result, queries.breach_sql(rule, columns, span))
+        rows = self._limited(result, queries.breach_sql(result.source, columns, span))
         for row in rows:
             self._ranges_of(result, row).append(queries.range_of(row, "breach"))
         if rule.no_data == "ok" or not (rows or known or rule.no_data == "alert"):
             return
         result.present = {}
         keys = queries.presence_keys(rule, columns)
-        for row in self._limited(result, queries.presence_sql(rule, columns, span)):
+        for row in self._limited(result, queries.presence_sql(result.source, columns, span)):
             window_range = queries.range_of(row, "present")
             if rule.no_data == "alert":
                 self._ranges_of(result, row)
@@ -235,6 +232,20 @@ class Evaluator:
         phases = [alert.phase for rule in alerts.values() for alert in rule.values()]
         self._gauges["firing"], self._gauges["pending"] = phases.count("firing"), phases.count("pending")
         self._gauges["rules_in_error"] = sum(bool(states[rule.name].last_error) for rule in self._rules if rule.name in states)
+
+
+def _span(rule: Rule, closed_to_ns: int, states: Mapping[str, RuleState]) -> Span | None:
+    """Return the closed windows that the rule has not evaluated; ``None`` if there are none."""
+    window = rule.window_ns
+    end = closed_to_ns - closed_to_ns % window
+    state = states.get(rule.name)
+    if state is None:
+        # A rule that is new to a store starts now and does not evaluate history.
+        start = max((other.evaluated_to_ns for other in states.values()), default=0)
+    else:
+        start = max(state.evaluated_to_ns, end - CATCH_UP_NS) if state.last_error else state.evaluated_to_ns
+    start -= start % window
+    return (start, end) if start < end else None
 
 
 def _changing(alert: Alert | None) -> tuple[object, ...]:

@@ -20,7 +20,8 @@ _FRACTIONAL = ("FLOAT", "DOUBLE", "DECIMAL")
 Span = tuple[int, int]
 
 
-def _identifier(name: str) -> str:
+def identifier(name: str) -> str:
+    """Return a name as SQL quotes it."""
     return '"' + name.replace('"', '""') + '"'
 
 
@@ -67,7 +68,7 @@ def columns_of(rule: Rule, database: Database) -> RuleColumns:
 def _islands(rule: Rule, columns: RuleColumns, span: Span, *, keys: tuple[str, ...], where: str, value: str) -> str:
     window = rule.window_ns
     ts = f"({columns.ts})" if columns.ts else f"CAST({span[1] - window} AS BIGINT)"
-    names = "".join(f"{_identifier(key)}, " for key in keys)
+    names = "".join(f"{identifier(key)}, " for key in keys)
     partition = f"PARTITION BY {names[:-2]} " if keys else ""
     return f"""WITH weft_windows AS (
         SELECT {names}{ts} - {ts} % {window} AS weft_ts, {value} AS weft_value FROM ({bound(rule, span)}\n) AS weft_query
@@ -112,5 +113,5 @@ def range_of(row: dict[str, object], kind: str) -> WindowRange:
 
 def evidence_sql(rule: Rule, names: tuple[str, ...], labels: dict[str, str], span: Span) -> str:
     """Return the query for the windows of one alert, to paste into ``weft sql``."""
-    where = [f"{_identifier(name)} = {literal(labels[name])}" for name in names if name in labels]
+    where = [f"{identifier(name)} = {literal(labels[name])}" for name in names if name in labels]
     return f"SELECT * FROM ({bound(rule, span)}\n) AS evidence" + (" WHERE " + " AND ".join(where) if where else "")

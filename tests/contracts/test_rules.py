@@ -76,6 +76,29 @@ def test_its_query_runs_on_an_empty_store(path, store):
     assert store.query("SELECT evaluated_to_ns FROM state.alert_rules WHERE rule = ?", (rule.name,)) == [{"evaluated_to_ns": 60 * S}]
 
 
+@pytest.mark.parametrize("seconds", [1, 60])
+@of_each_rule
+def test_its_query_reads_only_its_span(path, seconds, store):
+    """A breach is in the evaluated windows: rows before and after the span change nothing, with copied windows (1 s) and without."""
+    rule = load_rule(path)
+    span = (100 * S, (100 + seconds) * S)
+    store.execute("DELETE FROM state.alert_rules")
+    statements = []
+    query = store.query
+    store.query = lambda sql, params=(): statements.append(sql) or query(sql, params)
+    try:
+        Evaluator([rule], store).evaluate(span[0])
+        statements.clear()
+        Evaluator([rule], store).evaluate(span[1])
+    finally:
+        del store.query
+    judged = next(sql for sql in statements if "weft_windows AS" in sql)
+    shared = {view for view in ("ports_1s", "queues_1s", "quality_1s", "links") if re.search(rf"\b{view}\b", rule.query)}
+    assert {view for view in shared if f"weft_{view}" in judged} == (shared if seconds == 1 else set())
+    bounds = [int(ns) for ns in re.findall(r"make_timestamp_ns\((\d+)\)", judged)]
+    assert set(bounds) == set(span)
+
+
 @of_each_rule
 def test_its_tests_use_columns_of_the_views(path, store):
     """The rows of its tests have only columns of the view that they stand for, and its query reads that view."""
