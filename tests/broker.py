@@ -21,8 +21,8 @@ from xml.etree import ElementTree
 
 POM = Path(__file__).with_name("kafka-pom.xml")
 MAVEN_TIMEOUT_S = 600
-START_TIMEOUT_S = 60
-STOP_TIMEOUT_S = 15
+START_TIMEOUT_S = 120
+STOP_TIMEOUT_S = 60
 HEAP_MIB = 512
 
 PROPERTIES = """\

@@ -31,6 +31,7 @@ PROBE_INTERVAL_S = 10.0
 PROBE_TIMEOUT_S = 2.0
 # The client (3.0.12) repeats a rebalance that ends between two of its polls: a poll waits so long for one, also beyond its time-out.
 REBALANCE_WAIT_S = 2.0
+REBALANCE_STEP_MS = 500
 # An assignment follows its generation within milliseconds.
 ASSIGN_TIMEOUT_S = 3.0
 
@@ -131,7 +132,8 @@ class KafkaReader:
         while True:
             # Poll the client also with messages in hand, because that keeps the membership alive; poll in short steps,
             # because it does not return by itself after a rebalance.
-            self._fetch(0 if self._fetched or self._changes else min(int(remaining_s * 1000), FETCH_WAIT_MS))
+            step_ms = REBALANCE_STEP_MS if self._rebalancing else FETCH_WAIT_MS
+            self._fetch(0 if self._fetched or self._changes else min(int(remaining_s * 1000), step_ms))
             self._rejoin_if_forgotten()
             self._report_changes()
             wait_s = max(timeout_s, REBALANCE_WAIT_S) if self._rebalancing else timeout_s
