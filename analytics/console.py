@@ -1,13 +1,12 @@
-"""The SQL console: anybody's query on the published store, which can read the store and do nothing else.
+"""The SQL console: untrusted queries on the published store, which can read the store and nothing else.
 
-Three walls stand one behind the other, because none is enough alone:
+Three barriers, because none is enough alone:
 
-1. ``verify`` admits one statement that only reads, as DuckDB's own parser sees it. It is needed since DuckDB lets a
-   directory that may be read be written as well (``COPY ... TO``).
+1. ``verify`` accepts one read-only statement, as parsed by DuckDB, because DuckDB can write into a directory that it may read
+   (``COPY ... TO``).
 2. The connection is sandboxed (``Reader``): no other file, no network, no extension, no setting, bounded memory.
-3. The query runs in a child process of its own: two connections of one process to one file share their settings, a query
-   that does not heed an interrupt must be killed, and the child holds none of the parent's environment and, by its
-   resource limits, can write no file at all.
+3. The query runs in a child process: two connections of one process to one file share their settings, a query that ignores an
+   interrupt must be killed, and the child has an empty environment and resource limits that let it write no file.
 
 The child (``python -m weft.analytics.console``) reads one JSON object from standard input and writes one line of JSON
 and an Arrow stream to standard output.
@@ -33,27 +32,27 @@ from ..pipeline.clock import NS_PER_S, Clock, SystemClock
 from ..pipeline.errors import StoreError
 from .store.reader import Reader
 
-# A child that has not answered so long after the time limit does not heed the interrupt and is killed.
+# A child that has not answered this long after the time limit ignores the interrupt and is killed.
 KILL_AFTER_S = 2.0
 
-# Starting Python and opening the snapshot are not the query's time.
+# Allowed for starting Python and opening the snapshot.
 START_S = 10.0
 
-# What the child may map beyond the limit of the query itself: code, allocator arenas, thread stacks.
+# Address space of the child beyond the limit of the query: code, allocator arenas, thread stacks.
 OVERHEAD_BYTES = 3 * 1024**3
 
 FIRST_WORDS = ("SELECT", "FROM", "WITH", "VALUES", "TABLE", "DESCRIBE", "DESC", "SHOW", "SUMMARIZE", "EXPLAIN", "PIVOT", "UNPIVOT")
 
 _SKIPPED = re.compile(r"(?:\s+|--[^\n]*(?:\n|\Z)|/\*.*?\*/)*", re.S)
 _EXPLAIN = re.compile(r"EXPLAIN\b\s*(?:ANALYZE\b)?\s*(?:\(\s*(?:ANALYZE\s*,?\s*)?(?:FORMAT\s+\w+\s*)?\))?", re.I)
-_KEPT_VARIABLES = ("PATH", "PYTHONPATH", "LANG", "LC_ALL", "SYSTEMROOT")
+_PASSED_VARIABLES = ("PATH", "PYTHONPATH", "LANG", "LC_ALL", "SYSTEMROOT")
 
 log = logging.getLogger("weft")
 
 
 @dataclass(frozen=True, slots=True)
 class ConsoleConfig:
-    """What one query may use. Over ``rows_max`` rows the answer is cut, over the other limits the query fails."""
+    """The limits of one query. Beyond ``rows_max`` the rows are cut; beyond the other limits the query fails."""
 
     timeout_s: float = 10.0
     rows_max: int = 10_000
@@ -64,7 +63,7 @@ class ConsoleConfig:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The rows of a query; ``cut`` where there were more. ``elapsed_s`` is the query's time without the child's start."""
+    """The rows of a query; ``cut`` if there were more. ``elapsed_s`` excludes the start of the child."""
 
     frame: pl.DataFrame
     cut: bool
@@ -72,10 +71,10 @@ class Answer:
 
 
 def verify(reader: Reader, sql: str) -> None:
-    """Admit one statement that only reads.
+    """Accept one read-only statement.
 
     Raises:
-        StoreError: anything else; the words say what is admitted.
+        StoreError: anything else; the message says what is accepted.
     """
     start = _SKIPPED.match(sql)
     text = sql[start.end() :] if start else sql
@@ -89,7 +88,7 @@ def verify(reader: Reader, sql: str) -> None:
     if first == "EXPLAIN":
         _verify_explained(reader, text)
         return
-    # A PIVOT whose columns must be found in the data is two statements to DuckDB: a temporary type, then the query.
+    # DuckDB turns a PIVOT without an explicit list of columns into two statements: a temporary type, then the query.
     if kinds == ["SELECT"] or (kinds == ["CREATE", "SELECT"] and re.search(r"\bPIVOT", text, re.I) and not _several(text)):
         return
     if len(kinds) > 1:
@@ -106,7 +105,7 @@ def _verify_explained(reader: Reader, text: str) -> None:
 
 
 def _several(text: str) -> bool:
-    """Return whether a semicolon stands between two statements; one inside quotes counts too, which only refuses more."""
+    """Return whether there may be two statements: a semicolon inside quotes counts too, which only refuses more."""
     return ";" in text.rstrip().rstrip(";")
 
 
@@ -114,7 +113,7 @@ def answer(folder: Path, sql: str, config: ConsoleConfig | None = None) -> Answe
     """Run one query in a child process and return its rows.
 
     Raises:
-        StoreError: the query is refused, is wrong, or went over a limit; nothing else has happened.
+        StoreError: the query is refused, wrong, or beyond a limit.
     """
     config = config or ConsoleConfig()
     if len(sql) > config.query_chars_max:
@@ -144,7 +143,7 @@ def answer(folder: Path, sql: str, config: ConsoleConfig | None = None) -> Answe
 
 
 def _environment(environment: Mapping[str, str]) -> dict[str, str]:
-    return {name: environment[name] for name in _KEPT_VARIABLES if name in environment}
+    return {name: environment[name] for name in _PASSED_VARIABLES if name in environment}
 
 
 def _too_long(config: ConsoleConfig) -> StoreError:
@@ -169,7 +168,7 @@ _CODE_TOO_LONG = 3
 
 
 def _limit(config: ConsoleConfig) -> None:
-    """Take from this process what no query needs: files that it could write, memory, and time without end."""
+    """Limit this process: no file can be written, and memory and processor time are bounded."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     size = config.memory_bytes_max + OVERHEAD_BYTES
@@ -187,7 +186,7 @@ def _work(request: dict[str, Any], clock: Clock) -> tuple[dict[str, Any], bytes]
     threading.Thread(target=_watch, args=(reader, config, clock, done, stopped), daemon=True).start()
     try:
         verify(reader, request["sql"])
-        # The first answer of a process loads what turns rows into columns; that is not the query's time.
+        # The first query of a process loads libraries, which is not the query's time.
         reader.frame("SELECT 1", rows_max=1)
         began = clock.monotonic_ns()
         frame = reader.frame(request["sql"], rows_max=config.rows_max)
@@ -208,7 +207,7 @@ def _work(request: dict[str, Any], clock: Clock) -> tuple[dict[str, Any], bytes]
 
 
 def _watch(reader: Reader, config: ConsoleConfig, clock: Clock, done: threading.Event, stopped: threading.Event) -> None:
-    """Stop the query at its limit, and the process where the query does not heed that."""
+    """Interrupt the query at its time limit, and exit if it ignores that."""
     if clock.wait(config.timeout_s, done):
         return
     stopped.set()
@@ -219,7 +218,7 @@ def _watch(reader: Reader, config: ConsoleConfig, clock: Clock, done: threading.
 
 def main() -> int:
     """Answer the one request on standard input."""
-    # The reply goes out by a descriptor of its own: whatever else prints must not get between.
+    # The reply has a descriptor of its own, so that other output cannot mix with it.
     reply = os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     request = json.loads(sys.stdin.buffer.read())
@@ -232,7 +231,7 @@ def main() -> int:
         return 1
     reply.write(json.dumps(head).encode() + b"\n" + body)
     reply.close()
-    # DuckDB's threads may still be at work on what was cut off; there is nothing to tidy up.
+    # DuckDB's threads may still run; there is nothing to clean up.
     os._exit(0)
 
 

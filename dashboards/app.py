@@ -1,7 +1,7 @@
-"""The script that Streamlit runs: navigation, the controls that all pages share, and the loop that keeps a page fresh.
+"""The script that Streamlit runs: navigation, the controls shared by all pages, and the periodic refresh.
 
-Streamlit gives a script no package, so this file alone imports absolutely. The data folder comes from
-``WEFT_DASH_DATA`` or as the argument after ``--``.
+Streamlit runs a script without a package, so only this file has absolute imports. The data folder comes from
+``WEFT_DASH_DATA`` or from the argument after ``--``.
 """
 
 import functools
@@ -25,7 +25,7 @@ ICON = Path(__file__).with_name("icon.svg")
 
 DEFAULT_RANGE = "15m"
 
-# The controls that follow from page to page, and where they are kept between two runs.
+# The controls that all pages share, and the session key that carries them between two runs.
 _SHARED = ("range", "until", "pause")
 _CARRIED = "carried"
 
@@ -36,7 +36,7 @@ ABOUT = "**Weft** watches the back-end fabric of GPU clusters. Every chart shows
 
 
 def data_folder() -> Path:
-    """Return the folder that holds ``store``."""
+    """Return the data folder."""
     return Path(sys.argv[1] if len(sys.argv) > 1 else os.environ.get(DATA_VARIABLE, "weft-data"))
 
 
@@ -56,20 +56,20 @@ def main() -> None:
 
 
 def show(name: str, module: ModuleType, pages: dict[str, Any]) -> None:
-    """Show one page: its controls once, its body again and again."""
-    going = st.session_state.pop(parts.GOING, None)
-    if going:
-        st.switch_page(pages[going[0]], query_params=going[1])
+    """Show one page: its controls once, its body at each refresh."""
+    target = st.session_state.pop(parts.TARGET, None)
+    if target:
+        st.switch_page(pages[target[0]], query_params=target[1])
     paused, range_name, until_ns = controls(name, module)
     refresh = REFRESH_S if module.LIVE and not paused else None
     st.fragment(body, run_every=refresh, key=f"body_{name}")(module, range_name, until_ns)
 
 
 def controls(name: str, module: ModuleType) -> tuple[bool, str, int | None]:
-    """Show title, range, end and pause; return what is chosen.
+    """Show title, range, end and pause; return the chosen values.
 
-    The URL is their one truth: it is read before the controls are drawn, written when one is changed, and taken along
-    from page to page. Controls of one page alone are bound to it by Streamlit, which cannot take them along.
+    Their state is in the URL: read before the controls are drawn, written when one changes, carried from page to page.
+    Streamlit binds the controls of a single page to the URL, but does not carry them.
     """
     _carry_over(name)
     with st.container(horizontal=True, vertical_alignment="bottom", horizontal_alignment="distribute", key="controls"):
@@ -96,7 +96,7 @@ def controls(name: str, module: ModuleType) -> tuple[bool, str, int | None]:
 
 
 def _to_url(name: str) -> None:
-    """Write a control that has just been changed into the URL; its default is not said there."""
+    """Write a changed control into the URL, which has no defaults."""
     value = st.session_state[name]
     words = "true" if value is True else str(value or "")
     if words in ("", DEFAULT_RANGE):
@@ -106,7 +106,7 @@ def _to_url(name: str) -> None:
 
 
 def _carry_over(name: str) -> None:
-    """Take the shared controls along from the page that was shown before, unless the URL says otherwise."""
+    """Carry the shared controls over from the previous page, unless the URL has them."""
     page, values = st.session_state.get(_CARRIED, (name, {}))
     if page != name:
         for key, value in values.items():

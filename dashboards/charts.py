@@ -1,7 +1,7 @@
-"""Charts: frames in, Altair charts out. Every chart says its units, shows times in UTC, and tells series apart by more than colour.
+"""Charts: frames in, Altair charts out. Every chart has units, times in UTC, and series that differ in more than colour.
 
-A frame's time column is ``ms``: milliseconds since 1970 as a number, because a browser reads a timestamp without a zone
-as its own.
+A frame's time column is ``ms``: milliseconds since 1970 as a number, because a browser would show a timestamp without a zone in
+its local zone.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ POINTED_MAX = 60
 # Series in one legend line.
 LEGEND_COLUMNS = 6
 
-# Labels of an axis of time.
+# Labels of a time axis.
 TICKS_MAX = 6
 
 _S = 1_000
@@ -90,7 +90,7 @@ def heat(
     what: str = "time in bursts",
     pick: Sequence[str] = ("device", "port", "direction", "ms"),
 ) -> alt.Chart:
-    """Draw one row per ``name`` and one cell per span of time; a click selects ``cell``, which holds the columns ``pick``."""
+    """Draw one row per ``name`` and one cell per span of time; a click selects ``cell`` with the columns ``pick``."""
     names = frame["name"].unique(maintain_order=True).to_list()
     top = max(0.01, _number(frame["ratio"].max()))
     legend = alt.Legend(title=title, format=".0%", orient="top", gradientLength=280, titleLimit=400)
@@ -171,7 +171,7 @@ def curve(
 def bars(
     frame: pl.DataFrame, name: str, value: str, title: str, *, dark: bool, tips: Sequence[str] = (), height: int = HEIGHT
 ) -> alt.TopLevelMixin:
-    """Draw one horizontal bar per row, with its value in words."""
+    """Draw one horizontal bar per row, labelled with its value."""
     base = alt.Chart(frame).encode(
         y=alt.Y(f"{name}:N", sort=None, axis=alt.Axis(title=None, labelLimit=240, ticks=False)),
         x=alt.X(f"{value}:Q", axis=alt.Axis(title=title, format="~s", tickCount=5)),
@@ -193,18 +193,18 @@ def _ink(dark: bool) -> str:
 
 
 def _time(frame: pl.DataFrame, end: str = "ms") -> alt.X:
-    """Return the axis of time, its labels as fine as the time shown asks for."""
+    """Return the time axis, with labels as fine as its width needs."""
     low, high = _number(frame["ms"].min()), _number(frame[end].max())
     width = high - low
     style = "%H:%M:%S.%L" if width < 10 * _S else "%H:%M:%S" if width < 20 * _MIN else "%H:%M" if width < 36 * 60 * _MIN else "%b %d %H:%M"
     label = f"utcFormat(datum.value, '{style}')"
     axis = alt.Axis(title="time, UTC", labelExpr=label, values=_ticks(low, high), grid=False, labelFlush=False, labelOverlap="greedy")
-    # A numeric axis: one of times would be drawn in the browser's zone.
+    # A numeric axis: a time axis would be in the browser's zone.
     return alt.X("ms:Q", scale=alt.Scale(domain=[low, max(high, low + 1)], nice=False, zero=False), axis=axis)
 
 
 def _ticks(low_ms: float, high_ms: float) -> list[float]:
-    """Return round instants for labels: Vega's own choice leaves out most of them below a second."""
+    """Return round instants for labels: Vega omits most labels below a second."""
     step = next((step for step in _STEPS_MS if (high_ms - low_ms) / step <= TICKS_MAX), _STEPS_MS[-1])
     first = -(-low_ms // step)
     return [(first + k) * step for k in range(int((high_ms // step) - first) + 1)][: 10 * TICKS_MAX]
@@ -226,7 +226,7 @@ def _value(field: str, title: str, *, top: float, percent: bool = False, log: bo
         ceiling = max(1.0, top * 1.02) if top > 0.05 else max(0.001, top * 1.1)
         axis = alt.Axis(title=title, format=".0%" if ceiling > 0.05 else ".2%", tickCount=6)
         return alt.Y(f"{field}:Q", scale=alt.Scale(domain=[0, ceiling], nice=False), axis=axis)
-    # Nothing but zeros has no width of its own.
+    # Zeros alone have no extent.
     return alt.Y(
         f"{field}:Q",
         scale=alt.Scale(domain=[0, top * 1.05 if top > 0 else 1], nice=True),
@@ -258,7 +258,7 @@ def _series(names: Sequence[str], dark: bool, columns: int = LEGEND_COLUMNS) -> 
 
 
 def _rule(rule: tuple[float, str] | None, dark: bool) -> list[alt.Chart]:
-    """Return a level that matters, with its words on a halo."""
+    """Return a horizontal line at a level, with its label on a halo."""
     if rule is None:
         return []
     level = alt.Chart(pl.DataFrame({"y": [rule[0]], "label": [rule[1]]}))

@@ -1,7 +1,7 @@
-"""The dashboard's way to the store: the newest snapshot, opened once a rerun, with answers kept for as long as they hold.
+"""The dashboard's access to the store: the newest snapshot, opened once per rerun, with cached results.
 
-A snapshot never changes, so an answer is right for ever under the key (snapshot, query); the cache is bounded by number
-and size. This is the only file of the dashboard that opens the store.
+A snapshot never changes, so a result is valid for its key (snapshot, query) for ever; the cache is bounded in number and
+size. No other file of the dashboard opens the store.
 """
 
 from pathlib import Path
@@ -19,7 +19,7 @@ ANSWERS_BYTES_MAX = "128mb"
 
 
 class Board:
-    """One rerun's view of the store; ``close`` it."""
+    """The store during one rerun; ``close`` it."""
 
     def __init__(self, data: Path, clock: Clock) -> None:
         """Open the newest snapshot. Raises ``StoreError`` where nothing is published."""

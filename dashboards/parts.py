@@ -1,4 +1,4 @@
-"""What pages are made of: a visit's data and time span, figures that show their query, tables, words for times and sizes."""
+"""The parts of pages: data and time span of a visit, figures and tables that show their query, formats of times and sizes."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -17,20 +17,20 @@ from ..pipeline.errors import StoreError
 from .data import Board
 from .sql import Span, chosen
 
-# No device in particular; pages share the control, so they share the word.
+# No device in particular; the control is shared by pages.
 ANY = "any device"
 
-# No port in particular, where all are meant together.
+# No port in particular, where all ports are shown together.
 ALL_PORTS = "all ports"
 
-# Where a page leaves word of the page that is to be shown next.
-GOING = "going"
+# The session key of the page to show next.
+TARGET = "target"
 
 # Above these ages the badges of live data turn orange and red.
 AGE_WARN_S = 10
 AGE_BAD_S = 60
 
-# Data older than this are a recording, whose age means nothing.
+# Data older than this are a recording, whose age is not shown.
 RECORDED_S = 24 * 3600
 
 NOTHING_YET = (
@@ -40,7 +40,7 @@ NOTHING_YET = (
 
 @dataclass(frozen=True)
 class Visit:
-    """What a page is rendered from: the store, the chosen time, the theme."""
+    """The input of a page: the store, the chosen time, the theme."""
 
     board: Board
     range_name: str
@@ -48,7 +48,7 @@ class Visit:
     dark: bool
 
     def span(self, bounds: str) -> Span | None:
-        """Return the chosen span of the data whose beginning and end ``bounds`` asks for; None where there are none."""
+        """Return the chosen span of the data that the query ``bounds`` limits; None where there are no data."""
         row = self.board.row(bounds)
         first, end = row.get("first_ns"), row.get("end_ns")
         if not isinstance(first, int) or not isinstance(end, int):
@@ -56,9 +56,9 @@ class Visit:
         return chosen(first, end, self.range_name, self.until_ns)
 
     def go(self, page: str, query: Mapping[str, str]) -> None:
-        """Show another page; the controls that all pages share stay as they are."""
-        # Leaving from inside a part that refreshes by itself breaks the browser's picture of the page now and then.
-        st.session_state[GOING] = page, dict(query)
+        """Show another page; the shared controls keep their state."""
+        # Switching pages from inside a fragment that refreshes can break the page in the browser.
+        st.session_state[TARGET] = page, dict(query)
         st.rerun(scope="app")
 
 
@@ -75,7 +75,7 @@ def figure(
     selects: bool = False,
     good: bool = False,
 ) -> Any:
-    """Show a chart of a query, with the query; return what is selected in it."""
+    """Show a chart of a query, with the query; return the selection in it."""
     with st.container(border=True, key=f"figure_{key}"):
         _head(title, sql, key, note)
         frame = fetch(visit, sql)
@@ -107,7 +107,7 @@ def table(
     chosen_row: Callable[[], None] | Literal["rerun"] | None = None,
     good: bool = False,
 ) -> tuple[pl.DataFrame | None, list[int]]:
-    """Show the rows of a query, with the query; return them and which are selected. Columns that are not named are not shown."""
+    """Show the named columns of a query, with the query; return its rows and the selected ones."""
     with st.container(border=True, key=f"table_{key}"):
         _head(title, sql, key, note)
         frame = fetch(visit, sql)
@@ -133,9 +133,9 @@ def table(
 
 
 def choose_port(known: pl.DataFrame, anything: str, doc: str = "") -> tuple[str, str]:
-    """Show the choice of a device and one of its ports, and return both; empty where none in particular is chosen.
+    """Show the choice of a device and one of its ports, and return both; empty where none is chosen.
 
-    ``known`` has the columns ``device`` and ``port``; ``anything`` is the word for no port in particular.
+    ``known`` has the columns ``device`` and ``port``; ``anything`` is the label for no port in particular.
     """
     devices = known["device"].unique(maintain_order=True).to_list()
     device = st.selectbox("Device", [ANY, *devices], key="device", bind="query-params", width=240)
@@ -145,7 +145,7 @@ def choose_port(known: pl.DataFrame, anything: str, doc: str = "") -> tuple[str,
 
 
 def nothing(words: str, *, good: bool = False) -> None:
-    """Say why there is nothing to show, and what to do; with ``good``, that this is as it should be."""
+    """Show why there is nothing to show, and what to do; with ``good``, that nothing is the good case."""
     if good:
         st.success(words, icon=":material/check_circle:")
     else:
@@ -153,13 +153,13 @@ def nothing(words: str, *, good: bool = False) -> None:
 
 
 def selected(key: str) -> list[int]:
-    """Return which rows of a table are selected, in a callback."""
+    """Return the selected rows of a table, in a callback."""
     state: Any = st.session_state.get(f"rows_{key}")
     return list(state.selection.rows) if state else []
 
 
 def fetch(visit: Visit, sql: str) -> pl.DataFrame | None:
-    """Return the rows of a query, or say what is wrong and return None."""
+    """Return the rows of a query, or show its error and return None."""
     try:
         return visit.board.frame(sql)
     except StoreError as error:
@@ -170,7 +170,7 @@ def fetch(visit: Visit, sql: str) -> pl.DataFrame | None:
 def _head(title: str, sql: str, key: str, note: str) -> None:
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
         st.markdown(f"**{title}**", help=note or None, width="content")
-        with st.popover("SQL", icon=":material/code:", key=f"sql_{key}", help="the query that made this, to copy", type="tertiary"):
+        with st.popover("SQL", icon=":material/code:", key=f"sql_{key}", help="the query behind this, to copy", type="tertiary"):
             st.caption(f"Run it with `weft sql`, on the page SQL, or in any DuckDB client on `{CURRENT}`.")
             st.code(sql, language="sql", wrap_lines=False)
 
@@ -183,7 +183,7 @@ def tiles(items: Sequence[tuple[str, str, str]]) -> None:
 
 
 def age_badges(visit: Visit, newest_ns: int | None) -> None:
-    """Say how old the data and the snapshot are, in words and colour."""
+    """Show how old the data and the snapshot are, in words and colour."""
     now = visit.board.clock.now_ns()
     with st.container(horizontal=True, gap="small"):
         if newest_ns is None:
@@ -254,7 +254,7 @@ def number(value: object, unit: str = "", digits: int = 3) -> str:
 
 
 def plain(words: object) -> str:
-    """Return text from elsewhere so that Markdown shows it as it is: a device's name must not become a link or a picture."""
+    """Return text escaped for Markdown: the name of a device must not become a link or a picture."""
     return re.sub(r"([\\`*_{}\[\]()#+.!|<>~$:-])", r"\\\1", str(words))
 
 

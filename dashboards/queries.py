@@ -21,7 +21,7 @@ def packets_bounds() -> str:
 
 
 def worst_ports(span: Span, limit: int = 50, where: str = "true") -> str:
-    """The ports that spend most of their time in bursts, each at the sampling interval that covers most of the span."""
+    """The ports with most time in bursts, each at the sampling interval that covers most of the span."""
     r = span.resolution(20)
     return f"""SELECT device, port, direction,
   {weighted("burst_time_ratio", "samples")} AS burst_time_ratio,

@@ -1,6 +1,6 @@
-"""Serves the dashboard: Streamlit in this process, with what it leaves open by default closed.
+"""Serves the dashboard: Streamlit in this process, with safe settings.
 
-Nothing is sent anywhere, nobody but this machine can connect unless told so, errors show no code, and no file is
+Nothing is sent anywhere, only this machine can connect unless configured otherwise, errors show no code, and no file is
 watched or written.
 """
 
@@ -14,7 +14,7 @@ from . import theme
 
 APP = Path(__file__).with_name("app.py")
 
-# By which the app, a script that Streamlit runs, learns where the data are.
+# Passes the data folder to the app, a script that Streamlit runs.
 DATA_VARIABLE = "WEFT_DASH_DATA"
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -22,9 +22,9 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 @dataclass(frozen=True, slots=True)
 class DashConfig:
-    """Where to serve. ``allowed_hosts``: names under which a browser may come, empty = any (on loopback: only loopback's).
+    """Where to serve. ``allowed_hosts``: host names that a browser may use, empty = any (on loopback: only loopback's).
 
-    The dashboard asks nobody who they are: on another ``address`` than loopback put a proxy that does before it.
+    The dashboard has no login: on another ``address`` than loopback, put a proxy with authentication in front of it.
     """
 
     port: int = 8501
@@ -48,7 +48,7 @@ def run(config: DashConfig, data: Path) -> None:
 
 
 def check_port(config: DashConfig) -> None:
-    """Raise ``ServiceError`` where nothing could listen at the address and port."""
+    """Raise ``ServiceError`` if the address and port cannot be listened on."""
     family = socket.AF_INET6 if ":" in config.address else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,7 +1,6 @@
-"""What every query of the dashboard shares: literals, and the span of time with the resolution that suits it.
+"""Parts of the dashboard's queries: literals, and spans of time with a suitable resolution.
 
-Queries are shown to the user to be copied, so they carry their values as literals; ``text`` and ``instant`` are the
-only ways by which a value gets into one.
+Users copy the queries, so values are literals; ``text`` and ``instant`` are the only functions that put a value into one.
 """
 
 from dataclasses import dataclass
@@ -10,13 +9,13 @@ from datetime import UTC, datetime
 from ..pipeline.clock import NS_PER_S
 from ..pipeline.tables.field import RESOLUTIONS_NS
 
-# A line of more points than this is wider than a screen.
+# Points of a line; more are wider than a screen.
 POINTS_MAX = 1000
 
-# The ranges that can be chosen, by their name in the URL; None = everything.
+# The selectable ranges by their name in the URL; None = everything.
 RANGES_S: dict[str, int | None] = {"5m": 300, "15m": 900, "1h": 3600, "6h": 6 * 3600, "24h": 24 * 3600, "all": None}
 
-# How a resolution is said.
+# The labels of resolutions.
 WORDS = {"1s": "1 s", "10s": "10 s", "1m": "1 min", "1h": "1 h"}
 
 # Widths of the columns of a heat map.
@@ -24,7 +23,7 @@ _STEPS_NS = tuple(factor * 10**power for power in range(6, 12) for factor in (1,
 
 
 def text(value: str) -> str:
-    """Return ``value`` as a literal of SQL."""
+    """Return ``value`` as an SQL literal."""
     return "'" + value.replace("'", "''").replace("\x00", "") + "'"
 
 
@@ -64,7 +63,7 @@ class Span:
         return f"{column} >= {instant(self.from_ns)} AND {column} < {instant(self.to_ns)}"
 
     def step_ns(self, count: int) -> int:
-        """Return a round width of which at most ``count`` cover the span."""
+        """Return the smallest round width of which ``count`` cover the span."""
         return next((step for step in _STEPS_NS if step * count >= self.width_ns), 3600 * NS_PER_S)
 
     def last(self, seconds: int) -> "Span":
@@ -73,7 +72,7 @@ class Span:
 
 
 def chosen(first_ns: int, end_ns: int, range_name: str, until_ns: int | None) -> Span:
-    """Return the span of a named range that ends at ``until_ns``, or where the data end; cut to where there are data."""
+    """Return the span of a named range that ends at ``until_ns`` or with the data, cut to the span of the data."""
     end = min(end_ns, until_ns) if until_ns is not None else end_ns
     end = max(end, first_ns + 1)
     width_s = RANGES_S.get(range_name)

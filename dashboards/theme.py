@@ -1,8 +1,8 @@
 """Colours, light and dark.
 
-Categories are Okabe and Ito's eight (2008), which people with any common colour vision can tell apart, in an order in
-which neighbours differ in lightness too; on each background the two that it would swallow are left out. Sequences are cividis (Nuñez et
-al., 2018). Colour never speaks alone: lines are also dashed differently, states also say their word.
+Categories are the eight colours of Okabe and Ito (2008), distinguishable with any common colour vision, ordered so that neighbours
+differ in lightness too, without the two of least contrast on each background. Sequences are cividis (Nuñez et al., 2018). Nothing is
+shown by colour alone: lines have dash patterns, states have labels.
 """
 
 LIGHT = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#4D4D4D")
@@ -10,10 +10,10 @@ DARK = ("#56B4E9", "#E69F00", "#009E73", "#F0E442", "#CC79A7", "#D55E00", "#CFCF
 
 CIVIDIS = ("#00224e", "#123570", "#3b496c", "#575d6d", "#707173", "#8a8678", "#a59c74", "#c3b369", "#e1cc55", "#fee838")
 
-# From nothing to much, for pictures in which most places are at rest: the background's own grey, then cividis.
+# The low end of the scale for pictures in which most places are at rest: the grey of the background, then cividis.
 _REST = ("#EEF1F4", "#1C232B")
 
-# Text and background, by whether it is dark.
+# Text and background, indexed by whether the theme is dark.
 INK = ("#1B1F24", "#E6EAEE")
 PAPER = ("#FFFFFF", "#0F1318")
 
@@ -62,10 +62,10 @@ def categories(dark: bool) -> list[str]:
 
 
 def sequence(dark: bool) -> list[str]:
-    """Return the colours from little to much: much is what stands out from the background."""
+    """Return the colours from low to high; high has the most contrast to the background."""
     return list(CIVIDIS if dark else reversed(CIVIDIS))
 
 
 def pressure(dark: bool) -> list[str]:
-    """Return the colours from rest to much."""
+    """Return the colours from rest to high."""
     return [_REST[dark], *(CIVIDIS[1:] if dark else reversed(CIVIDIS[:-1]))]

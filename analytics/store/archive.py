@@ -1,10 +1,9 @@
-"""Segments and retention: what leaves the hot tables becomes sorted Parquet, and what is too old goes.
+"""Segments and retention: rows that leave the hot tables become sorted Parquet files, and old files are deleted.
 
-A table is cut when it holds more than ``hot_rows_max`` rows or rows of an hour that closed long enough ago that
-nothing late can reach it. The file is written first under a temporary name; its manifest row and the deletion of the
-hot rows are one transaction, so after a crash a file that no manifest knows is garbage and is removed.
+A table is cut when it has more than ``hot_rows_max`` rows, or rows of an hour too old for late data. The manifest row of a
+file and the deletion of its hot rows are one transaction, so after a crash a file without a manifest row is removed.
 
-The inventory is no history: it is never cut and never too old, and loses only what newer rows have replaced.
+The inventory is state, not history: it is never cut; only rows that newer ones replace are deleted.
 """
 
 from dataclasses import dataclass
@@ -25,13 +24,13 @@ from .writer import Store
 
 HOUR_NS = 3600 * NS_PER_S
 
-# From so many rows of one table in one transaction on, they become a segment right away.
+# This many rows of one table in one transaction become a segment at once.
 BULK_ROWS = 5_000
 
 
 @dataclass(frozen=True, slots=True)
 class ArchiveConfig:
-    """How much stays hot, and how long each resolution is kept at all, in days: "" is what has none; what is not said is as it is here."""
+    """How much stays hot, and for how many days each resolution is stored ("" = tables without one); what is missing has its default."""
 
     hot_s: float = 3 * 3600
     hot_rows_max: int = 400_000
@@ -47,7 +46,7 @@ class Archive:
         self._keep_days = _keep_days(config)
         self._clock = clock
         self._report = report
-        self._doomed: list[tuple[int, str]] = []
+        self._to_delete: list[tuple[int, str]] = []
         self._inventory_rows: object = 0
 
     def start(self) -> None:
@@ -58,17 +57,17 @@ class Archive:
                 path.unlink(missing_ok=True)
 
     def run(self) -> None:
-        """Cut what is due and drop what is too old. Raises ``StoreError`` on a full disk."""
+        """Cut tables that are due and delete what is too old. Raises ``StoreError`` on a full disk."""
         for name in base_tables():
             if name == "inventory":
-                self._keep_last()
+                self._delete_superseded()
                 continue
             self._cut(name)
             self._expire(name)
         now = self._clock.monotonic_ns()
-        for due, path in [entry for entry in self._doomed if entry[0] <= now]:
+        for due, path in [entry for entry in self._to_delete if entry[0] <= now]:
             (self._store.folder / path).unlink(missing_ok=True)
-            self._doomed.remove((due, path))
+            self._to_delete.remove((due, path))
 
     def _cut(self, name: str) -> None:
         ts = _time_of(name)
@@ -77,16 +76,16 @@ class Archive:
         border = (high - int(self._config.hot_s * NS_PER_S)) // HOUR_NS * HOUR_NS
         resolution = RESOLUTIONS_NS.get(name.rsplit("_", 1)[-1], NS_PER_S)
         if rows > self._config.hot_rows_max:
-            # Half of the time span goes, at a minute, so that one segment a cut is made and not one a row.
+            # Cut half of the time span, at a full minute: one large segment instead of one per row.
             border = max(border, (low + high) // 2 // (60 * NS_PER_S) * 60 * NS_PER_S)
-        # A coarse row may still grow while it is the newest, so the newest never goes.
+        # The newest coarse row may still grow, so it stays.
         border = min(border // resolution, high // resolution) * resolution
         if not rows or border <= low:
             return
         self._move(name, ts, low, border)
 
-    def _keep_last(self) -> None:
-        """Delete what newer rows of the inventory have replaced; where none came since the last time, there is nothing to do."""
+    def _delete_superseded(self) -> None:
+        """Delete inventory rows that newer ones have replaced, if any row was added since the last time."""
         rows = self._store.query("SELECT count(*) AS rows FROM base.inventory")[0]["rows"]
         if rows == self._inventory_rows:
             return
@@ -96,7 +95,7 @@ class Archive:
 
     def _move(self, name: str, ts: str, low: int, border: int) -> None:
         path = f"{SEGMENTS}/{name}/{low:020d}-{border:020d}-{self._clock.now_ns():020d}.parquet"
-        target = self._place(path)
+        target = self._target(path)
         where = f"{ts} < make_timestamp_ns({border})"
         with self._store.transaction():
             self._store.execute(
@@ -112,14 +111,14 @@ class Archive:
         self._report.count("weft_analyze_segment_bytes_total", size, label=name)
 
     def bulk(self, name: str, frame: pl.DataFrame) -> None:
-        """Make many rows, as the store keeps them, a segment at once, inside the caller's transaction.
+        """Write many rows in stored form as a segment, inside the caller's transaction.
 
-        A backlog need not pass through the hot tables: that would write every row twice.
+        A backlog bypasses the hot tables, which would write every row twice.
         """
         ts = _time_of(name)
         low, high = (int(frame[ts].cast(pl.Int64).min()), int(frame[ts].cast(pl.Int64).max()))  # type: ignore[arg-type]
         path = f"{SEGMENTS}/{name}/{low:020d}-{high:020d}-{self._clock.now_ns():020d}.parquet"
-        target = self._place(path)
+        target = self._target(path)
         try:
             frame.sort(ts, "group_id" if "group_id" in frame.columns else "device").write_parquet(
                 target, compression="lz4", statistics=True, row_group_size=BULK_ROWS
@@ -134,7 +133,7 @@ class Archive:
         refresh(self._store, name)
         self._report.count("weft_analyze_segment_bytes_total", target.stat().st_size, label=name)
 
-    def _place(self, path: str) -> Path:
+    def _target(self, path: str) -> Path:
         target = self._store.folder / path
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -149,21 +148,21 @@ class Archive:
         days = self._keep_days.get(resolution, self._keep_days[""])
         oldest = self._clock.now_ns() - int(days * 86_400 * NS_PER_S)
         if name in FAMILIES:
-            # Against what was received last: a store of an old recording keeps what came with it.
+            # Relative to the newest row received, so that a store of an old recording keeps its rows.
             newest = f"(SELECT max(recv_ts) FROM base.{name})"
             self._store.execute(f"DELETE FROM base.{name} WHERE recv_ts < {newest} - to_seconds({int(days * 86_400)})")
-        # A replay of old recordings is news to this store: age counts from when a segment was cut.
+        # A replayed recording is new to this store: age counts from when a segment was cut.
         for row in self._store.query("SELECT path FROM base.segments WHERE name = ?", [name]):
             path = str(row["path"])
             if int(path.rsplit("-", 1)[-1].removesuffix(".parquet")) < oldest:
                 with self._store.transaction():
                     self._store.execute("DELETE FROM base.segments WHERE path = ?", [path])
                     refresh(self._store, name)
-                self._doomed.append((self._clock.monotonic_ns() + GRACE_S * NS_PER_S, path))
+                self._to_delete.append((self._clock.monotonic_ns() + GRACE_S * NS_PER_S, path))
 
 
 def _keep_days(config: ArchiveConfig) -> dict[str, float]:
-    """Return how long each resolution is kept. Raises ``ConfigError`` for one that is not there, and where nothing would be kept."""
+    """Return for how many days each resolution is stored. Raises ``ConfigError`` for an unknown one and for zero days."""
     usual = dict(ArchiveConfig().keep_days)
     for resolution, days in config.keep_days:
         if resolution not in usual:
@@ -176,5 +175,5 @@ def _keep_days(config: ArchiveConfig) -> dict[str, float]:
 
 
 def _time_of(name: str) -> str:
-    """Return the column that says when a row of a table is."""
+    """Return the time column of a table."""
     return "start_ts" if name == "bursts" else "ts"

@@ -7,7 +7,7 @@ from ...pipeline.tables.families import FAMILIES
 from ...pipeline.tables.field import RESOLUTIONS_NS, Table
 from ...pipeline.tables.states import STATES
 from ..views import CONDITIONAL_SUMS, conditional_name
-from .lag import KEPT_FAMILIES
+from .lag import STORED_FAMILIES
 
 # The resolutions of roll-ups.
 COARSER = tuple(name for name in RESOLUTIONS_NS if name != "1s")
@@ -83,4 +83,4 @@ def base_tables() -> dict[str, Table]:
             tables |= {f"{name}_{resolution}": table for resolution in RESOLUTIONS_NS}
         else:
             tables[name] = table
-    return tables | {name: FAMILIES[name] for name in KEPT_FAMILIES}
+    return tables | {name: FAMILIES[name] for name in STORED_FAMILIES}

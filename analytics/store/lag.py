@@ -1,4 +1,4 @@
-"""How far the store is, told through the bus: for whoever waits for it without opening it."""
+"""The progress of the store, published on the bus: a waiting process need not open the store."""
 
 import json
 from collections.abc import Mapping
@@ -10,26 +10,26 @@ from ...pipeline.tables.states import STATES
 POSITIONS_KEY = "analyze/positions"
 RAW_SAMPLES_KEY = "analyze/ring"
 
-# What the store takes in: every state table, and the families that are kept as they come.
-KEPT_FAMILIES = ("gap", "event", "inventory", "self_metric")
-TOPICS = (*(table.topic for table in STATES.values()), *(FAMILIES[name].topic for name in KEPT_FAMILIES))
+# What is stored: every state table, and some families unchanged.
+STORED_FAMILIES = ("gap", "event", "inventory", "self_metric")
+TOPICS = (*(table.topic for table in STATES.values()), *(FAMILIES[name].topic for name in STORED_FAMILIES))
 
-# Weft's own readings never end, so nobody waits for them.
+# Self metrics never end, so nothing waits for them.
 _ENDLESS = FAMILIES["self_metric"].topic
 
 
 def packed(positions: Mapping[TopicPartition, int]) -> bytes:
-    """Return positions as they are remembered on the bus; equal positions give equal bytes."""
+    """Return positions as published on the bus; equal positions give equal bytes."""
     return json.dumps({_name(partition): offset for partition, offset in positions.items()}, sort_keys=True).encode()
 
 
 def stored_lag(bus: Bus) -> int:
-    """Return how many offsets of what the store takes in are not stored yet."""
+    """Return how many offsets of the stored topics are not stored yet."""
     return _behind(bus, POSITIONS_KEY, [topic for topic in TOPICS if topic != _ENDLESS])
 
 
 def raw_samples_lag(bus: Bus) -> int:
-    """Return how many offsets of raw runs the ring has not read yet."""
+    """Return how many offsets of raw samples have not been read yet."""
     return _behind(bus, RAW_SAMPLES_KEY, [FAMILIES["burst_sample"].topic])
 
 

@@ -1,11 +1,11 @@
-"""The SQL macros that every published store holds; users call them in their own queries.
+"""The SQL macros of every published store, which users can call in their own queries.
 
-A histogram is ``STRUCT(i SMALLINT, c UINTEGER)[]`` (a merged one counts in UBIGINT), its buckets those of ``pipeline/histogram.py``.
+A histogram is ``STRUCT(i SMALLINT, c UINTEGER)[]`` (UBIGINT when merged) with the buckets of ``pipeline/histogram.py``.
 """
 
-# The codewords with i symbol errors fall about geometrically with i, so a straight line through the logarithms of bins 1 to 15 says
-# what lies beyond the 15 errors that are corrected: the sum over 16 to 20, as a share of the codewords of bins 0 to 15 (SONiC's
-# design of the frame loss ratio). Bins of ten codewords or fewer say nothing, and one point makes no line.
+# The number of codewords with i symbol errors falls about geometrically with i. A straight line through the logarithms of bins 1 to
+# 15 is extrapolated to 16 to 20 errors, which are not corrected, as a share of the codewords of bins 0 to 15 (SONiC's design of the
+# frame loss ratio). Bins of ten codewords or fewer are left out; one point gives no line.
 _N = "list_count(list_transform(bins[2:16], lambda b: CASE WHEN b > 10 THEN b END))"
 _X, _Y, _XX, _XY = (
     f"list_sum(list_transform(bins[2:16], lambda b, i: CASE WHEN b > 10 THEN {term} END))"

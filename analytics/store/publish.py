@@ -1,8 +1,7 @@
-"""Publishing: what readers open is a copy of the hot database under a new name, behind a link that is swapped.
+"""Publishing: readers open a copy of the hot database (a snapshot), behind a link that is swapped atomically.
 
-A copy is taken right after a checkpoint, with no write in between, so it is whole and needs no log. Readers that
-hold an older copy keep it: files go only when three newer ones exist and no query can still hold them. How often a
-copy is made follows from what it costs: at most a tenth of the writer's time.
+A copy is taken right after a checkpoint, without a write in between, so it is complete and needs no log. An old snapshot is
+deleted when three newer ones exist and no query can still use it. Copies take at most a tenth of the writer's time.
 """
 
 import os
@@ -22,7 +21,7 @@ from .writer import Store
 
 KEEP = 3
 
-# A snapshot, segment or ring file that nobody should use any more stays this long for queries that already do.
+# Files that are no longer current stay this long for queries that are under way.
 GRACE_S = 120
 
 COST_RATIO_MAX = 0.1
@@ -50,7 +49,7 @@ class Publisher:
         self._number = 0
 
     def start(self) -> None:
-        """Find the newest number in use, and publish what is stored already."""
+        """Continue the numbering of the snapshots, and publish what is stored."""
         numbers = [int(path.stem) for path in (self._store.folder / SNAPSHOTS).glob("*.duckdb") if path.stem.isdigit()]
         self._number = max(numbers, default=0)
         for torn in (self._store.folder / SNAPSHOTS).glob("*.part*"):
@@ -62,7 +61,7 @@ class Publisher:
         return self._due_ns
 
     def publish(self) -> bool:
-        """Publish if anything changed since the last time; return whether. Raises ``StoreError`` on a full disk."""
+        """Publish if anything has changed; return whether. Raises ``StoreError`` on a full disk."""
         if self._published == self._store.writes:
             self._due_ns = self._clock.monotonic_ns() + int(self._config.every_s * NS_PER_S)
             return False
@@ -80,11 +79,11 @@ class Publisher:
         return True
 
     def _refresh_catalog(self) -> None:
-        """Create macros and views anew where the set of segments has changed."""
+        """Create the macros and views again that read other files than before."""
         wanted = catalog(self._store, self._extra)
         if wanted == self._catalog:
             return
-        # A view finds what it reads by name, each time it is asked: only what reads differently now is made anew.
+        # A view resolves names at each query, so only views whose own text has changed are created.
         known = set(self._catalog)
         for statement in wanted:
             if statement not in known:
@@ -119,25 +118,25 @@ class Publisher:
 
 
 def catalog(store: Store, extra: tuple[str, ...] = ()) -> list[str]:
-    """Return the statements that make macros and views over the hot tables, the segments and the ring."""
+    """Return the statements that create macros and views over the hot tables, the segments and the raw samples."""
     listed: dict[str, list[str]] = {}
     for row in store.query("SELECT name, path FROM base.segments ORDER BY path"):
         listed.setdefault(str(row["name"]), []).append(str((store.folder / str(row["path"])).resolve()))
     statements = macros.statements()
     for name in base_tables():
         statements.append(_whole(name, listed.get(name, [])))
-    # What a pattern would read as a sign in the folder's own name is put in brackets.
-    ring = literal(re.sub(r"([*?[])", r"[\1]", str((store.folder / SAMPLES).resolve())) + "/*.parquet")
+    # Escape the wildcards in the folder's own name.
+    raw_samples = literal(re.sub(r"([*?[])", r"[\1]", str((store.folder / SAMPLES).resolve())) + "/*.parquet")
     fields = [definition.split(maxsplit=1) for definition in columns(FAMILIES["burst_sample"]).split(", ")]
     seed = "SELECT " + ", ".join(f'NULL::{kind} AS "{name}"' for name, kind in fields) + " WHERE false"
     rows = store.query("SELECT count(*) AS files FROM base.ring")
-    read = f" UNION ALL BY NAME SELECT * FROM read_parquet({ring}, union_by_name = true)" if rows[0]["files"] else ""
+    read = f" UNION ALL BY NAME SELECT * FROM read_parquet({raw_samples}, union_by_name = true)" if rows[0]["files"] else ""
     statements.append(f"CREATE OR REPLACE VIEW state.samples AS {seed}{read}")
     return [*statements, *views.statements(), *extra]
 
 
 def refresh(store: Store, name: str) -> None:
-    """Let the writer see a table's segments as they are now, inside the transaction that changed them."""
+    """Recreate the writer's view of a table after its segments have changed, inside the same transaction."""
     rows = store.query("SELECT path FROM base.segments WHERE name = ? ORDER BY path", [name])
     store.execute(_whole(name, [str((store.folder / str(row["path"])).resolve()) for row in rows]))
 

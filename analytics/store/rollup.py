@@ -1,13 +1,14 @@
 """Roll-ups: rows of 1 s merged to 10 s, 1 min and 1 h, exactly.
 
-A coarser row is the merge of the finer ones: sums, minima, maxima, histograms bucket by bucket. Merging is
-associative, so what a batch brings is merged first and then folded into what is stored, and the result does
-not depend on how the rows were batched.
+A coarser row is the merge of the finer ones: sums, minima, maxima, histograms bucket by bucket. Merging is associative, so
+a batch is merged first and then folded into the stored rows; the result does not depend on the batches.
 
-A coarse row is written anew with all its histograms whenever a finer one comes, so what has come is held, merged, and
-folded before somebody reads: before a snapshot is published, before a rule over coarse rows is judged and before the hot
-tables are cut. What was folded into one resolution is held, merged again, for the next, and
-each resolution is a transaction of its own: a third of the rows, and of the memory, at a time.
+Folding rewrites a coarse row with all its histograms. So finer rows wait in memory, merged, and are folded before they are
+read: before a snapshot, before a rule over coarse rows is evaluated, and before the hot tables are cut. Rows folded into one
+resolution then wait for the next. Each resolution is a transaction of its own, which takes a third of the memory.
+
+A statistic may be null in some of the merged rows, so a ratio of two needs the sum of one where the other is known: the
+conditional sums, which only roll-ups have.
 """
 
 import polars as pl
@@ -20,43 +21,43 @@ from .ddl import COARSER
 from .ddl import stored as as_stored
 from .writer import Store
 
-# So many merged rows are held at most.
-HELD_ROWS_MAX = 20_000
+# Merged rows that wait in memory, at most.
+PENDING_ROWS_MAX = 20_000
 
-# So many rows are merged with what is stored at a time.
+# Rows that are merged with stored ones at a time.
 PORTION_ROWS = 1_000
 
-# Held rows of a table are merged with each other when they are so many times those that the last merge left.
+# Pending rows of a table are merged with each other when they are this many times the rows left by the last merge.
 _GROWN = 2
 
 
 class PendingRows:
-    """Rows that are stored at one resolution and wait to be folded into the next."""
+    """Rows that are stored at one resolution and not yet folded into the next."""
 
     def __init__(self) -> None:
         self._tables: dict[str, dict[str, _Pending]] = {resolution: {} for resolution in COARSER}
 
     def waits(self, resolution: str) -> bool:
-        """Whether anything waits for ``resolution`` itself."""
+        """Whether rows wait to be folded into ``resolution``."""
         return bool(self._tables[resolution])
 
     @property
     def full(self) -> bool:
-        """Whether it is time to fold, for memory's sake."""
-        return any(sum(one.rows for one in waiting.values()) >= HELD_ROWS_MAX for waiting in self._tables.values())
+        """Whether the pending rows have reached their bound in memory."""
+        return any(sum(one.rows for one in waiting.values()) >= PENDING_ROWS_MAX for waiting in self._tables.values())
 
     def add(self, table: Table, frame: pl.DataFrame, resolution: str = COARSER[0]) -> None:
-        """Hold finer rows for ``resolution`` and what is coarser."""
+        """Add finer rows, to be folded into ``resolution`` and the coarser ones."""
         if frame.height:
             self._tables[resolution].setdefault(table.name, _Pending(table, resolution)).add(frame)
 
     def fold(self, store: Store, resolution: str) -> None:
-        """Fold what waits for ``resolution`` into the store, inside the caller's transaction; ``folded`` when that is committed."""
+        """Fold the rows that wait for ``resolution``, inside the caller's transaction; call ``folded`` after the commit."""
         for waiting in self._tables[resolution].values():
             fold(store, waiting.table, resolution, waiting.whole())
 
     def folded(self, resolution: str) -> None:
-        """Hold what has been folded into ``resolution`` for the next one, if there is one."""
+        """Pass the rows that have been folded into ``resolution`` on to the next one, if there is one."""
         coarser = COARSER[COARSER.index(resolution) + 1 :]
         done, self._tables[resolution] = self._tables[resolution], {}
         for waiting in done.values() if coarser else ():
@@ -64,7 +65,7 @@ class PendingRows:
 
 
 class _Pending:
-    """Rows of one table on the way to one resolution, merged to it."""
+    """Pending rows of one table, merged to one resolution."""
 
     def __init__(self, table: Table, resolution: str) -> None:
         self.table, self.rows = table, 0
@@ -103,15 +104,15 @@ def merged(table: Table, frame: pl.DataFrame, resolution_ns: int) -> pl.DataFram
 
 
 def _conditional_sum(frame: pl.DataFrame, value: str, known: str) -> pl.Expr:
-    """Return ``value`` where ``known`` is known; of rows that are merged already, what they hold of it."""
+    """Return ``value`` where ``known`` is known; of rows that are merged already, their conditional sum."""
     name = conditional_name(value, known)
-    own = pl.when(pl.col(known).is_not_null()).then(pl.col(value).fill_null(0))
+    own = pl.when(pl.col(known).is_not_null()).then(pl.col(value))
     return (pl.coalesce(name, own) if name in frame.columns else own).alias(name)
 
 
 def fold(store: Store, table: Table, resolution: str, frame: pl.DataFrame) -> None:
     """Add rows that are merged to ``resolution`` to its table, inside the caller's transaction."""
-    # In portions, since what is on the way between Polars and DuckDB takes several times the rows themselves.
+    # In portions: rows in transfer between Polars and DuckDB take several times their own memory.
     for portion in frame.iter_slices(PORTION_ROWS):
         _fold_portion(store, table, resolution, portion)
 

@@ -1,16 +1,16 @@
 """Rows as one parameter of a statement.
 
-DuckDB takes as long over each value of a parameter as over a row, and ten times as long where pandas is not to be found, for which it
-looks at each value again. So what may be many rows travels as one text.
+DuckDB binds one parameter value in the time of one row, and in ten times that where pandas is missing, which it looks for at
+each value. So many rows are passed as one text.
 """
 
 import json
 from collections.abc import Iterable, Sequence
 
-# A table of one column ``row``, a list of texts counted from 1, to be cast; its parameter is what ``as_text`` returns.
+# A table with one column ``row``, a list of texts from index 1, to be cast; its parameter is the result of ``as_text``.
 ROWS = """(SELECT unnest(from_json(?, '[["VARCHAR"]]')) AS row)"""
 
 
 def as_text(rows: Iterable[Sequence[object]]) -> str:
-    """Return rows of what JSON can say: texts, integers and None; fractions as ``repr`` gives them, since JSON has no infinity."""
+    """Return rows of texts, integers and None as JSON; pass floats by ``repr``, because JSON has no infinity."""
     return json.dumps([*rows])

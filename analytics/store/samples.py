@@ -1,8 +1,8 @@
-"""The ring of raw runs: the last minutes of every sample, for the burst microscope.
+"""Raw samples: the last minutes of every sample, for the burst microscope.
 
-Raw runs are too many for the hot database and are never changed, so they go straight from the bus into Parquet
-files of a few seconds; the view ``samples`` reads them all. The oldest files go when the ring is too old or too
-large. The ring reads the bus by itself and only when the sink has nothing to do: metrics come first.
+Raw samples are too many for the hot database and never change, so they go straight from the bus into Parquet files of a
+few seconds, which the view ``samples`` reads. The oldest files are deleted beyond an age or a total size. They are read from
+the bus only when the sink is idle: metrics come first. The table that lists the files is called ``base.ring``.
 """
 
 from dataclasses import dataclass
@@ -23,21 +23,21 @@ from .writer import Store
 
 TABLE = FAMILIES["burst_sample"]
 
-# One file holds at most this much of the bus's messages, or so much unpacked; the rest of a backlog goes into the next.
+# Bytes of messages in one file, as received and unpacked; the rest of a backlog goes into the next file.
 FILE_BYTES_MAX = 8 * 1024 * 1024
 FILE_UNPACKED_MAX = 48 * 1024 * 1024
 POLL_BYTES_MAX = 2 * 1024 * 1024
 
-# After an empty answer the bus is asked again so much later.
+# The wait before the next poll after an empty one.
 EMPTY_S = 0.02
 
-# A group of rows is encoded in memory as a whole.
+# Rows of one row group, which is encoded in memory.
 GROUP_ROWS = 512
 
 
 @dataclass(frozen=True, slots=True)
 class RawSamplesConfig:
-    """The ring holds the last ``age_s`` or ``bytes_max``, whichever is less; files are written every ``every_s``."""
+    """Store the last ``age_s`` or ``bytes_max``, whichever is less; write a file every ``every_s``."""
 
     age_s: float = 900.0
     bytes_max: int = 2 * 1024**3
@@ -45,7 +45,7 @@ class RawSamplesConfig:
 
 
 class RawSamples:
-    """Writes and trims the ring of one store."""
+    """Writes and deletes the files of raw samples of one store."""
 
     def __init__(self, store: Store, bus: Bus, config: RawSamplesConfig, clock: Clock, report: Report) -> None:
         self._store = store
@@ -54,14 +54,14 @@ class RawSamples:
         self._clock = clock
         self._report = report
         self._positions = Positions(store)
-        self._held: list[pl.DataFrame] = []
-        self._held_bytes = self._held_unpacked = 0
+        self._buffered: list[pl.DataFrame] = []
+        self._buffered_bytes = self._buffered_unpacked = 0
         self._offsets: dict[TopicPartition, int] = {}
         self._since_ns = 0
         self.taken = 0  # messages since the start
 
     def start(self) -> None:
-        """Begin to read where the store says; remove files that no transaction knows. Raises ``BusError``."""
+        """Continue at the stored positions; delete files that no transaction committed. Raises ``BusError``."""
         known = {str(row["path"]) for row in self._store.query("SELECT path FROM base.ring")}
         for path in (self._store.folder / SAMPLES).iterdir():
             if path.name not in known:
@@ -71,7 +71,7 @@ class RawSamples:
             self._consumer.seek(partition, offset)
 
     def step(self) -> bool:
-        """Take in what the bus has and write a file when one is due; return whether more may be waiting."""
+        """Poll the bus once and write a file when one is due; return whether more messages may be waiting."""
         messages = self._consumer.poll(0.0, POLL_BYTES_MAX)
         for loss in self._consumer.lost():
             self._report.count("weft_analyze_ring_missed_total", loss.to_offset - loss.from_offset)
@@ -81,20 +81,20 @@ class RawSamples:
             try:
                 frame = decode(message.value, of_topic(message), widen=False)
             except CodecError:
-                continue  # the process service counts it
+                continue  # counted by the process service
             if frame.height:
-                self._held.append(frame)
-                self._held_bytes += len(message.value)
-                self._held_unpacked += int(frame.estimated_size())
-        if self._held and not self._since_ns:
+                self._buffered.append(frame)
+                self._buffered_bytes += len(message.value)
+                self._buffered_unpacked += int(frame.estimated_size())
+        if self._buffered and not self._since_ns:
             self._since_ns = self._clock.monotonic_ns()
-        old = self._held and self._clock.monotonic_ns() - self._since_ns >= self._config.every_s * NS_PER_S
-        if old or self._held_bytes >= FILE_BYTES_MAX or self._held_unpacked >= FILE_UNPACKED_MAX:
+        old = self._buffered and self._clock.monotonic_ns() - self._since_ns >= self._config.every_s * NS_PER_S
+        if old or self._buffered_bytes >= FILE_BYTES_MAX or self._buffered_unpacked >= FILE_UNPACKED_MAX:
             self.flush()
         return bool(messages)
 
     def drain(self, patience_s: float) -> None:
-        """Take in what is on the bus by now, for so long at the most. An empty answer is no end: a broker's may be on its way."""
+        """Read up to the present end of the bus, for at most ``patience_s``. An empty poll is not the end: a fetch may be under way."""
         ends = self._bus.ends((TABLE.topic,))
         until = self._clock.monotonic_ns() + int(patience_s * NS_PER_S)
         while any(self._consumer.position(partition) < end for partition, end in ends.items()) and self._clock.monotonic_ns() < until:
@@ -102,10 +102,10 @@ class RawSamples:
                 self._clock.wait(EMPTY_S)
 
     def flush(self) -> None:
-        """Write what is held as one file, with the positions; trim the ring. Raises ``StoreError`` on a full disk."""
+        """Write the buffered rows as one file, with the positions; delete old files. Raises ``StoreError`` on a full disk."""
         if not self._offsets:
             return
-        rows = pl.concat(self._held, how="vertical_relaxed") if self._held else None
+        rows = pl.concat(self._buffered, how="vertical_relaxed") if self._buffered else None
         now = self._clock.now_ns()
         path = f"{now:020d}.parquet"
         if rows is not None:
@@ -122,11 +122,11 @@ class RawSamples:
             gone = self._trim(now)
         for name in gone:
             (self._store.folder / SAMPLES / name).unlink(missing_ok=True)
-        self._held, self._offsets, self._since_ns = [], {}, 0
-        self._held_bytes = self._held_unpacked = 0
+        self._buffered, self._offsets, self._since_ns = [], {}, 0
+        self._buffered_bytes = self._buffered_unpacked = 0
 
     def positions(self) -> dict[TopicPartition, int]:
-        """Return how far the ring has read; what is not in a file yet will be, at the latest when the service stops."""
+        """Return the positions read; rows not yet in a file are written at the latest when the service stops."""
         return {partition: self._consumer.position(partition) for partition in self._consumer.assignment()}
 
     def stop(self) -> None:
@@ -140,9 +140,7 @@ class RawSamples:
             part.rename(target)
         except (OSError, pl.exceptions.ComputeError) as error:
             part.unlink(missing_ok=True)
-            raise StoreError(
-                f"the ring of samples cannot be written: {error}", "free space; what is on the bus will be stored then"
-            ) from None
+            raise StoreError(f"raw samples cannot be written: {error}", "free space; what is on the bus will be stored then") from None
 
     def _trim(self, now_ns: int) -> list[str]:
         rows = self._store.query(

@@ -1,7 +1,7 @@
-"""The sink: rows from the bus and the positions they came from, in one transaction of the store.
+"""The sink: rows from the bus and their positions, in one transaction of the store.
 
-The store is the truth about what has been stored: on start the sink reads on from the positions in it, whatever the
-bus believes. What it commits to the bus afterwards only tells the lag.
+On start the sink continues at the positions in the store, whatever the bus has committed; commits to the bus only show the
+lag.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,12 +22,12 @@ from .rollup import COARSER, PendingRows
 from .rows import ROWS, as_text
 from .writer import Store
 
-# Unpacked, rows take several times this.
+# Bytes of one poll; unpacked, rows take several times as much.
 POLL_BYTES_MAX = 2 * 1024 * 1024
 
 
 def of_topic(message: Message) -> Table:
-    """Return the table that a message is of. Raises ``CodecError`` also where that is not the one of its topic."""
+    """Return the table of a message. Raises ``CodecError`` also where it is not that of the topic."""
     table = table_of(message.headers)
     if table.topic != message.topic:
         raise CodecError(f"a message of {table.topic} in {message.topic}")
@@ -35,21 +35,21 @@ def of_topic(message: Message) -> Table:
 
 
 class Positions:
-    """Where a reader of topics stands, kept in the store with what it read."""
+    """The positions of a reader of topics, stored together with what it read."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
     def load(self, topics: Sequence[str]) -> dict[TopicPartition, int]:
-        """Return the next offset of every partition that has been read from."""
+        """Return the next offset of every partition that has been read."""
         return self._load("next_offset", topics)
 
     def unfolded(self, topics: Sequence[str]) -> dict[str, dict[TopicPartition, int]]:
-        """Return, by resolution, from which offset on rows are stored but not folded into it, for the partitions that have such."""
+        """Return, by resolution, the first offset of each partition whose rows are stored but not folded into it."""
         return {resolution: self._load(f"unfolded_{resolution}", topics) for resolution in COARSER}
 
     def save(self, offsets: Mapping[TopicPartition, int], unfolded: Mapping[str, Mapping[TopicPartition, int]] | None = None) -> None:
-        """Put new offsets in place of the old ones, inside the caller's transaction."""
+        """Replace the offsets, inside the caller's transaction."""
         if not offsets:
             return
         marks = [(unfolded or {}).get(resolution, {}) for resolution in COARSER]
@@ -65,7 +65,7 @@ class Positions:
         )
 
     def folded(self, resolution: str) -> None:
-        """Say that everything stored is folded into ``resolution``, inside the caller's transaction."""
+        """Mark everything stored as folded into ``resolution``, inside the caller's transaction."""
         mark = f"unfolded_{resolution}"
         self._store.execute(f"UPDATE base.positions SET {mark} = NULL WHERE {mark} IS NOT NULL")
 
@@ -75,10 +75,10 @@ class Positions:
 
 
 class Sink:
-    """Stores what the bus brings.
+    """Stores the messages of the bus.
 
-    Roll-ups wait in memory for ``fold``. The store knows from which offset on rows wait for which resolution, and a successor
-    reads those messages again, to fold them into what lacks them and not to store them.
+    Rows for roll-ups wait in memory for ``fold``. The store has the first offset that is not folded into each resolution;
+    after a restart those messages are read again and folded, but not stored twice.
     """
 
     def __init__(self, store: Store, archive: Archive, bus: Bus, report: Report) -> None:
@@ -91,7 +91,7 @@ class Sink:
         self._unfolded: dict[str, dict[TopicPartition, int]] = {resolution: {} for resolution in COARSER}
 
     def start(self) -> None:
-        """Begin to read where the store says. Raises ``BusError``."""
+        """Continue at the stored positions. Raises ``BusError``."""
         self._consumer = self._bus.consumer(TOPICS)
         self._stored = self._positions.load(TOPICS)
         self._unfolded = self._positions.unfolded(TOPICS)
@@ -99,11 +99,11 @@ class Sink:
             self._consumer.seek(partition, min(offset, *(marks.get(partition, offset) for marks in self._unfolded.values())))
 
     def poll(self, timeout_s: float) -> Sequence[Message]:
-        """Return what is next; ``store`` takes it."""
+        """Return the next messages, for ``store``."""
         return self._consumer.poll(timeout_s, POLL_BYTES_MAX)
 
     def store(self, messages: Sequence[Message]) -> dict[str, pl.DataFrame]:
-        """Store messages and positions in one transaction; return the rows that are new by table name. Raises ``StoreError``."""
+        """Store messages and positions in one transaction; return the new rows by table name. Raises ``StoreError``."""
         fresh: dict[str, list[pl.DataFrame]] = {}
         waiting: dict[tuple[str, str], list[pl.DataFrame]] = {}
         offsets, unfolded = dict(self._stored), {resolution: dict(marks) for resolution, marks in self._unfolded.items()}
@@ -125,7 +125,7 @@ class Sink:
                         marks.setdefault(partition, message.offset)
                     lacking = [name for name, marks in unfolded.items() if marks.get(partition, message.offset + 1) <= message.offset]
                     if lacking:
-                        # From the finest on it goes into the coarser ones by itself.
+                        # Added at the finest resolution that lacks it; from there it goes on into the coarser ones.
                         waiting.setdefault((table.name, lacking[0]), []).append(frame)
             except CodecError as error:
                 self._report.complain(str(error), "codec")
@@ -141,16 +141,16 @@ class Sink:
 
     @property
     def full(self) -> bool:
-        """Whether so much waits for ``fold`` that it is time."""
+        """Whether the rows that wait for ``fold`` have reached their bound."""
         return self._pending.full
 
     def fold(self) -> None:
-        """Fold into the coarser tables what waits. Raises ``StoreError``, and then what is not folded still waits."""
+        """Fold the waiting rows into the coarser tables. Raises ``StoreError``; rows that are not folded then still wait."""
         for resolution in COARSER:
             self.fold_into(resolution)
 
     def fold_into(self, resolution: str) -> None:
-        """Fold what waits for one resolution, in a transaction of its own; it waits for the next one then."""
+        """Fold the rows that wait for one resolution, in one transaction; they then wait for the next resolution."""
         if not self._pending.waits(resolution):
             return
         with self._store.transaction():
@@ -162,7 +162,7 @@ class Sink:
         self._store.rest()
 
     def positions(self) -> dict[TopicPartition, int]:
-        """Return how far the sink has read; true of the store once everything polled is stored."""
+        """Return the positions read, which are those of the store once everything polled is stored."""
         return {partition: self._consumer.position(partition) for partition in self._consumer.assignment()}
 
     def stop(self) -> None:

@@ -1,7 +1,7 @@
-"""The views that users query: metrics as expressions over stored statistics, one line a column.
+"""The views that users query: metrics as expressions over stored statistics, one line per column.
 
-``VIEWS`` is the one place where a metric's formula stands; the views at every resolution, the docs page and the
-labels of the dashboard derive from it. A new ratio over kept statistics is a new line here and no migration.
+``VIEWS`` has the formula of every metric; the views at every resolution, the docs page and the dashboard's labels derive
+from it. A new ratio over stored statistics is one new line and no migration.
 """
 
 from ...pipeline.tables.field import RESOLUTIONS_NS
@@ -10,9 +10,9 @@ from .base import Column, View, conditional_name
 from .fabric import GROUPS, LATENCY, READINGS, ROCE
 from .hosts import GPUS, NICS, NVLINKS
 from .inventory import DEVICES, INVENTORY, JOBS, LINKS
-from .kept import BURSTS, EVENTS, GAPS, PIPELINE, QUALITY, SAMPLES
 from .ports import BLOCKS, HURST_SCALES, PORTS, UNIT_BYTES
 from .queues import DROPS, QUEUES
+from .records import BURSTS, EVENTS, GAPS, PIPELINE, QUALITY, SAMPLES
 
 __all__ = ["BLOCKS", "CONDITIONAL_SUMS", "HURST_SCALES", "PORTS", "UNIT_BYTES", "VIEWS", "Column", "View", "conditional_name", "statements"]
 

@@ -1,4 +1,4 @@
-"""What a view is: a name, a source and columns, each one expression with its meaning."""
+"""Views as data: a name, a source, and columns, each an SQL expression with its meaning."""
 
 import re
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ _CONDITIONAL = re.compile(r"\[(\w+) where (\w+)\]")
 class Column:
     """One column: name, SQL over the source, unit, meaning.
 
-    Where a view joins burst samples with counters, ``sql`` is over the statistics of samples, empty where they do not
-    tell; ``counters`` is over counters and stands where the other is NULL.
+    Where a view joins samples with counters, ``sql`` is over the statistics of samples (empty where they have none), and
+    ``counters`` is over counters, used where ``sql`` is NULL.
     """
 
     name: str
@@ -26,13 +26,13 @@ class Column:
 
     @property
     def expression(self) -> str:
-        """The SQL of the column, from whichever of the two knows it."""
+        """The SQL of the column, from samples, else from counters."""
         return f"coalesce({self.sql}, {self.counters})" if self.sql and self.counters else self.sql or self.counters
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """One view; with ``resolutions`` it exists once for each, and ``{r}`` and ``{ns}`` in the SQL are replaced."""
+    """One view; with ``resolutions``, one for each, and ``{r}`` and ``{ns}`` in its SQL are replaced."""
 
     name: str
     doc: str
@@ -76,7 +76,7 @@ def _conditional_sum(value: str, known: str, resolution: str) -> str:
 
 
 def quantile(q: float) -> str:
-    """Return the SQL of a quantile of ``hist``: a bucket's value may lie up to 1 % outside what was sampled, no quantile does."""
+    """Return the SQL of a quantile of ``hist``, clamped to the samples: the value of a bucket may be 1 % beyond them."""
     value = f"hist_{percent(q)}"
     return f"CASE WHEN {value} < low THEN low WHEN {value} > high THEN high ELSE {value} END"
 

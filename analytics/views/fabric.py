@@ -1,4 +1,4 @@
-"""The views of what crosses the fabric: paths, operations, and ports side by side."""
+"""The views of traffic across the fabric: paths, operations, ports side by side, and other readings."""
 
 from .base import Column, View, percent, quantile
 
@@ -12,8 +12,8 @@ LATENCY = View(
         Column("src", "src", "", "requester"),
         Column("dst", "dst", "", "responder"),
         Column("kind", "kind", "", "ack (request to the acknowledgement that covers it), probe, transit or hop"),
-        Column("samples", "samples", "", "number of samples; p99.9 wants 10,000, p99.99 100,000"),
-        Column("mean_ns", "total / samples", "ns", "mean; say the quantiles instead"),
+        Column("samples", "samples", "", "number of samples; p99.9 needs 10,000, p99.99 100,000"),
+        Column("mean_ns", "total / samples", "ns", "mean; prefer the quantiles"),
         *(Column(f"{percent(q)}_ns", quantile(q), "ns", f"{q:g} quantile, within 1 %") for q in (0.50, 0.90, 0.99, 0.999, 0.9999)),
         Column("max_ns", "high", "ns", "largest sample"),
         Column("tail_ratio", f"weft_ratio({quantile(0.99)}, {quantile(0.5)})", "", "p99 / p50"),
@@ -43,7 +43,7 @@ ROCE = View(
         Column("opcode", "opcode", "", "BTH opcode"),
         Column("operation", _OPERATION, "", "its name"),
         Column("packets", "packets", "", "packets seen"),
-        Column("estimated_packets", "estimated_packets", "", "packets that they stand for at their sampling rate"),
+        Column("estimated_packets", "estimated_packets", "", "packets, scaled by their sampling rate"),
         Column("bytes", "bytes", "bytes", "bytes on the wire"),
         Column("payload_bytes", "payload_bytes", "bytes", "application bytes"),
         Column("ce_ratio", "weft_ratio(ce_packets, ect_packets)", "", "congestion-marked share of the ECN-capable packets"),
@@ -51,7 +51,9 @@ ROCE = View(
         Column("rnr_naks", "rnr_naks", "", "receiver-not-ready negative acknowledgements"),
         Column("psn_gaps", "psn_gaps", "", "times at which a queue pair's sequence jumped ahead"),
         Column("psn_missing", "psn_missing", "", "sequence numbers jumped over"),
-        Column("psn_repeats", "psn_repeats", "", "packets seen before: retransmissions; one that was overtaken by at most 63 is none"),
+        Column(
+            "psn_repeats", "psn_repeats", "", "packets seen before: retransmissions; packets overtaken by at most 63 others are not counted"
+        ),
         Column("credits_mean", "weft_ratio(credit_total, credit_count)", "", "mean AETH credit code, 0 to 30"),
         Column("credits_min", "credit_low", "", "smallest"),
         Column("credits_max", "credit_high", "", "largest"),
@@ -101,7 +103,7 @@ GROUPS = View(
 
 READINGS = View(
     "readings",
-    "what else was read of an object in one window: whatever no other view has a column for",
+    "readings of an object in one window that no other view has a column for",
     "state.readings_{r}",
     (
         Column("ts", "ts", "", "start of the window, UTC"),
@@ -109,10 +111,10 @@ READINGS = View(
         Column("source", "source", "", "the collector that read it"),
         Column("kind", "kind", "", "device, port, queue, transceiver, pool, ..."),
         Column("object", '"object"', "", "its name; empty for the device"),
-        Column("name", '"name"', "", "what is read: canonical where the dictionary knows it, else as the source calls it"),
+        Column("name", '"name"', "", "what is read: the canonical name where the dictionary has one, else the source's own"),
         Column("samples", "samples", "", "readings in the window"),
-        Column("value_min", "low", "", "smallest reading; NULL where it is a text"),
-        Column("value_max", "high", "", "largest reading; NULL where it is a text"),
+        Column("value_min", "low", "", "smallest reading; NULL where readings are texts"),
+        Column("value_max", "high", "", "largest reading; NULL where readings are texts"),
         Column("text", '"text"', "", "the reading where it is a text"),
     ),
 )

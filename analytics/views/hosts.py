@@ -1,12 +1,12 @@
-"""The views of hosts: their adapters, their scale-up links, their GPUs."""
+"""The views of hosts: adapters, scale-up links and GPUs."""
 
 from .base import Column, View, where
 
 
-def _one_source(table: str, key: str, tells: tuple[str, ...]) -> str:
-    """Return the rows of the source that tells most of each object and window: figures of two would be of different intervals."""
-    told = " + ".join(f"({name} IS NOT NULL)::INT" for name in tells)
-    return f"(SELECT * FROM state.{table}_{{r}} QUALIFY row_number() OVER (PARTITION BY ts, device, {key} ORDER BY {told} DESC, readings DESC, source) = 1)"
+def _one_source(table: str, key: str, names: tuple[str, ...]) -> str:
+    """Return, of each object and window, the row of the source with most counters: two sources have different intervals."""
+    known = " + ".join(f"({name} IS NOT NULL)::INT" for name in names)
+    return f"(SELECT * FROM state.{table}_{{r}} QUALIFY row_number() OVER (PARTITION BY ts, device, {key} ORDER BY {known} DESC, readings DESC, source) = 1)"
 
 
 def _per_gigabyte(count: str, side: str) -> str:
@@ -21,11 +21,11 @@ _QUALITY = Column(
     "quality",
     "CASE WHEN covered_ns < 0.9 * {ns} THEN 'partial' WHEN covered_ns > 2 * {ns} THEN 'coarse' ELSE 'ok' END",
     "",
-    "ok; partial where the counters speak of less than 90 % of the window; coarse where their intervals are longer than it",
+    "ok; partial where the counters cover less than 90 % of the window; coarse where their intervals are longer than it",
 )
 _SPEED = Column("speed_bps", "speed_bps", "bit/s", "line rate")
-_SOURCE = Column("source", "source", "", "the collector whose readings these are: of several the one that tells most")
-_READINGS = Column("readings", "readings", "", "readings in the window")
+_SOURCE = Column("source", "source", "", "the collector that read the counters; of several the one with most of them")
+_READINGS = Column("readings", "readings", "", "counter samples in the window")
 _GPU = Column("gpu", "gpu", "", "number of the GPU in its device")
 _START = (Column("ts", "ts", "", "start of the window, UTC"), Column("device", "device", "", "host"))
 
@@ -46,16 +46,18 @@ NICS = View(
         _SOURCE,
         _SPEED,
         _READINGS,
-        Column("covered_ratio", "covered_ns / {ns}", "", "time that the counters speak of over the window; above 1 where read less often"),
+        Column(
+            "covered_ratio", "covered_ns / {ns}", "", "time covered by the counters over the window; above 1 where they are read less often"
+        ),
         _QUALITY,
         *(
             _counted(f"{side}_{unit}", f"{side}_{unit}", f"{unit} {words}", unit if unit == "bytes" else "")
             for unit in ("bytes", "packets")
             for side, words in (("tx", "sent"), ("rx", "received"))
         ),
-        Column("tx_utilization_ratio", _used("tx"), "", "share of the line that it used for sending, over what the counters speak of"),
+        Column("tx_utilization_ratio", _used("tx"), "", "utilisation of the line by what it sent, over the time covered by the counters"),
         Column("rx_utilization_ratio", _used("rx"), "", "the same for receiving"),
-        _counted("ecn_marked_packets", "ecn_marked_packets", "packets received that the fabric had marked congestion experienced"),
+        _counted("ecn_marked_packets", "ecn_marked_packets", "packets received with a mark for congestion experienced"),
         Column(
             "ce_ratio",
             f"weft_ratio(ecn_marked_packets, {where('rx_packets', 'ecn_marked_packets')})",
@@ -70,13 +72,13 @@ NICS = View(
             "cnp_per_ce",
             f"weft_ratio(cnp_sent, {where('ecn_marked_packets', 'cnp_sent')})",
             "",
-            "notifications sent for each marked packet; below 1 where one stands for several",
+            "notifications sent for each marked packet; below 1 where one answers several",
         ),
         Column(
             "cnp_ignored_ratio",
             f"weft_ratio(cnp_ignored, cnp_ignored + {where('cnp_handled', 'cnp_ignored')})",
             "",
-            "share of the notifications received that the sender ignored; above 0 its congestion control is off",
+            "share of the notifications received that the sender ignored; above 0, its congestion control is off",
         ),
         Column(
             "out_of_sequence_per_gigabyte",
@@ -90,15 +92,15 @@ NICS = View(
             "goodput_ratio",
             f"1 - weft_share(retransmits, {where('tx_packets', 'retransmits')})",
             "",
-            "share of the packets sent that went for the first time; of adapters that count retransmissions in packets",
+            "share of the packets sent that are no retransmissions; of adapters that count retransmissions in packets",
         ),
-        _counted("sequence_naks", "packet_seq_err", "negative acknowledgements of a gap in the sequence that it received, as a sender"),
+        _counted("sequence_naks", "packet_seq_err", "negative acknowledgements received for a gap in the sequence, as a sender"),
         _counted("implied_naks", "implied_nak", "gaps in the sequence of responses"),
-        _counted("ack_timeouts", "ack_timeout", "acknowledgements that did not come in time: the worst kind of loss"),
-        _counted("duplicate_requests", "duplicate_request", "requests that it had seen before"),
+        _counted("ack_timeouts", "ack_timeout", "acknowledgements that timed out: the worst kind of loss"),
+        _counted("duplicate_requests", "duplicate_request", "requests received again"),
         _counted("rnr_naks", "rnr_nak", "receiver-not-ready negative acknowledgements: the host, not the network"),
         _counted("out_of_buffer", "out_of_buffer", "packets for which the host had no buffer"),
-        _counted("retries_exceeded", "retries_exceeded", "connections given up: a job dies of one"),
+        _counted("retries_exceeded", "retries_exceeded", "connections given up; one ends a job"),
     ),
 )
 
@@ -120,7 +122,7 @@ NVLINKS = View(
             "utilization_ratio",
             f"greatest({_used('tx')}, {_used('rx')})",
             "",
-            "share of the line that it used, in the busier direction, over what the counters speak of",
+            "utilisation of the line in the busier direction, over the time covered by the counters",
         ),
         _counted("replays", "replay", "replays"),
         _counted("recoveries", "recovery", "recoveries"),
@@ -155,7 +157,7 @@ GPUS = View(
         *_gauge("sm_active_ratio", "sm_active", "", 1e9, "share of the time with work on the multiprocessors"),
         *_gauge("tensor_active_ratio", "tensor_active", "", 1e9, "share of the time with work on the tensor cores"),
         *_gauge("power_w", "power", "W", 1e3, "power drawn"),
-        Column("xid_readings", "xid_readings", "", "readings in which the driver told an error; NULL where none speaks of errors"),
+        Column("xid_readings", "xid_readings", "", "readings in which the driver reported an error; NULL where errors are not read"),
         Column("xid", "xid", "", "its code; of several the largest"),
     ),
 )

@@ -1,24 +1,24 @@
 """The views of what exists: devices and their places, links and whether their ends agree.
 
-The table holds what was ever said; ``inventory`` is what holds now. Rows of source ``inventory`` come as publications, and
-the newest one of an origin (``epoch``) that is whole counts, all of it and nothing older. Of rows that a device tells one by
-one (its LLDP neighbours) the last one of a key counts. Places that nobody states are made of names: rows of kind ``naming``
-carry patterns, and ``\\1`` to ``\\9`` for what becomes of their groups.
+The table has every statement; the view ``inventory`` has the valid ones. Rows of source ``inventory`` come as publications:
+the newest complete one of an origin (``epoch``) is valid, and no older one. Of rows that a device reports one by one (its
+LLDP neighbours), the last row of a key is valid. Places that are not stated are derived from names: rows of kind ``naming``
+have patterns, and values in which ``\\1`` to ``\\9`` stand for their groups.
 """
 
 from .base import Column, View
 
 PLACE = ("rack", "rail", "plane", "tier", "role")
 
-# Who says what should be, in difference to who sees what is.
+# Sources that state what should be; the others report what is.
 _STATED = "source IN ('inventory', 'recording')"
 
-# The newest publication of each origin that is whole; one and the same row may have come several times.
+# The newest complete publication of each origin; the same row may have come several times.
 _WHOLE = """(
     SELECT epoch, max(ts) AS ts FROM (
-      SELECT epoch, ts, count(DISTINCT (kind, device, key)) AS found, max("rows") AS said
+      SELECT epoch, ts, count(DISTINCT (kind, device, key)) AS found, max("rows") AS expected
       FROM {table} WHERE source = 'inventory' GROUP BY epoch, ts)
-    WHERE found > said GROUP BY epoch)"""
+    WHERE found > expected GROUP BY epoch)"""
 
 _INVENTORY = f"""(
   SELECT i.* FROM state.inventory i LEFT JOIN {_WHOLE.format(table="state.inventory")} w ON i.source = 'inventory' AND i.epoch = w.epoch
@@ -26,7 +26,7 @@ _INVENTORY = f"""(
   QUALIFY row_number() OVER (PARTITION BY i.source, i.kind, i.device, i.key, CASE WHEN i.source = 'inventory' THEN i.epoch END
     ORDER BY i.ts DESC, i.recv_ts DESC) = 1)"""
 
-# Rows of the hot table that can never be in the view again: an older publication's, and all but the last row of a key.
+# Rows of the hot table that can no longer be in the view: those of an older publication, and all but the last row of a key.
 SUPERSEDED = f"""rowid NOT IN (
   SELECT i.rowid FROM base.inventory i LEFT JOIN {_WHOLE.format(table="base.inventory")} w ON i.source = 'inventory' AND i.epoch = w.epoch
   WHERE i.source IS DISTINCT FROM 'inventory' OR w.ts IS NULL OR i.ts >= w.ts
@@ -35,11 +35,11 @@ SUPERSEDED = f"""rowid NOT IN (
 
 
 def _named(names: str, text: str, keys: str, what: str) -> str:
-    """Return the SELECT that makes places of names: ``text`` of ``names`` where a pattern of ``what`` matches, the first pattern's word first."""
+    """Return the SELECT that derives places: of ``text`` in ``names``, by the first matching pattern of ``what``."""
     made = [f"nullif(TRY(regexp_replace({text}, '^(?:' || pattern || ')$', {column})), '')" for column in PLACE]
     columns = ", ".join(f"arg_min({sql}, key) AS {column}" for sql, column in zip(made, PLACE, strict=True))
     return f"""SELECT {keys}, {columns} FROM {names} n
-    JOIN (SELECT key, pattern, {", ".join(f"{column} AS {column}" for column in PLACE)} FROM said WHERE kind = 'naming' AND key LIKE '{what} %') p
+    JOIN (SELECT key, pattern, {", ".join(f"{column} AS {column}" for column in PLACE)} FROM statements WHERE kind = 'naming' AND key LIKE '{what} %') p
       ON TRY(regexp_full_match({text}, pattern)) GROUP BY ALL"""
 
 
@@ -47,23 +47,23 @@ def _last(*columns: str) -> str:
     return ", ".join(f"arg_max({column}, ts) AS {column}" for column in columns)
 
 
-# Links with the name of their other end as the inventory has it: LLDP may tell a host with its domain.
-_TOLD = """
-    listed AS (SELECT DISTINCT device FROM said WHERE kind IN ('device', 'port', 'link')),
-    told AS (
+# Links with the name of their other end as in the inventory: LLDP may report a host with its domain.
+_REPORTED = """
+    listed AS (SELECT DISTINCT device FROM statements WHERE kind IN ('device', 'port', 'link')),
+    reported AS (
       SELECT l.*, CASE WHEN w.device IS NULL AND s.device IS NOT NULL THEN s.device ELSE l.peer_device END AS peer
-      FROM said l LEFT JOIN listed w ON w.device = l.peer_device LEFT JOIN listed s ON s.device = split_part(l.peer_device, '.', 1)
+      FROM statements l LEFT JOIN listed w ON w.device = l.peer_device LEFT JOIN listed s ON s.device = split_part(l.peer_device, '.', 1)
       WHERE l.kind = 'link' AND l.peer_device <> '')"""
 
-# All names, and where each device is: as stated, else as its name tells.
+# All names, and the place of each device: as stated, else derived from its name.
 _PLACES = f"""
-    stated AS (SELECT device, {_last(*PLACE)} FROM said WHERE kind = 'device' GROUP BY device),
+    stated AS (SELECT device, {_last(*PLACE)} FROM statements WHERE kind = 'device' GROUP BY device),
     named AS ({_named("names", "n.device", "n.device", "device")}),
     places AS (
       SELECT n.device, {", ".join(f"coalesce(s.{column}, m.{column}) AS {column}" for column in PLACE)}
       FROM names n LEFT JOIN stated s ON s.device = n.device LEFT JOIN named m ON m.device = n.device)"""
 
-# What tells that a device is alive.
+# The tables that show that a device is alive.
 _HEARD = " UNION ALL BY NAME ".join(
     f"SELECT device, {ports} AS ports, min(ts) AS first_ts, max(ts) AS last_ts FROM state.{table}_1m GROUP BY device"
     for table, ports in (
@@ -73,26 +73,26 @@ _HEARD = " UNION ALL BY NAME ".join(
 )
 
 _DEVICES = f"""(
-  WITH said AS MATERIALIZED (SELECT * FROM main.inventory),{_TOLD},
+  WITH statements AS MATERIALIZED (SELECT * FROM main.inventory),{_REPORTED},
     heard AS (
       SELECT device, max(ports) AS ports, min(first_ts) AS first_ts, max(last_ts) AS last_ts FROM ({_HEARD}) GROUP BY device),
     known AS (
       SELECT device, count(DISTINCT nullif(port, '')) AS known_ports FROM (
-        SELECT device, CASE WHEN kind <> 'device' THEN key END AS port FROM said WHERE kind IN ('device', 'port', 'link')
-        UNION ALL SELECT peer, peer_port FROM told)
+        SELECT device, CASE WHEN kind <> 'device' THEN key END AS port FROM statements WHERE kind IN ('device', 'port', 'link')
+        UNION ALL SELECT peer, peer_port FROM reported)
       GROUP BY device),
     names AS (SELECT device FROM heard UNION SELECT device FROM known),{_PLACES}
   SELECT p.*, coalesce(h.ports, 0) AS ports, h.first_ts, h.last_ts, coalesce(k.known_ports, 0) AS known_ports, k.device IS NOT NULL AS known
   FROM places p LEFT JOIN heard h ON h.device = p.device LEFT JOIN known k ON k.device = p.device)"""
 
 _LINKS = f"""(
-  WITH said AS MATERIALIZED (SELECT * FROM main.inventory),{_TOLD},
-    interfaces AS (SELECT device, key AS port, {_last("speed_bps", "rail", "plane", "alias")} FROM said WHERE kind = 'port' GROUP BY device, key),
+  WITH statements AS MATERIALIZED (SELECT * FROM main.inventory),{_REPORTED},
+    interfaces AS (SELECT device, key AS port, {_last("speed_bps", "rail", "plane", "alias")} FROM statements WHERE kind = 'port' GROUP BY device, key),
     aliases AS (SELECT device, alias, min(port) AS port FROM interfaces WHERE alias IS NOT NULL GROUP BY ALL),
     claims AS (
       SELECT t.device, coalesce(m.port, t.key) AS port, t.peer AS peer_device, coalesce(o.port, nullif(t.peer_port, '')) AS peer_port,
         {_STATED} AS is_stated, t.speed_bps, t.rail, t.plane, t.ts
-      FROM told t LEFT JOIN aliases m ON m.device = t.device AND m.alias = t.key
+      FROM reported t LEFT JOIN aliases m ON m.device = t.device AND m.alias = t.key
         LEFT JOIN aliases o ON o.device = t.peer AND o.alias = t.peer_port
       QUALIFY row_number() OVER (PARTITION BY t.device, coalesce(m.port, t.key), {_STATED} ORDER BY t.ts DESC) = 1),
     sides AS (
@@ -130,41 +130,41 @@ def _plain(name: str, doc: str, unit: str = "") -> Column:
 
 INVENTORY = View(
     "inventory",
-    "what is said to exist and holds now, one row for each thing and who says it",
+    "what exists according to files and devices, one row for each object and source",
     _INVENTORY,
     (
         _plain("kind", "device, port, link, job or naming"),
         _plain("device", "switch or host"),
-        _plain("key", "its name; of a link, the port of the device, empty where that is not told"),
+        _plain("key", "its name; of a link, the port of the device, empty where unknown"),
         *(_plain(name, name) for name in PLACE),
         _plain("peer_device", "of a link, the other end"),
-        _plain("peer_port", "its port; NULL where that is not told"),
+        _plain("peer_port", "its port; NULL where unknown"),
         _plain("job", "of a job, its name"),
         _plain("speed_bps", "line rate", "bit/s"),
         _plain("alias", "of a port, the other name by which its neighbours may know it"),
-        _plain("pattern", "of a naming, what the whole name has to match"),
-        _plain("source", "who says it: inventory (a file), recording, or the collector that was told by the device"),
+        _plain("pattern", "of a naming, the pattern that the whole name must match"),
+        _plain("source", "inventory (a file), recording, or the collector to which the device reported it"),
         _plain("epoch", "of source inventory, which publication"),
-        _plain("ts", "when it was said, UTC"),
-        _plain("recv_ts", "when it was said last, UTC"),
+        _plain("ts", "time of the statement, UTC"),
+        _plain("recv_ts", "time of its last repetition, UTC"),
     ),
     resolutions=False,
 )
 
 DEVICES = View(
     "devices",
-    "every device that has been heard of or is in the inventory",
+    "every device that has data or is in the inventory",
     _DEVICES,
     (
         _plain("device", "switch or host"),
         _plain("ports", "ports with samples or counters"),
-        _plain("first_ts", "first minute with data, UTC; NULL where nothing was heard"),
-        _plain("last_ts", "last minute with data, UTC; NULL where nothing was heard"),
-        _plain("rack", "where it stands; NULL where nobody says and its name does not tell, like the next four"),
+        _plain("first_ts", "first minute with data, UTC; NULL where there are none"),
+        _plain("last_ts", "last minute with data, UTC; NULL where there are none"),
+        _plain("rack", "its rack; like the next four columns, NULL where neither stated nor derived from its name"),
         _plain("rail", "rail that it serves"),
         _plain("plane", "plane of the fabric that it is in"),
         _plain("tier", "host, leaf, spine or core, or as its file says"),
-        _plain("role", "what it is, in the words of its file"),
+        _plain("role", "what it is, as its file says"),
         _plain("known_ports", "ports in the inventory"),
         _plain("known", "whether it is in the inventory"),
     ),
@@ -173,13 +173,13 @@ DEVICES = View(
 
 LINKS = View(
     "links",
-    "every end of every link: what is configured, what the devices see, and whether that agrees",
+    "every end of every link: as configured, as reported by the devices, and whether both agree",
     _LINKS,
     (
         _plain("device", "this end: switch or host"),
-        _plain("port", "its interface, empty where nobody tells"),
-        _plain("peer_device", "other end, as seen, else as configured"),
-        _plain("peer_port", "its interface; NULL where nobody tells"),
+        _plain("port", "its interface, empty where unknown"),
+        _plain("peer_device", "other end as reported by devices, else as configured"),
+        _plain("peer_port", "its interface; NULL where unknown"),
         _plain("speed_bps", "line rate in the inventory", "bit/s"),
         _plain("rack", "rack of this end"),
         _plain("peer_rack", "rack of the other"),
@@ -189,10 +189,13 @@ LINKS = View(
         _plain("peer_tier", "tier of the other"),
         _plain("configured_device", "other end according to files; NULL where none has it"),
         _plain("configured_port", "its interface according to them"),
-        _plain("found_device", "other end according to LLDP; NULL where neither end sees one"),
+        _plain("found_device", "other end according to LLDP; NULL where neither end reports one"),
         _plain("found_port", "its interface according to LLDP"),
-        _plain("found_ts", "when LLDP said so last, UTC"),
-        _plain("agrees", "false where two statements about this link contradict, true where two agree, NULL where there is but one"),
+        _plain("found_ts", "time of the last report by LLDP, UTC"),
+        _plain(
+            "agrees",
+            "false where two statements about this link contradict each other, true where they agree, NULL where there is only one",
+        ),
     ),
     resolutions=False,
 )
@@ -204,9 +207,9 @@ JOBS = View(
     (
         Column("job", "coalesce(job, key)", "", "its name"),
         _plain("device", "host"),
-        _plain("role", "what the host does in it; NULL where nobody says"),
-        _plain("source", "who says it"),
-        _plain("ts", "when it was said, UTC"),
+        _plain("role", "what the host does in it; NULL where unknown"),
+        _plain("source", "inventory (a file), recording, or a collector"),
+        _plain("ts", "time of the statement, UTC"),
     ),
     resolutions=False,
     where="kind = 'job'",

@@ -47,23 +47,29 @@ _CER = "weft_ratio(c_fec_uncorrectable, c_fec_uncorrectable + c_fec_clean + c_fe
 
 
 def _beside(name: str, signal: str) -> str:
-    """Joins what was sampled beside the bytes: ``name`` at their own interval, ``name``_whole at any, where a recording has sums only."""
+    """Return the joins of a signal beside the bytes: ``name`` at their interval, ``name``_whole at any, for recordings of sums."""
     joins = []
     for alias, same in ((name, ("ts", "device", "port", "interval_ns")), (f"{name}_whole", ("ts", "device", "port"))):
         keys = " AND ".join(f"p.{key} = {alias}.{key}" for key in same)
-        joins.append(f"""LEFT JOIN (SELECT {", ".join(same)}, signal, sum(total) AS total FROM state.port_samples_{{r}}
+        joins.append(f"""LEFT JOIN (SELECT {", ".join(same)}, signal, sum(total) AS total, sum(samples * interval_ns) AS sampled_ns FROM state.port_samples_{{r}}
     WHERE signal LIKE '%{signal}' AND queue = '' GROUP BY ALL) {alias} ON {keys} AND {alias}.signal = left(p.signal, 2) || '{signal}'""")
     return "\n  ".join(joins)
 
 
+def _all_of(name: str) -> str:
+    """Return the total of what was sampled beside the bytes; NULL unless it covers the same time, within 1 %."""
+    sampled_ns, total = (f"coalesce({name}.{column}, {name}_whole.{column})" for column in ("sampled_ns", "total"))
+    return f"CASE WHEN abs({sampled_ns} / (p.samples * p.interval_ns) - 1) <= 0.01 THEN {total} END"
+
+
 _SAMPLES = f"""SELECT p.*, p.interval_ns AS sample_interval_ns, left(p.signal, 2) AS direction,
-    coalesce(ecn.total, ecn_whole.total) AS ecn_total, coalesce(retransmit.total, retransmit_whole.total) AS retransmit_total
+    {_all_of("ecn")} AS ecn_total, {_all_of("retransmit")} AS retransmit_total
   FROM state.port_samples_{{r}} p
   {_beside("ecn", "_ecn_bytes")}
   {_beside("retransmit", "_retransmit_bytes")}
   WHERE p.signal IN ('rx_bytes', 'tx_bytes') AND p.queue = ''"""
 
-# What a receiver sees of the line it does not see of the other direction, and a queue marks only what it sends.
+# Some counters exist for one direction only: a receiver corrects errors, and a queue marks what it sends.
 _OF_SIDE = {
     "bytes": ("rx_bytes", "tx_bytes"),
     "bytes_covered_ns": ("rx_covered_ns", "tx_covered_ns"),
@@ -89,15 +95,15 @@ def _same(left: str, right: str) -> str:
     return " AND ".join(f"{left}.{name} = {right}.{name}" for name in _KEY)
 
 
-# One source per port and window: figures of two would be of different intervals. The one that tells most of them.
-_TELLS = " + ".join(f"({name} IS NOT NULL)::INT" for name in ("rx_bytes", "rx_packets", "rx_errors", "corrected_bits", "up_ns"))
+# One source per port and window, the one with most counters: two sources have different intervals.
+_KNOWN = " + ".join(f"({name} IS NOT NULL)::INT" for name in ("rx_bytes", "rx_packets", "rx_errors", "corrected_bits", "up_ns"))
 _COUNTERS = f"""SELECT ts, device, port, direction, {", ".join(f"{name} AS c_{name}" for name in _OF_PORT)},
     {", ".join(f"CASE direction WHEN 'rx' THEN {rx} ELSE {tx} END AS c_{name}" for name, (rx, tx) in _OF_SIDE.items())}
   FROM (
-    SELECT * FROM state.port_counters_{{r}} QUALIFY row_number() OVER (PARTITION BY ts, device, port ORDER BY {_TELLS} DESC, readings DESC, source) = 1
+    SELECT * FROM state.port_counters_{{r}} QUALIFY row_number() OVER (PARTITION BY ts, device, port ORDER BY {_KNOWN} DESC, readings DESC, source) = 1
   ), (VALUES ('rx'), ('tx')) AS directions(direction)"""
 
-# Two halves below each other instead of a full join, so that a condition on the key reaches every table below.
+# A union instead of a full join, so that a condition on the key is pushed down to every table.
 _PORTS_SOURCE = f"""(
   SELECT s.*, c.* EXCLUDE ({", ".join(_KEY)}) FROM ({_SAMPLES}) s LEFT JOIN ({_COUNTERS}) c ON {_same("s", "c")}
   UNION ALL BY NAME
@@ -135,16 +141,16 @@ PORTS = View(
             "quality",
             "CASE WHEN samples * sample_interval_ns >= 0.999 * {ns} THEN 'ok' WHEN samples > 0 THEN 'partial' END",
             "",
-            """ok; partial where less than 99.9 % of the window was sampled or, without samples, the counters speak of less than 90 %
+            """ok; partial where less than 99.9 % of the window was sampled or, without samples, the counters cover less than 90 %
  of it; coarse where, without samples, their intervals are longer than the window""".replace("\n", ""),
             "CASE WHEN c_covered_ns < 0.9 * {ns} THEN 'partial' WHEN c_covered_ns > 2 * {ns} THEN 'coarse' ELSE 'ok' END",
         ),
-        Column("bytes", "total", "bytes", "bytes in all samples; without samples by the counters", "c_bytes"),
+        Column("bytes", "total", "bytes", "bytes in all samples; without samples from the counters", "c_bytes"),
         Column(
             "utilization_mean_ratio",
             f"total / samples / {_CAPACITY}",
             "",
-            "mean utilisation of the line over the samples; without samples over what the counters speak of",
+            "mean utilisation of the line over the samples; without samples over the time covered by the counters",
             "c_covered_bytes * 8e9 / c_speed_bps / nullif(c_bytes_covered_ns, 0)",
         ),
         *(
@@ -211,18 +217,28 @@ PORTS = View(
             "",
             "correlation of consecutive times between burst starts; above 0: bursts of bursts",
         ),
-        Column("ce_ratio", "weft_ratio(ecn_total, total)", "", "congestion-marked share of the received bytes; NULL where not sampled"),
-        Column("retransmit_ratio", "weft_ratio(retransmit_total, total)", "", "retransmitted share of the bytes; NULL where not sampled"),
+        Column(
+            "ce_ratio",
+            "weft_ratio(ecn_total, total)",
+            "",
+            "congestion-marked share of the received bytes; NULL where not sampled for the same time",
+        ),
+        Column(
+            "retransmit_ratio",
+            "weft_ratio(retransmit_total, total)",
+            "",
+            "retransmitted share of the bytes; NULL where not sampled for the same time",
+        ),
         Column("hist", "hist", "bytes", "histogram of the samples, for weft_quantile and weft_merge"),
         Column("profile", "profile", "bytes", "bytes in each 10 ms of the window; at 1 s only"),
-        _counted("packets", "", "packets, by the counters"),
-        _counted("discards", "", "packets discarded, by the counters"),
-        _counted("errors", "", "packets in error, by the counters"),
+        _counted("packets", "", "packets, from the counters"),
+        _counted("discards", "", "packets discarded, from the counters"),
+        _counted("errors", "", "packets in error, from the counters"),
         Column(
             "prefec_ber",
             "",
             "",
-            "bits that FEC corrected over the bits that the line carried at its rate; of the receiver, so rx only",
+            "bits that FEC corrected over the bits that the line carries at its rate; rx only",
             "c_corrected_bits * 1e9 / c_speed_bps / nullif(c_fec_covered_ns, 0)",
         ),
         Column("cer", "", "", "share of the codewords that FEC could not correct; rx only", _CER),
@@ -244,21 +260,21 @@ PORTS = View(
             "fec_max_bin",
             "",
             "",
-            "most symbol errors in one codeword; above 15 it is lost. Grows before anything is lost; rx only",
+            "most symbol errors in one codeword, which is lost above 15; rises before the first loss; rx only",
             "greatest(" + ", ".join(f"CASE WHEN c_fec_bin_{k} > 0 THEN {k} END" for k in range(FEC_BINS)) + ")",
         ),
         _counted("flaps", "", "changes of the link's state, either way"),
         Column("up_ratio", "", "", "share of the time in which the link was up", "weft_ratio(c_up_ns, c_up_ns + c_down_ns)"),
         _counted("ecn_marked_packets", "", "packets marked congestion experienced; tx only"),
         _counted("pause_frames", "", "pause frames of the port, not of a priority"),
-        Column("counter_bytes", "", "bytes", "bytes by the counters, also where there are samples", "c_bytes"),
+        Column("counter_bytes", "", "bytes", "bytes from the counters, also where there are samples", "c_bytes"),
         Column(
             "counter_covered_ratio",
             "",
             "",
-            "time that the counters speak of over the window: intervals count where they end, so above 1 where they are longer than it",
+            "time covered by the counters over the window: intervals count where they end, so above 1 where they are longer than it",
             "c_covered_ns / {ns}",
         ),
-        _counted("source", "", "the collector whose counters these are: of several the one that tells most"),
+        _counted("source", "", "the collector that read the counters; of several the one with most of them"),
     ),
 )

@@ -1,10 +1,10 @@
-"""The views of queues, priorities and buffers, and of what was dropped and why."""
+"""The views of queues, priorities and buffers, and of drops by reason."""
 
 from .base import Column, View, where
 
-# One source per queue and window: figures of two would be of different intervals. The one that tells most of them; how full a queue
-# was at the most is that of any.
-_TELLS = " + ".join(
+# One source per queue and window, the one with most counters: two sources have different intervals. The largest occupancies are
+# those of any source.
+_KNOWN = " + ".join(
     f"({name} IS NOT NULL)::INT" for name in ("bytes", "packets", "pfc_rx_frames", "pfc_rx_pause_us", "dropped_packets", "watermark_high")
 )
 _FULLEST = ", ".join(f"max({name}) OVER one AS {name}" for name in ("occupancy_high", "watermark_high", "headroom_high", "delay_high_ns"))
@@ -24,7 +24,7 @@ _QUEUES_SOURCE = f"""(
   FROM (
     SELECT * REPLACE ({_FULLEST}) FROM state.queue_counters_{{r}}
     WINDOW one AS (PARTITION BY ts, device, port, queue, direction)
-    QUALIFY row_number() OVER (PARTITION BY ts, device, port, queue, direction ORDER BY {_TELLS} DESC, readings DESC, source) = 1
+    QUALIFY row_number() OVER (PARTITION BY ts, device, port, queue, direction ORDER BY {_KNOWN} DESC, readings DESC, source) = 1
   ) q
   LEFT JOIN (SELECT ts, device, port, max(speed_bps) AS speed_bps FROM state.port_counters_{{r}} GROUP BY ALL) p
     ON q.ts = p.ts AND q.device = p.device AND q.port = p.port)"""
@@ -38,7 +38,7 @@ def _bounded(frames: str) -> str:
 
 
 def _paused(side: str) -> str:
-    """Return the share of the time in pause by duration, or by the bound where only frames are counted."""
+    """Return the share of the time in pause: measured, or the bound where only frames are counted."""
     measured = f"weft_share(pause_{side}_ns, pause_{side}_covered_ns)"
     return f"coalesce({measured}, {_bounded(f'pfc_{side}_frames')})"
 
@@ -53,19 +53,21 @@ QUEUES = View(
         Column("port", "port", "", "interface; empty for a shared buffer"),
         Column("queue", "queue", "", "queue, priority or buffer"),
         Column("direction", "direction", "", "tx: egress queue or priority; rx: ingress priority group; pool: shared buffer"),
-        Column("source", "source", "", "the collector whose readings these are: of several the one that tells most"),
+        Column("source", "source", "", "the collector that read the counters; of several the one with most of them"),
         Column("speed_bps", "speed_bps", "bit/s", "line rate of the port"),
-        Column("readings", "readings", "", "readings in the window"),
-        Column("covered_ratio", "covered_ns / {ns}", "", "time that the counters speak of over the window; above 1 where read less often"),
+        Column("readings", "readings", "", "counter samples in the window"),
+        Column(
+            "covered_ratio", "covered_ns / {ns}", "", "time covered by the counters over the window; above 1 where they are read less often"
+        ),
         Column(
             "quality",
             "CASE WHEN covered_ns < 0.9 * {ns} THEN 'partial' WHEN covered_ns > 2 * {ns} THEN 'coarse' ELSE 'ok' END",
             "",
-            "ok; partial where the counters speak of less than 90 % of the window; coarse where their intervals are longer than it",
+            "ok; partial where the counters cover less than 90 % of the window; coarse where their intervals are longer than it",
         ),
         Column("packets", "packets", "", "packets sent from it"),
         Column("bytes", "bytes", "bytes", "bytes sent from it"),
-        Column("utilization", f"bytes * 8e9 / speed_bps / nullif({where('covered_ns', 'bytes')}, 0)", "", "share of the line that it used"),
+        Column("utilization", f"bytes * 8e9 / speed_bps / nullif({where('covered_ns', 'bytes')}, 0)", "", "utilisation of the line by it"),
         Column("ecn_marked_packets", "ecn_marked_packets", "", "packets marked congestion experienced"),
         Column(
             "ecn_mark_ratio", f"weft_ratio(ecn_marked_packets, {where('packets', 'ecn_marked_packets')})", "", "marked share of the packets"
@@ -74,23 +76,23 @@ QUEUES = View(
             "pause_rx_ratio",
             _paused("rx"),
             "",
-            "share of the time in which pauses received stopped it; by the bound where durations are not counted, see pause_by",
+            "share of the time in which received pauses stopped it; the bound where durations are not counted, see pause_by",
         ),
         Column("pause_tx_ratio", _paused("tx"), "", "share of the time in which it paused its peer; likewise"),
         Column(
             "pause_rx_bound_ratio",
             _bounded("pfc_rx_frames"),
             "",
-            "the most that the pause frames received can have stopped it: 65535 quanta of 512 bit times each",
+            "upper bound from the pause frames received: 65535 quanta of 512 bit times each",
         ),
-        Column("pause_tx_bound_ratio", _bounded("pfc_tx_frames"), "", "the same of the frames sent"),
+        Column("pause_tx_bound_ratio", _bounded("pfc_tx_frames"), "", "the same for the frames sent"),
         Column(
             "pause_by",
             """CASE WHEN pause_rx_ns IS NULL AND pfc_rx_frames IS NOT NULL OR pause_tx_ns IS NULL AND pfc_tx_frames IS NOT NULL
       THEN CASE WHEN pause_rx_ns IS NOT NULL THEN 'rx duration, tx frames' WHEN pause_tx_ns IS NOT NULL THEN 'rx frames, tx duration' ELSE 'frames' END
       WHEN pause_rx_ns IS NOT NULL OR pause_tx_ns IS NOT NULL THEN 'duration' END""",
             "",
-            "duration: measured; frames: no more than this; both are told by direction; NULL where nothing counts pauses",
+            "duration: measured; frames: an upper bound; both with their direction; NULL where pauses are not counted",
         ),
         Column(
             "pause_mean_ns",
@@ -105,13 +107,13 @@ QUEUES = View(
             "pfc_before_ecn",
             "CASE WHEN ecn_marked_packets IS NOT NULL THEN greatest(coalesce(pfc_rx_frames, 0), coalesce(pfc_tx_frames, 0)) > 0 AND ecn_marked_packets = 0 END",
             "",
-            "paused although no packet was marked: thresholds in which marking begins too late",
+            "paused although no packet was marked: the ECN thresholds are too high",
         ),
         Column(
             "occupancy_mean_bytes",
             "weft_ratio(occupancy_total, occupancy_count)",
             "bytes",
-            "mean of the occupancies read; of high-frequency telemetry, whose samples are in the bursts, of the largest of each second",
+            "mean of the occupancies read; of high-frequency telemetry, mean of the largest of each second",
         ),
         Column("occupancy_max_bytes", "occupancy_high", "bytes", "largest occupancy read"),
         Column("watermark_max_bytes", "watermark_high", "bytes", "largest watermark of the occupancy"),
@@ -124,22 +126,22 @@ QUEUES = View(
             "",
             "share of the packets that were dropped",
         ),
-        Column("wred_drops", "wred_dropped_packets", "", "of them by random early detection"),
-        Column("trimmed", "trimmed_packets", "", "packets cut to their header since it was full"),
+        Column("wred_drops", "wred_dropped_packets", "", "of these, by random early detection"),
+        Column("trimmed", "trimmed_packets", "", "packets cut to their header because it was full"),
     ),
 )
 
 DROPS = View(
     "drops",
-    "drops that were told one by one, by their reason",
+    "drops that devices report one by one, by reason",
     "(SELECT make_timestamp_ns(epoch_ns(ts) // {ns} * {ns}) AS bucket, * FROM state.event WHERE kind = 'drop')",
     (
         Column("ts", "bucket", "", "start of the window, UTC"),
         Column("device", "device", "", "switch or host"),
         Column("port", "port", "", "interface"),
-        Column("reason", "reason", "", "why, in the source's own words"),
-        Column("source", "source", "", "who tells it"),
-        Column("drops", "count(*)", "", "drops told"),
+        Column("reason", "reason", "", "the reason, as the source names it"),
+        Column("source", "source", "", "the collector"),
+        Column("drops", "count(*)", "", "drops reported"),
     ),
     where="true GROUP BY bucket, device, port, reason, source",
 )

@@ -187,14 +187,14 @@ def test_congestion_is_that_of_the_counters(seed, reader):
     }
     row = reader.frame(queries_congestion.bounds()).row(0)
     span = chosen(row[0], row[1], "all", None)
-    total = reader.frame(queries_congestion.summary(span, queries_congestion.Place())).row(0, named=True)
+    total = reader.frame(queries_congestion.summary(span, queries_congestion.PortChoice())).row(0, named=True)
     assert total["drops"] == sum(queue["dropped_packets"] for queue in moved.values())
     marked, packets = (sum(queue[name] for queue in moved.values()) for name in ("ecn_marked_packets", "packets"))
     assert total["ecn_mark_ratio"] == pytest.approx(marked / packets)
-    queues = {row["port"]: row for row in reader.frame(queries_congestion.worst_queues(span, queries_congestion.Place())).to_dicts()}
+    queues = {row["port"]: row for row in reader.frame(queries_congestion.worst_queues(span, queries_congestion.PortChoice())).to_dicts()}
     assert next(iter(queues)) == "Ethernet8", "the one that is paused most comes first"
     assert {port: row["drops"] for port, row in queues.items()} == {port: queue["dropped_packets"] for port, queue in moved.items()}
-    heat = reader.frame(queries_congestion.heat(span, "paused", queries_congestion.Place()))
+    heat = reader.frame(queries_congestion.heat(span, "paused", queries_congestion.PortChoice()))
     # Each interval counts in the second in which it ends: the first second has three of them, the others four.
     spent_us = (heat.filter(pl.col("port") == "Ethernet8")["ratio"] * pl.Series([0.75, *[1.0] * (heat.height // 2 - 1)]) * 1e6).sum()
     assert spent_us == pytest.approx(moved["Ethernet8"]["pfc_rx_pause_us"])

@@ -1,4 +1,4 @@
-"""One port under the microscope: what its averages hide, its raw samples, its bursts and how they are distributed."""
+"""One port under the microscope: samples against averages, raw samples, bursts and their distributions."""
 
 import functools
 from typing import Any
@@ -83,10 +83,10 @@ def render(visit: Visit) -> None:
 
 
 def _choose(visit: Visit, span: Span) -> Entity | None:
-    """Show the choice of port, and return the port that is meant."""
+    """Show the choice of port, and return the chosen port."""
     known = visit.board.frame(queries.ports())
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        device, port = choose_port(known, WORST, "the worst: the one with most time in bursts, of what the other choices leave")
+        device, port = choose_port(known, WORST, "the worst: the port with most time in bursts among those that match the other choices")
         direction = st.segmented_control(
             "Direction",
             ["both", "rx", "tx"],
@@ -113,7 +113,7 @@ def _summary(span: Span, entity: Entity, row: dict[str, object]) -> None:
     )
     if entity.speed_bps is None:
         st.info(
-            "The line rate of this port is unknown, so neither utilisation nor bursts can be told. Set it where the port is collected.",
+            "The line rate of this port is unknown, so utilisation and bursts cannot be computed. Set it where the port is collected.",
             icon=":material/speed:",
         )
     tiles(
@@ -156,7 +156,7 @@ def _against(visit: Visit, span: Span, entity: Entity, threshold: float | None) 
         key="against",
         describe=f"Utilisation over time of the largest {interval} sample, the p99 and the mean of each {window}",
         empty="No window with a known line rate in this range.",
-        note=f"What monitoring at {window} would show is the lowest line. Queues fill in the time that it hides.",
+        note=f"Monitoring at {window} shows only the lowest line. Queues fill in a shorter time.",
     )
 
 
@@ -173,13 +173,19 @@ def _microscope(visit: Visit, span: Span, entity: Entity, threshold: float | Non
 
 
 def _aimed(span: Span, starts: list[int]) -> tuple[Span, str]:
-    """Show the choice of how much is shown, and return the moment: the chosen one, else the largest burst, else the end."""
+    """Show the choice of zoom, and return the span shown: at the chosen time, else the largest burst, else the end."""
     words = st.query_params.get("at", "")
     aimed = words.isascii() and words.isdigit() and len(words) < 20
     at_ns = int(words) if aimed else starts[0] if starts else span.to_ns - 200_000_000
     with st.container(horizontal=True, vertical_alignment="bottom"):
         zoom = st.segmented_control(
-            "Microscope shows", list(ZOOMS_MS), default="200 ms", required=True, key="zoom", bind="query-params", help="how much time"
+            "Microscope shows",
+            list(ZOOMS_MS),
+            default="200 ms",
+            required=True,
+            key="zoom",
+            bind="query-params",
+            help="width of the chart in time",
         )
         st.button("Back to the largest burst", icon=":material/my_location:", key="unaim", disabled=not aimed, on_click=_unaim)
     zoom = zoom or "200 ms"
@@ -202,7 +208,7 @@ def _raw(visit: Visit, entity: Entity, window: Span, zoom: str, threshold: float
         key="microscope",
         describe="Raw samples of the port as utilisation of the line, with the burst threshold and the mean of each second",
         empty="No raw samples of this port at this moment: they follow some seconds after the statistics. Wait, or select another burst.",
-        note="One bar per sample; of more than the screen has room for, the largest of each group. Full colour: above the threshold.",
+        note="One bar per sample, or per group of samples with its largest where there are too many. Full colour: above the threshold.",
     )
 
 
@@ -229,7 +235,7 @@ def _bursts(visit: Visit, sql: str, starts: list[int], threshold: float | None) 
 
 
 def _aim(starts: list[int]) -> None:
-    """Point the microscope at the burst that has just been selected in the list, as the list was then."""
+    """Point the microscope at the selected burst, in the list as it was when the user selected."""
     rows = selected("bursts")
     if rows and rows[0] < len(starts):
         st.query_params["at"] = str(starts[rows[0]])
@@ -242,7 +248,7 @@ def _unaim() -> None:
 
 
 def _scope(entity: Entity) -> str:
-    """Show the choice of whose bursts are counted, and return it as a condition."""
+    """Show the choice of the ports whose bursts are counted, and return it as a condition."""
     scopes = {
         "port": entity.where_burst(),
         "device": f"device = {text(entity.device)} AND interval_ns = {entity.interval_ns}",
@@ -272,8 +278,8 @@ def _distributions(visit: Visit, span: Span, where: str) -> None:
         lambda rows: charts.distribution(rows, "milliseconds", dark=visit.dark, names=names),
         key="distributions",
         describe="Empirical distributions of burst length and of the gap to the next burst, on a logarithmic axis",
-        empty="No burst to take a distribution of.",
-        note="A gap lasts from a burst's end to the next start on the same port. Most microbursts are shorter than a few milliseconds.",
+        empty="No burst in this range.",
+        note="A gap lasts from the end of a burst to the next start on the port. Most microbursts last less than a few milliseconds.",
     )
 
 

@@ -8,7 +8,7 @@ from ....pipeline.tables.field import RESOLUTIONS_NS
 from ....pipeline.tables.states import STATES
 from ...sql import Span, instant, text
 
-# Points of the burst microscope; finer samples are shown by the largest of each point.
+# Points of the burst microscope; of more samples, each point shows its largest.
 MICROSCOPE_POINTS_MAX = 1500
 
 BURSTS_MAX = 200
@@ -37,7 +37,7 @@ class Entity:
 
 
 def ports() -> str:
-    """Every direction of every port that was ever sampled."""
+    """Every direction of every sampled port."""
     return """SELECT device, port, left(signal, 2) AS direction, interval_ns AS sample_interval_ns, max(speed_bps) AS speed_bps
 FROM state.port_samples_1h WHERE signal IN ('rx_bytes', 'tx_bytes') AND queue = ''
 GROUP BY ALL ORDER BY device, port, direction, sample_interval_ns LIMIT 20000"""
@@ -65,15 +65,15 @@ def microscope(window: Span, entity: Entity, files: list[str]) -> str:
     bin_ns = entity.interval_ns * max(1, -(-points // MICROSCOPE_POINTS_MAX))
     signal = f"{entity.direction}_bytes"
     second = 1_000_000_000
-    # Each file has the narrowest type that its samples fit in, so types are united too.
+    # Files have the narrowest type for their samples, so types are unified too.
     source = f"read_parquet([{', '.join(text(file) for file in files)}], union_by_name = true)"
     wide = Span(window.from_ns // second * second, -(-window.to_ns // second) * second)
-    return f"""WITH runs AS (
+    return f"""WITH segments AS (
   SELECT epoch_ns(ts) AS start_ns, interval_ns, speed_bps, "values" FROM {source}
   WHERE device = {text(entity.device)} AND port = {text(entity.port)} AND signal = {text(signal)} AND queue = ''
     AND interval_ns = {entity.interval_ns} AND ts >= {instant(wide.from_ns - SEGMENT_NS_MAX)} AND ts < {instant(wide.to_ns)}
 ), samples AS (
-  SELECT start_ns + (unnest(range(len("values"))) * interval_ns) AS t, unnest("values") / (speed_bps * interval_ns / 8e9) AS x FROM runs
+  SELECT start_ns + (unnest(range(len("values"))) * interval_ns) AS t, unnest("values") / (speed_bps * interval_ns / 8e9) AS x FROM segments
 ), seconds AS (
   SELECT *, avg(x) OVER (PARTITION BY t // {second}) AS second_mean FROM samples WHERE t >= {wide.from_ns} AND t < {wide.to_ns}
 )
@@ -112,16 +112,16 @@ _SKIPPED = (
 
 
 def burst_metrics(span: Span, entity: Entity) -> str:
-    """The burst metrics of a whole span in one row: statistics of its windows are merged, then the views' own formulas are applied."""
+    """The burst metrics of a span in one row: the formulas of the view on the merged statistics of its windows."""
     r = span.resolution(100)
     table = STATES["port_samples"]
-    kept = [column for column in PORTS.columns if column.sql and column.name not in _SKIPPED and "hist" not in column.sql]
-    used = " ".join(column.sql for column in kept)
+    columns = [column for column in PORTS.columns if column.sql and column.name not in _SKIPPED and "hist" not in column.sql]
+    used = " ".join(column.sql for column in columns)
     merges = {"sum": "sum", "min": "min", "max": "max"}
     folded = [
         f"{merges[field.role]}({field.name}) AS {field.name}" for field in table.fields if field.role in merges and field.name in used
     ]
-    formulas = ",\n  ".join(f"{column.sql} AS {column.name}" for column in kept)
+    formulas = ",\n  ".join(f"{column.sql} AS {column.name}" for column in columns)
     return f"""WITH merged AS (
   SELECT interval_ns AS sample_interval_ns, max(speed_bps) AS speed_bps, {", ".join(folded)}
   FROM state.port_samples_{r}
@@ -135,7 +135,7 @@ FROM merged"""
 
 
 def ladder_scales(interval_ns: int) -> list[tuple[str, float]]:
-    """Return the columns of the index of dispersion with the time that each block covers, in milliseconds."""
+    """Return the columns of the index of dispersion with the duration of a block in milliseconds."""
     return [(f"idc_{m}", m * interval_ns / 1e6) for m in BLOCKS]
 
 

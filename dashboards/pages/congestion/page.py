@@ -22,7 +22,7 @@ from ...parts import (
 )
 from ...sql import WORDS, Span
 from . import queries
-from .queries import MEASURES, Place
+from .queries import MEASURES, PortChoice
 
 TITLE = "Congestion"
 ICON = ":material/traffic:"
@@ -30,7 +30,7 @@ STORED = True
 LIVE = True
 
 NO_COUNTERS = (
-    "No counters of a queue or port have come yet. Let switches tell them (`[collect.gnmi]`, `[collect.sflow]`, `[collect.hft]`, "
+    "There are no counters of queues or ports yet. Configure a source (`[collect.gnmi]`, `[collect.sflow]`, `[collect.hft]`, "
     "`[collect.otlp]` in weft.toml), or replay recorded ones with `weft replay FILE`."
 )
 
@@ -59,12 +59,12 @@ def render(visit: Visit) -> None:
     _links(visit, span, place)
 
 
-def _choose(visit: Visit) -> tuple[Place, str]:
+def _choose(visit: Visit) -> tuple[PortChoice, str]:
     """Show the choice of device, port and measure, and return it."""
     known = fetch(visit, queries.places())
     known = known if known is not None else pl.DataFrame(schema={"device": pl.String, "port": pl.String})
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        place = Place(*choose_port(known, ALL_PORTS))
+        place = PortChoice(*choose_port(known, ALL_PORTS))
         measure = st.segmented_control(
             "Heat map shows the share",
             list(MEASURES),
@@ -88,18 +88,18 @@ def _tiles(row: dict[str, object]) -> None:
             ),
             ("ECN-marked", percent(row.get("ecn_mark_ratio"), 2), "congestion-marked share of the packets, where marks are counted"),
             ("Dropped", number(row.get("drops")), f"packets that queues dropped: {percent(row.get('drop_ratio'), 4)}"),
-            ("Storms", number(row.get("storms")), "pause storms that began in the range: a queue held still by pauses for 200 ms"),
+            ("Storms", number(row.get("storms")), "pause storms that began in the range: a queue stopped by pauses for 200 ms"),
             (
                 "PFC before ECN",
                 number(row.get("pfc_before_ecn")),
-                "windows in which a queue was paused though nothing was marked: ECN thresholds that begin too late",
+                "windows in which a queue was paused and nothing was marked: the ECN thresholds are too high",
             ),
             ("Worst pre-FEC BER", number(row.get("prefec_ber")), "bit errors before correction; RS(544,514) is specified for up to 2.4e-4"),
         ]
     )
 
 
-def _heat(visit: Visit, span: Span, place: Place, measure: str) -> None:
+def _heat(visit: Visit, span: Span, place: PortChoice, measure: str) -> None:
     words = MEASURES[measure][0]
     event = figure(
         visit,
@@ -110,8 +110,8 @@ def _heat(visit: Visit, span: Span, place: Place, measure: str) -> None:
         describe=f"Heat map: one row per queue, time to the right, colour is the share {words}",
         empty=f"No queue is {words} in this range.",
         good=measure != "used",
-        note="Click a cell to look at that port alone. Pauses measured by duration are exact; where only frames are counted, this is "
-        "the most that they can have stopped.",
+        note="Click a cell to show that port alone. Pauses measured by duration are exact; where only frames are counted, the share is an "
+        "upper bound.",
         selects=True,
     )
     cells = event.selection.get("cell", []) if event else []
@@ -119,7 +119,7 @@ def _heat(visit: Visit, span: Span, place: Place, measure: str) -> None:
         visit.go("congestion", {"device": cells[0]["device"], "port": cells[0]["port"], "measure": measure})
 
 
-def _over_time(visit: Visit, span: Span, place: Place) -> None:
+def _over_time(visit: Visit, span: Span, place: PortChoice) -> None:
     names = {"marked": "ECN-marked packets", "paused": "worst paused", "pausing": "worst pausing", "dropped": "dropped packets"}
     figure(
         visit,
@@ -133,7 +133,7 @@ def _over_time(visit: Visit, span: Span, place: Place) -> None:
     )
 
 
-def _buffers(visit: Visit, span: Span, place: Place) -> None:
+def _buffers(visit: Visit, span: Span, place: PortChoice) -> None:
     names = {"watermark": "watermark", "occupancy": "occupancy read", "headroom": "headroom used"}
     figure(
         visit,
@@ -142,8 +142,8 @@ def _buffers(visit: Visit, span: Span, place: Place) -> None:
         lambda frame: charts.lines(frame, "bytes", dark=visit.dark, names=_present(frame, names)),
         key="buffers",
         describe="Lines over time: largest watermark, occupancy and headroom of any chosen queue",
-        empty="Nobody told how full buffers are in this range.",
-        note="A watermark is the most since the device last cleared it, so it also shows what stood between two readings.",
+        empty="No buffer occupancy was read in this range.",
+        note="A watermark is the largest occupancy since the device cleared it, so it includes peaks between two polls.",
     )
 
 
@@ -151,7 +151,7 @@ def _present(frame: pl.DataFrame, names: dict[str, str]) -> dict[str, str]:
     return {column: label for column, label in names.items() if frame[column].null_count() < frame.height} or names
 
 
-def _queues(visit: Visit, span: Span, place: Place) -> None:
+def _queues(visit: Visit, span: Span, place: PortChoice) -> None:
     columns = {
         "device": st.column_config.TextColumn("device"),
         "port": st.column_config.TextColumn("port"),
@@ -174,7 +174,7 @@ def _queues(visit: Visit, span: Span, place: Place) -> None:
     }
     table(
         visit,
-        "Queues and priorities, the most troubled first",
+        "Queues and priorities, the worst first",
         queries.worst_queues(span, place),
         columns,
         key="queues",
@@ -183,7 +183,7 @@ def _queues(visit: Visit, span: Span, place: Place) -> None:
     )
 
 
-def _drops(visit: Visit, span: Span, place: Place) -> None:
+def _drops(visit: Visit, span: Span, place: PortChoice) -> None:
     figure(
         visit,
         "Dropped packets by reason",
@@ -193,11 +193,11 @@ def _drops(visit: Visit, span: Span, place: Place) -> None:
         describe="Bars: dropped packets by reason",
         empty="Nothing was dropped in this range.",
         good=True,
-        note="Counted by queues and ports, and told one by one where devices say why.",
+        note="Counted by queues and ports; one by one where devices report the reason.",
     )
 
 
-def _events(visit: Visit, span: Span, place: Place) -> None:
+def _events(visit: Visit, span: Span, place: PortChoice) -> None:
     columns = {
         "ts": time_column("when, UTC"),
         "device": st.column_config.TextColumn("device"),
@@ -218,7 +218,7 @@ def _events(visit: Visit, span: Span, place: Place) -> None:
     )
 
 
-def _links(visit: Visit, span: Span, place: Place) -> None:
+def _links(visit: Visit, span: Span, place: PortChoice) -> None:
     columns = {
         "device": st.column_config.TextColumn("device"),
         "port": st.column_config.TextColumn("port"),
@@ -232,11 +232,11 @@ def _links(visit: Visit, span: Span, place: Place) -> None:
         "discards": number_column("discards"),
         "utilization_mean_ratio": ratio_column("mean use"),
         "speed_gbps": number_column("line rate, Gbit/s", "", "%g"),
-        "source": st.column_config.TextColumn("told by", width="small"),
+        "source": st.column_config.TextColumn("source", width="small"),
     }
     table(
         visit,
-        "Links, the most doubtful first",
+        "Links, the worst first",
         queries.links(span, place),
         columns,
         key="links",

@@ -1,4 +1,4 @@
-"""The questions about congestion: who is paused, marked or dropped, how full buffers are, and which links are failing."""
+"""The queries of the Congestion page: pauses, marks, drops, buffer occupancy, and failing links."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ HEAT_COLUMNS_MAX = 120
 HEAT_ROWS_MAX = 24
 ROWS_MAX = 200
 
-# What the heat map can show, by its name in the URL: words, and the worst of several windows.
+# The measures of the heat map by their name in the URL: label, and SQL over several windows.
 MEASURES = {
     "paused": ("paused by its peer", "max(pause_rx_ratio)"),
     "pausing": ("pausing its peer", "max(pause_tx_ratio)"),
@@ -19,8 +19,8 @@ MEASURES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """What is looked at: a device, a port of it, or everything (empty)."""
+class PortChoice:
+    """The chosen device and port; empty = all."""
 
     device: str = ""
     port: str = ""
@@ -39,13 +39,13 @@ def bounds() -> str:
 
 
 def places() -> str:
-    """Every port whose counters or queues have been read."""
+    """Every port with counters of its own or of its queues."""
     return """SELECT DISTINCT device, port FROM (
   SELECT device, port FROM state.port_counters_1h UNION SELECT device, port FROM state.queue_counters_1h)
 WHERE port <> '' ORDER BY device, port LIMIT 20000"""
 
 
-def summary(span: Span, place: Place) -> str:
+def summary(span: Span, place: PortChoice) -> str:
     """The worst of everything in one row."""
     r = span.resolution(100)
     where = f"{span.inside(r)} AND {place.where()}"
@@ -64,7 +64,7 @@ FROM (
 ) p"""
 
 
-def heat(span: Span, measure: str, place: Place) -> str:
+def heat(span: Span, measure: str, place: PortChoice) -> str:
     """One measure of the worst queues over time."""
     r = span.resolution(300)
     step = span.step_ns(HEAT_COLUMNS_MAX)
@@ -81,8 +81,8 @@ SELECT concat_ws(' ', device, nullif(port, ''), 'q' || queue, direction) AS name
 FROM worst JOIN cells USING (device, port, queue, direction) ORDER BY rank DESC, name, ms"""
 
 
-def over_time(span: Span, place: Place) -> str:
-    """Marks, pauses and drops of all chosen queues together: a healthy fabric marks before it pauses, and pauses before it drops."""
+def over_time(span: Span, place: PortChoice) -> str:
+    """Marks, pauses and drops of all chosen queues together."""
     r = span.resolution(300)
     return f"""SELECT epoch_ms(ts)::DOUBLE AS ms,
   {weighted("ecn_mark_ratio", "packets")} AS marked,
@@ -91,7 +91,7 @@ def over_time(span: Span, place: Place) -> str:
 FROM queues_{r} WHERE {span.inside(r)} AND {place.where()} GROUP BY ts ORDER BY ts"""
 
 
-def buffers(span: Span, place: Place) -> str:
+def buffers(span: Span, place: PortChoice) -> str:
     """The fullest buffer over time."""
     r = span.resolution(300)
     return f"""SELECT epoch_ms(ts)::DOUBLE AS ms, max(watermark_max_bytes)::DOUBLE AS watermark,
@@ -100,8 +100,8 @@ FROM queues_{r} WHERE {span.inside(r)} AND {place.where()} GROUP BY ts
 HAVING watermark IS NOT NULL OR occupancy IS NOT NULL OR headroom IS NOT NULL ORDER BY ts"""
 
 
-def worst_queues(span: Span, place: Place) -> str:
-    """The queues that suffer most: paused, then marked, then dropping."""
+def worst_queues(span: Span, place: PortChoice) -> str:
+    """The queues with most pauses, then marks, then drops."""
     r = span.resolution(20)
     return f"""SELECT device, port, queue, direction, max(pause_rx_ratio) AS pause_rx_ratio, max(pause_tx_ratio) AS pause_tx_ratio,
   max(pause_mean_ns) / 1e3 AS pause_mean_us, arg_max(pause_by, ts) AS pause_by, max(storm_ratio) AS storm_ratio,
@@ -113,19 +113,19 @@ ORDER BY coalesce(max(pause_rx_ratio), 0) + coalesce(max(pause_tx_ratio), 0) DES
   device, port, queue, direction LIMIT {ROWS_MAX}"""
 
 
-def drops(span: Span, place: Place) -> str:
-    """Dropped packets by reason: those that queues and ports count, and those that devices told one by one."""
+def drops(span: Span, place: PortChoice) -> str:
+    """Dropped packets by reason: counted by queues and ports, and reported one by one."""
     r = span.resolution(100)
     where = f"{span.inside(r)} AND {place.where()}"
     return f"""SELECT reason, sum(n)::BIGINT AS packets FROM (
   SELECT 'counted: queue full' AS reason, drops - coalesce(wred_drops, 0) AS n FROM queues_{r} WHERE {where}
   UNION ALL SELECT 'counted: early detection', wred_drops FROM queues_{r} WHERE {where}
   UNION ALL SELECT 'counted: port discards ' || direction, discards FROM ports_{r} WHERE {where}
-  UNION ALL SELECT 'told: ' || coalesce(nullif(reason, ''), 'no reason'), drops FROM drops_{r} WHERE {where}
+  UNION ALL SELECT 'reported: ' || coalesce(nullif(reason, ''), 'no reason'), drops FROM drops_{r} WHERE {where}
 ) GROUP BY reason HAVING packets > 0 ORDER BY packets DESC, reason LIMIT 20"""
 
 
-def links(span: Span, place: Place) -> str:
+def links(span: Span, place: PortChoice) -> str:
     """The links that are failing: bit errors before and after correction, flaps, errors."""
     r = span.resolution(20)
     return f"""SELECT device, port, max(prefec_ber) AS prefec_ber, max(flr_predicted) AS flr_predicted, max(flr_observed) AS flr_observed,
@@ -137,7 +137,7 @@ ORDER BY coalesce(sum(flaps), 0) DESC, prefec_ber DESC NULLS LAST, coalesce(sum(
   device, port LIMIT {ROWS_MAX}"""
 
 
-def events(span: Span, place: Place) -> str:
+def events(span: Span, place: PortChoice) -> str:
     """What happened, the newest first."""
     return f"""SELECT ts, device, port, kind, reason, detail, source FROM events
 WHERE {span.between("ts")} AND {place.where()} ORDER BY ts DESC, device, port LIMIT {ROWS_MAX}"""

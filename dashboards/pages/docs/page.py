@@ -1,4 +1,4 @@
-"""The docs, served by the product itself: pages of ``dashboards/docs``, in the order of their numbers."""
+"""The docs in the product: pages of ``dashboards/docs``, in the order of their numbers."""
 
 import re
 from pathlib import Path
@@ -47,9 +47,9 @@ def titles(folder: Path) -> dict[str, str]:
 
 
 def show(folder: Path, name: str) -> None:
-    """Show one page, its pictures in place and its links leading to pages here."""
+    """Show one page with its pictures; links between pages stay in the dashboard."""
     text = (folder / f"{name}.md").read_text("utf-8")
-    # The address holds what the list of pages shows, a title.
+    # The URL has the label of the list entry, a title.
     pages = titles(folder)
     text = _LINK.sub(lambda match: f"](/docs?page={quote(pages.get(match[1], match[1]))})", text)
     position = 0

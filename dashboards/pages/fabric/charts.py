@@ -15,23 +15,23 @@ import polars as pl
 
 from ... import theme
 
-# From the top down; a tier that is not named here stands above the leaves.
+# From the top down; tiers not in this list are drawn above the leaves.
 _TIERS = ("core", "spine", "aggregation")
 _LEAF = "leaf"
 
 _SWITCH, _SWITCH_GAP, _LINES = 26, 14, 46
 _GRID_HEIGHT, _CELL_MIN, _CELL_MAX = 280, 12, 34
 _RACK_LABEL, _JOB, _JOB_GAP = 24, 22, 10
-# Letters that the narrowest picture has room for in a line.
+# Letters in a line of the narrowest picture.
 _LETTERS = 80
-# More places than these that are equally bad are no outliers.
+# More equally bad places than this are no outliers.
 _RINGS_MAX = 3
-# What legend and names of hosts take besides.
+# The height of the legend and the host names.
 _LEGEND, _NAMES = 70, 75
 # Between two racks, in columns.
 _RACK_GAP = 0.5
 
-# How many labels a row has room for.
+# Labels in a row.
 _NAMES_MAX, _RACKS_MAX, _SWITCHES_MAX = 40, 16, 16
 
 _PLACE = {"name": pl.String, "x": pl.Float64, "x2": pl.Float64, "y": pl.Float64, "y2": pl.Float64}
@@ -39,7 +39,7 @@ _PLACE = {"name": pl.String, "x": pl.Float64, "x2": pl.Float64, "y": pl.Float64,
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """What colours mean: words, the form of numbers, the value that has the full colour at the least, and where a logarithm begins."""
+    """The colour scale: title, number format, the smallest value of full colour, and where a logarithmic scale begins."""
 
     title: str
     form: str
@@ -49,7 +49,7 @@ class Scale:
 
 @dataclass(frozen=True, slots=True)
 class _Grid:
-    """Where the columns stand: by name, left edge; and each rack's first and last edge."""
+    """The columns: left edge by name, and the first and last edge of each rack."""
 
     left: dict[str, float]
     racks: list[tuple[str, float, float]]
@@ -73,16 +73,16 @@ def fabric(frame: pl.DataFrame, scale: Scale, *, dark: bool, columns: str = "hos
     if jobs.height:
         ticks[(bottom + _JOB_GAP + foot) / 2] = "jobs"
     places = pl.concat([switches, cells], how="diagonal_relaxed")
-    frames = _Frames(places, _lines(pairs, switches), jobs, _labels(grid, top, columns), _names(switches))
+    layers = _PictureLayers(places, _lines(pairs, switches), jobs, _labels(grid, top, columns), _names(switches))
     if columns == "rack":
         names = {(x + x2) / 2: name for name, x, x2 in grid.racks[:: -(-len(grid.racks) // _RACKS_MAX) or 1]}
     else:
         names = {x + 0.5: name for name, x in grid.left.items()} if len(grid.left) <= _NAMES_MAX else {}
-    return _drawn(frames, (grid.width, foot), (names, ticks), _Colours(scale, _largest(places), dark))
+    return _drawn(layers, (grid.width, foot), (names, ticks), _Colours(scale, _largest(places), dark))
 
 
 @dataclass(frozen=True, slots=True)
-class _Frames:
+class _PictureLayers:
     places: pl.DataFrame
     lines: pl.DataFrame
     jobs: pl.DataFrame
@@ -101,7 +101,7 @@ class _Colours:
         return self.scale.log_from, max(self.scale.full, self.largest)
 
     def is_deep(self, values: pl.Series) -> pl.Series:
-        """Return which values have a colour that the theme's ink would not be read on."""
+        """Return the condition for values on whose colour the theme's ink is not readable."""
         low, high = self._ends
         share = (values / low).log() / math.log(high / low) if low else values / high
         return (share > 0.45).fill_null(False)
@@ -122,7 +122,7 @@ class _Colours:
 
 
 def natural(name: str | None) -> tuple[tuple[int, str], ...]:
-    """Return what orders names as people do: numbers in them by their size."""
+    """Return a sort key of names that orders the numbers in them by value."""
     return tuple((int(digits), "") if digits else (-1, word) for digits, word in re.findall(r"(\d+)|(\D+)", name or ""))
 
 
@@ -140,7 +140,7 @@ def _columns(hosts: pl.DataFrame) -> _Grid:
 
 
 def _switches(frame: pl.DataFrame, width: float, gap: float) -> tuple[pl.DataFrame, float, dict[float, str]]:
-    """Lay each tier out over the whole width; return the places, where they end, and the label of each row."""
+    """Lay each tier out over the whole width; return the places, their lower end, and the label of each row."""
     tiers = sorted(frame["tier"].unique().to_list(), key=lambda tier: (tier == _LEAF, (*_TIERS, tier).index(tier)))
     rows, ticks, y = [], {}, 0.0
     for tier in tiers:
@@ -172,16 +172,16 @@ def _cells(hosts: pl.DataFrame, grid: _Grid, top: float) -> tuple[pl.DataFrame, 
 def _place(row: dict, name: str, edges: dict[str, float], **more: object) -> dict:
     worst = row["worst"]
     ends = (worst["device"], worst["port"]), (worst["to_device"], worst["to_port"])
-    says, other = (" ".join(filter(None, end)) or "–" for end in ends)
-    kept = {key: row.get(key) for key in ("tier", "value", "job", "stand")}
+    worst_end, other = (" ".join(filter(None, end)) or "–" for end in ends)
+    common = {key: row.get(key) for key in ("tier", "value", "job", "stand")}
     return {
-        **kept,
+        **common,
         "name": name,
         **edges,
         "column": row["name"],
         "device": ends[0][0],
         "port": ends[0][1],
-        "says": says,
+        "worst_end": worst_end,
         "other": other,
         **more,
     }
@@ -192,7 +192,7 @@ def _framed(rows: Sequence[dict]) -> pl.DataFrame:
 
 
 def _jobs(hosts: pl.DataFrame, grid: _Grid, bottom: float) -> tuple[pl.DataFrame, float]:
-    """Lay out a bar under each run of hosts that work on the same job."""
+    """Lay out a bar under neighbouring hosts of the same job."""
     job_of = dict(hosts.select("name", "job").unique("name").iter_rows()) if hosts.height else {}
     jobs = sorted({job for job in job_of.values() if job}, key=natural)
     runs = []
@@ -228,7 +228,7 @@ def _lines(pairs: pl.DataFrame, switches: pl.DataFrame) -> pl.DataFrame:
 
 
 def _labels(grid: _Grid, top: float, columns: str) -> pl.DataFrame:
-    """Return the racks' names above them, as many as there is room for."""
+    """Return the names of the racks above them, as many as fit."""
     step = -(-len(grid.racks) // _RACKS_MAX)
     y = top + _RACK_LABEL / 2
     rows = [(name, (x + x2) / 2, y) for name, x, x2 in (grid.racks[::step] if step and columns == "host" else ())]
@@ -236,7 +236,7 @@ def _labels(grid: _Grid, top: float, columns: str) -> pl.DataFrame:
 
 
 def _names(switches: pl.DataFrame) -> pl.DataFrame:
-    """Return what stands in the switches' boxes: their names without what all of a tier have in common."""
+    """Return the labels of the switches: their names without the common prefix of the tier."""
     rows = []
     for tier in switches["tier"].unique().to_list() if switches.height else ():
         mine = switches.filter(pl.col("tier") == tier, pl.col("count") <= _SWITCHES_MAX)
@@ -248,7 +248,7 @@ def _names(switches: pl.DataFrame) -> pl.DataFrame:
 
 
 def _common(names: Sequence[str]) -> str:
-    """Return what all names begin with, up to a mark that parts words; nothing where there is but one."""
+    """Return the common prefix of the names, up to a separator; empty for a single name."""
     if len(names) < 2:
         return ""
     same = next((k for k, letters in enumerate(zip(*names, strict=False)) if len(set(letters)) > 1), min(map(len, names)))
@@ -256,7 +256,7 @@ def _common(names: Sequence[str]) -> str:
 
 
 def _drawn(
-    frames: _Frames, size: tuple[float, float], ticks: tuple[dict[float, str], dict[float, str]], colours: _Colours
+    layers: _PictureLayers, size: tuple[float, float], ticks: tuple[dict[float, str], dict[float, str]], colours: _Colours
 ) -> alt.TopLevelMixin:
     width, height = size
     dark, ink = colours.dark, theme.INK[colours.dark]
@@ -276,29 +276,29 @@ def _drawn(
     tips = [
         alt.Tooltip("name:N", title="place"),
         alt.Tooltip("value:Q", title=colours.scale.title, format=colours.scale.form),
-        alt.Tooltip("says:N", title="worst at"),
+        alt.Tooltip("worst_end:N", title="worst at"),
         alt.Tooltip("other:N", title="other end"),
         alt.Tooltip("job:N", title="job"),
     ]
     area = {"x": x, "x2": "x2:Q", "y": y, "y2": "y2:Q"}
     cell = alt.selection_point(name="cell", fields=["column", "device", "port", "tier"], on="click", empty=False)
     color = colours.encoding()
-    known = alt.Chart(frames.places.filter(pl.col("value").is_not_null())).mark_rect(cursor="pointer", cornerRadius=2)
-    deep = frames.names.with_columns(deep=colours.is_deep(frames.names["value"]))
+    known = alt.Chart(layers.places.filter(pl.col("value").is_not_null())).mark_rect(cursor="pointer", cornerRadius=2)
+    deep = layers.names.with_columns(deep=colours.is_deep(layers.names["value"]))
     # All marks share the axes of the first layer.
-    layers = [
-        *_line_marks(frames.lines, area, color, ink),
+    marks = [
+        *_line_marks(layers.lines, area, color, ink),
         known.encode(**area, color=color, tooltip=tips).add_params(cell),
-        alt.Chart(frames.places.filter(pl.col("value").is_null()))
+        alt.Chart(layers.places.filter(pl.col("value").is_null()))
         .mark_rect(cornerRadius=2, fillOpacity=0, stroke=ink, strokeOpacity=0.3, strokeDash=[2, 2])
         .encode(**area, tooltip=[tips[0], alt.Tooltip("tier:N", title="no data")]),
-        *_rings(frames.places, area, colours),
-        _words(frames.racks, x, y, ink, weight="bold"),
+        *_rings(layers.places, area, colours),
+        _words(layers.racks, x, y, ink, weight="bold"),
         *(_words(deep.filter(pl.col("deep") == is_deep), x, y, theme.PAPER[dark] if is_deep else ink) for is_deep in (False, True)),
     ]
-    if frames.jobs.height:
-        layers += _job_bars(frames.jobs, area, (x, y), dark)
-    return alt.layer(*layers).resolve_scale(fill="independent").properties(height=height + _LEGEND + (_NAMES if ticks[0] else 0))
+    if layers.jobs.height:
+        marks += _job_bars(layers.jobs, area, (x, y), dark)
+    return alt.layer(*marks).resolve_scale(fill="independent").properties(height=height + _LEGEND + (_NAMES if ticks[0] else 0))
 
 
 def _words(places: pl.DataFrame, x: alt.X, y: alt.Y, colour: str, weight: Any = "normal") -> alt.Chart:
@@ -307,12 +307,12 @@ def _words(places: pl.DataFrame, x: alt.X, y: alt.Y, colour: str, weight: Any = 
 
 
 def _line_marks(lines: pl.DataFrame, area: dict, color: alt.Color, ink: str) -> list[alt.Chart]:
-    """Return faint lines for what is connected, and coloured ones over those that are not at rest."""
+    """Return faint lines for links, and coloured ones over links that are not at rest."""
     if not lines.height:
         return []
     tips = [alt.Tooltip("name:N", title="links"), alt.Tooltip("value:Q", title="pressure", format=".3~g")]
     pressed = lines.filter(pl.col("value") > 0)
-    # The legend is of the places: with lines in it, it would be one of strokes.
+    # The legend shows the places: with the lines, it would show strokes.
     stroke = alt.Stroke("value:Q", scale=color["scale"], legend=None)
     faint = alt.Chart(lines).mark_rule(strokeWidth=1, opacity=0.12, color=ink).encode(**area)
     return [faint, *([alt.Chart(pressed).mark_rule(strokeWidth=1.5).encode(**area, stroke=stroke, tooltip=tips)] if pressed.height else [])]
@@ -324,14 +324,14 @@ def _largest(places: pl.DataFrame) -> float:
 
 
 def _rings(places: pl.DataFrame, area: dict, colours: _Colours) -> list[alt.Chart]:
-    """Return rings around the worst places, so that not colour alone tells them; none where many are alike, or nothing is bad."""
+    """Return rings around the worst places, which colour alone must not show; none where many are alike or nothing is bad."""
     worst = places.filter(pl.col("tier") == "host", colours.is_deep(places["value"]), pl.col("value") >= 0.999 * colours.largest)
     mark = alt.Chart(worst).mark_rect(fillOpacity=0, stroke=theme.categories(colours.dark)[1], strokeWidth=3, cornerRadius=3)
     return [mark.encode(**area)] if 0 < worst.height <= _RINGS_MAX else []
 
 
 def _job_bars(jobs: pl.DataFrame, area: dict, axes: tuple[alt.X, alt.Y], dark: bool) -> list[alt.Chart]:
-    # The second colour is the ring's.
+    # Rings have the second colour.
     palette = [colour for k, colour in enumerate(theme.categories(dark)) if k != 1]
     ink = theme.INK[dark]
     bars = jobs.with_columns(fill=pl.col("number").map_elements(lambda k: palette[k % len(palette)], return_dtype=pl.String))
@@ -350,7 +350,7 @@ def _job_bars(jobs: pl.DataFrame, area: dict, axes: tuple[alt.X, alt.Y], dark: b
 
 
 def _fitting(name: str, share: float) -> str:
-    """Return as much of a name as a bar of this share of the width has room for."""
+    """Return a name cut to the width of its bar."""
     room = int(share * _LETTERS)
     return name if len(name) <= room else f"{name[: room - 1]}…" if room > 3 else ""
 

@@ -1,4 +1,4 @@
-"""The fabric as a picture: where, among all racks, rails and switches, the pressure is."""
+"""The fabric as a picture: where among racks, rails and switches the pressure is."""
 
 import streamlit as st
 
@@ -19,15 +19,15 @@ ALL = "all racks"
 # Lines of the chart over time.
 SERIES = 6
 
-# How the table writes what the picture's legend writes in these forms.
+# The format of the table for each format of the legend.
 _FORMS = {".0%": "percent", ".1%": "percent", ".2%": "percent", ",.0f": "%.1f", ",.1f": "%.1f µs", ".1e": "scientific"}
 
 NO_FABRIC = (
-    "What is connected to what is not known yet, so there is no fabric to draw. Name files that tell it under `[collect.inventory]` in "
-    "weft.toml (SONiC, containerlab, or a table of links), let switches tell their neighbours (`[collect.gnmi]`), or replay such a file "
+    "The links are not known yet, so there is no fabric to draw. Name topology files under `[collect.inventory]` in "
+    "weft.toml (SONiC, containerlab, or a table of links), read the neighbours from switches (`[collect.gnmi]`), or replay such a file "
     "with `weft replay FILE`. `weft demo` shows a whole fabric."
 )
-NO_DATA = "The fabric is known, and nothing of it has been heard yet: `weft up` starts the collectors that weft.toml names."
+NO_DATA = "The fabric is known and has no data yet: `weft up` starts the collectors that weft.toml names."
 
 
 def render(visit: Visit) -> None:
@@ -77,9 +77,9 @@ def _tiles(visit: Visit, span: Span, shape: dict[str, object]) -> None:
         [
             ("Hosts", number(shape.get("hosts")), f"in {number(shape.get('racks'))} racks"),
             ("Switches", number(shape.get("switches")), "leaves, spines and what is above them"),
-            ("Links", number(shape.get("links")), "links that the inventory or the devices themselves tell"),
-            ("Jobs", number(shape.get("jobs")), "jobs of which somebody says where they run"),
-            ("GPUs busy", percent(gpus.get("sm_active_ratio")), f"mean over {number(gpus.get('gpus'))} GPUs that tell how busy they are"),
+            ("Links", number(shape.get("links")), "links in the inventory or reported by the devices"),
+            ("Jobs", number(shape.get("jobs")), "jobs whose hosts are known"),
+            ("GPUs busy", percent(gpus.get("sm_active_ratio")), f"mean over {number(gpus.get('gpus'))} GPUs that report it"),
             ("Busiest NVLink", percent(gpus.get("nvlink_ratio")), "largest utilisation of a GPU's scale-up links in a window"),
         ]
     )
@@ -96,12 +96,12 @@ def _picture(visit: Visit, span: Span, measure: str, rack: str, by_rack: bool) -
         key="fabric",
         describe=f"The fabric: switches above, hosts by rack below with a row for each rail; colour is the {chosen.title}",
         empty=NO_FABRIC,
-        note=f"{chosen.doc[0].upper()}{chosen.doc[1:]}. A place is as bad as its worst link. Click it to look into "
+        note=f"{chosen.doc[0].upper()}{chosen.doc[1:]}. A place has the value of its worst link. Click it to open "
         + ("the rack." if by_rack else "that link."),
         selects=True,
     )
     leads = "its hosts" if by_rack else "the port; the bars at the foot are jobs"
-    st.caption(f"Ringed: the worst place. Dashed: nothing is told of it. A click leads to {leads}.")
+    st.caption(f"Ringed: the worst place. Dashed: no data. A click opens {leads}.")
     cells = event.selection.get("cell", []) if event else []
     if cells:
         cell = cells[0]
@@ -123,7 +123,7 @@ def _worst(visit: Visit, span: Span, measure: str, rack: str) -> None:
             min_value=0,
             max_value=float(top) if isinstance(top, int | float) and top else 1.0,
         ),
-        "end": st.column_config.TextColumn("link", width=130, help="the end that tells it"),
+        "end": st.column_config.TextColumn("link", width=130, help="the end that measured it"),
         "peer_device": st.column_config.TextColumn("other end", width=80),
         "rail": st.column_config.TextColumn("rail", width=30),
         **{
@@ -139,9 +139,9 @@ def _worst(visit: Visit, span: Span, measure: str, rack: str) -> None:
         sql,
         columns,
         key="worst",
-        empty="Every link of which this is told is at rest in this range.",
+        empty="Every link that measures this is at rest in this range.",
         good=True,
-        note="Each link once, from the end that tells it; those at rest are left out.",
+        note="Each link once, at the end that measured it; links at rest are left out.",
         height=283,
     )
 
@@ -157,7 +157,7 @@ def _over_time(visit: Visit, span: Span, measure: str, rack: str) -> None:
         ),
         key="over_time",
         describe=f"Lines over time: {chosen.title} of the worst places",
-        note="From when on, and whether it comes and goes.",
-        empty="Every link of which this is told is at rest in this range.",
+        note="When it began, and whether it comes and goes.",
+        empty="Every link that measures this is at rest in this range.",
         good=True,
     )

@@ -1,8 +1,8 @@
-"""The questions about the fabric as a whole: which place of it is under most pressure, by whichever measure.
+"""The queries of the Fabric page: the places with most pressure, by several measures.
 
-A place is a link's end. What both ends of a link tell is of the same wire, so a link is as bad as the worse of its ends; a switch is
-as bad as the worst of its links, and a host on one rail as the worst of its links there. Every figure is that of the worst window of
-the span, but for shares of packets and bytes, which are taken over all of it.
+A place is one end of a link. Both ends measure the same wire, so a link has the value of its worse end, a switch that of its worst
+link, and a host on one rail that of its worst link there. Values are those of the worst window of the span; shares of packets and
+bytes are over the whole span.
 """
 
 from dataclasses import dataclass
@@ -24,9 +24,9 @@ _HOSTS = "('host', 'server', 'gpu', 'compute', 'storage')"
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """One meaning of pressure: words for it with the unit, the form of its numbers, and the SQL of a value by device and port.
+    """One measure of pressure: title with unit, number format, and the SQL of its value by device and port.
 
-    ``full`` is a value that deserves full colour, even where nothing is worse; a logarithmic one begins at ``log_from``.
+    ``full`` has the full colour, even where nothing is worse; a logarithmic scale begins at ``log_from``.
     """
 
     title: str
@@ -37,11 +37,11 @@ class Measure:
     source: str
     page: str = "congestion"
     log_from: float = 0.0
-    # Whether what one end of a link tells is true of the other.
+    # Whether a value measured at one end of a link holds for the other.
     of_link: bool = True
 
 
-# What pressure can mean, by its name in the URL.
+# The measures by their name in the URL.
 MEASURES = {
     "paused": Measure(
         "share of the time paused (PFC)",
@@ -88,7 +88,7 @@ MEASURES = {
     ),
     "latency": Measure(
         "p99 latency, µs",
-        "worst window: 99 % of the samples that the device took were within this; of the device as a whole",
+        "worst window: p99 of the samples of the device, over all its ports",
         ",.1f",
         100,
         "max(p99_ns) / 1e3",
@@ -109,14 +109,14 @@ MEASURES = {
 
 
 def bounds() -> str:
-    """When anything that can be measured begins and ends."""
+    """When the data of any measure begin and end."""
     tables = ("port_samples", "port_counters", "queue_counters", "nic_counters", "latency")
     each = " UNION ALL ".join(f"SELECT min(ts) AS first, max(ts) AS last FROM state.{table}_1s" for table in tables)
     return f"SELECT epoch_ns(min(first)) AS first_ns, epoch_ns(max(last)) + 1000000000 AS end_ns FROM ({each})"
 
 
 def shape() -> str:
-    """How much there is of everything."""
+    """The number of hosts, switches, links, racks and jobs."""
     return f"""SELECT count(*) FILTER (is_host) AS hosts, count(*) FILTER (NOT is_host) AS switches, sum(ends)::BIGINT // 2 AS links,
   count(DISTINCT rack) FILTER (is_host) AS racks, (SELECT count(DISTINCT job) FROM jobs) AS jobs
 FROM (
@@ -130,7 +130,7 @@ def racks() -> str:
 
 
 def gpus(span: Span) -> str:
-    """How busy the GPUs are and how many tell it."""
+    """How busy the GPUs are, and how many report it."""
     r = span.resolution(20)
     return f"""SELECT count(DISTINCT (device, gpu)) AS gpus, avg(sm_active_mean_ratio) AS sm_active_ratio,
   (SELECT max(utilization_ratio) FROM nvlinks_{r} WHERE {span.inside(r)}) AS nvlink_ratio
@@ -138,7 +138,7 @@ FROM gpus_{r} WHERE {span.inside(r)}"""
 
 
 def _ends(span: Span, measure: str, rack: str) -> str:
-    """Return the CTEs of every link end with its value and the worse of the link's ends; hosts of one rack, if one is chosen."""
+    """Return the CTEs of every link end with the value of the worse end; of the hosts of one rack, if one is chosen."""
     r, chosen = span.resolution(20), MEASURES[measure]
     source = chosen.source.replace("{r}", r)
     other = (
@@ -162,9 +162,9 @@ def _ends(span: Span, measure: str, rack: str) -> str:
 
 
 def picture(span: Span, measure: str, rack: str, by_rack: bool) -> str:
-    """Every host on every rail (every rack on every rail, where there are many hosts) and every switch, each with its worst link.
+    """Every host (or rack, where there are many hosts) on every rail and every switch, each with its worst link.
 
-    Where there are few enough of them, pairs of switches too, which have a ``peer``.
+    Up to ``LINES_MAX``, also pairs of switches, which have a ``peer``.
     """
     column = "coalesce(rack, above)" if by_rack else "device"
     job = "NULL" if by_rack else "any_value(job)"
@@ -186,7 +186,7 @@ ORDER BY tier, name, rail, peer"""
 
 
 def worst(span: Span, measure: str, rack: str, count: int = ROWS_MAX) -> str:
-    """The links under most pressure, each once, from the end that tells it; the devices, where it is told of devices."""
+    """The links with most pressure, each once, at the end that measured it; devices, for a measure of devices."""
     link = f"least({_AT}, {_TO}), greatest({_AT}, {_TO})" if MEASURES[measure].of_link else "device"
     return f"""{_ends(span, measure, rack)}
 SELECT value, concat_ws(' ', place.device, place.port) AS "end",
@@ -200,7 +200,7 @@ ORDER BY value DESC, is_host DESC, ends.device, ends.port LIMIT {count}"""
 
 
 def over_time(span: Span, measure: str, rack: str, count: int) -> str:
-    """The measure of the worst places over time, a series for each end that tells it."""
+    """The measure of the worst places over time, one series per end that measured it."""
     r, chosen = span.resolution(300), MEASURES[measure]
     source = chosen.source.replace("{r}", r)
     keys = "device, port" if chosen.of_link else "device"

@@ -1,4 +1,4 @@
-"""How long the fabric takes to acknowledge, to the far tail, and what the RoCEv2 packets say of congestion and loss."""
+"""The latency of acknowledgements up to the far tail, and congestion and loss in RoCEv2 packets."""
 
 import polars as pl
 import streamlit as st
@@ -22,8 +22,8 @@ NO_PACKETS = (
     "under `[collect.packets]` in weft.toml."
 )
 
-# How many samples a quantile wants, so that about ten lie beyond it.
-_WANTED = {"p99": 1_000, "p99.9": 10_000, "p99.99": 100_000}
+# Samples that a quantile needs, so that about ten lie beyond it.
+_NEEDED = {"p99": 1_000, "p99.9": 10_000, "p99.99": 100_000}
 
 
 def render(visit: Visit) -> None:
@@ -70,12 +70,12 @@ def _choose(visit: Visit) -> Path:
                 help=doc,
             )
             for label, name, doc in (
-                ("Requester", "src", "who asked"),
-                ("Responder", "dst", "who answered"),
+                ("Requester", "src", "the sender of the request"),
+                ("Responder", "dst", "the sender of the answer"),
                 (
                     "Kind",
                     "kind",
-                    "ack: from a request to its acknowledgement, where it was captured; probe, transit, hop: measured by others",
+                    "ack: from a request to its acknowledgement, where it was captured; probe, transit, hop: measured by other tools",
                 ),
                 ("Device", "device", "where it was seen"),
             )
@@ -102,13 +102,13 @@ def _over_time(visit: Visit, span: Span, path: Path, summary: dict[str, object])
         key="over_time",
         describe="Latency quantiles over time on a logarithmic axis",
         empty="No latency sample of this path in this range. Acknowledgements are matched where requests and answers were both captured.",
-        note="Histograms of all chosen paths are added, then the quantile is taken: no average of quantiles.",
+        note="The quantiles are those of the added histograms of all chosen paths, not an average of quantiles.",
     )
     samples = summary.get("samples")
-    few = [name for name, wanted in _WANTED.items() if isinstance(samples, int) and samples < wanted]
+    few = [name for name, wanted in _NEEDED.items() if isinstance(samples, int) and samples < wanted]
     if few and isinstance(samples, int) and samples:
         st.caption(
-            f"{samples:,} samples are few for {', '.join(few)}, which are near the largest. A p99.9 wants 10,000 samples, a p99.99 100,000."
+            f"{samples:,} samples are few for {', '.join(few)}, which are near the largest. A p99.9 needs 10,000 samples, a p99.99 100,000."
         )
 
 
@@ -135,7 +135,7 @@ def _paths(visit: Visit, span: Span, path: Path) -> None:
         "p50_us": number_column("p50, µs", "", "%.1f"),
         "p99_us": number_column("p99, µs", "", "%.1f"),
         "p999_us": number_column("p99.9, µs", "", "%.1f"),
-        "tail_ratio": number_column("p99 / p50", "how much worse the tail is than the middle", "%.2f"),
+        "tail_ratio": number_column("p99 / p50", "ratio of the tail to the median", "%.2f"),
     }
     table(
         visit,
@@ -166,7 +166,7 @@ def _packets(visit: Visit, span: Span, path: Path) -> None:
                 percent(row.get("ce_ratio"), 2),
                 f"congestion-marked share of the {number(row.get('ect_packets'))} ECN-capable packets",
             ),
-            ("CNPs", number(row.get("cnps")), "congestion notification packets: the receiver tells the sender to slow down"),
+            ("CNPs", number(row.get("cnps")), "congestion notification packets, by which a receiver makes the sender slow down"),
             ("NAKs / RNR", f"{number(row.get('naks'))} / {number(row.get('rnr_naks'))}", "negative acknowledgements / receiver not ready"),
             (
                 "PSN gaps / missing",
@@ -174,7 +174,11 @@ def _packets(visit: Visit, span: Span, path: Path) -> None:
                 "times that a sequence jumped ahead / packets jumped over: lost or captured incompletely",
             ),
             ("PSN repeats", number(row.get("psn_repeats")), "packets seen before: retransmissions"),
-            ("Credits mean (min–max)", credits, "AETH credit code of acknowledgements, 0 to 30: how much more the responder can take"),
+            (
+                "Credits mean (min–max)",
+                credits,
+                "AETH credit code of acknowledgements, 0 to 30: how many more requests the responder accepts",
+            ),
         ]
     )
     _operations(visit, span, path)
@@ -186,7 +190,7 @@ def _packets(visit: Visit, span: Span, path: Path) -> None:
         key="trouble",
         describe="Lines over time: marks, congestion notifications, negative acknowledgements, sequence gaps and repeats",
         empty="No packet in this range.",
-        note="All at zero is the good case.",
+        note="All zero is the good case.",
     )
     _flows(visit, span, path)
 
@@ -202,7 +206,7 @@ def _operations(visit: Visit, span: Span, path: Path) -> None:
             key="operations",
             describe="Bars: packets of each RoCEv2 operation",
             empty="No packet in this range.",
-            note="Sampled packets count as many as they stand for.",
+            note="Sampled packets are scaled by their sampling rate.",
         )
     with right:
         figure(
@@ -222,7 +226,7 @@ def _flows(visit: Visit, span: Span, path: Path) -> None:
         "dst": st.column_config.TextColumn("destination"),
         "packets": number_column("packets"),
         "megabytes": number_column("MB", "", "%.3f"),
-        "goodput_ratio": ratio_column("payload", "application bytes of all bytes on the wire", bar=True),
+        "goodput_ratio": ratio_column("payload", "application bytes over all bytes on the wire", bar=True),
         "ce_ratio": ratio_column("CE-marked"),
         "naks": number_column("NAKs"),
         "psn_gaps": number_column("PSN gaps"),

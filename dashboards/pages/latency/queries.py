@@ -1,4 +1,4 @@
-"""The questions about latency and RoCEv2 packets: each function returns the SQL that answers one."""
+"""The queries of the Latency page: latency and RoCEv2 packets."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from ...sql import Span, text
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999, "p99.99": 0.9999}
 
-# Windows of the latency charts: their histograms are merged over all paths, so they are fewer than other charts' points.
+# Windows of the latency charts, fewer than the points of others because the histograms of all paths are merged.
 POINTS_MAX = 400
 
 PATHS_MAX = 200
@@ -16,7 +16,7 @@ OPERATIONS_MAX = 7
 
 @dataclass(frozen=True, slots=True)
 class Path:
-    """Which paths are meant; empty = all."""
+    """The chosen paths; empty = all."""
 
     src: str = ""
     dst: str = ""
@@ -133,7 +133,7 @@ FROM rates ORDER BY ms, series"""
 
 
 def trouble_over_time(span: Span, path: Path) -> str:
-    """What tells of congestion and loss, in each window."""
+    """Signs of congestion and loss in each window."""
     r = span.resolution(POINTS_MAX)
     return f"""UNPIVOT (
   SELECT epoch_ms(ts)::DOUBLE AS ms, sum(ce_packets)::DOUBLE AS "CE marks",

@@ -1,4 +1,4 @@
-"""Health now: is anything wrong, where, since when, and can what is shown be trusted."""
+"""Health now: what is wrong, where, since when, and whether the data are complete."""
 
 import streamlit as st
 
@@ -65,7 +65,7 @@ def _tiles(visit: Visit, span: Span, roce: Span | None, summary: dict[str, objec
             (
                 "Devices heard",
                 f"{summary.get('devices_heard', 0)} of {summary.get('devices', 0)}",
-                "devices with data in the last two minutes of the range, of all that were ever heard",
+                "devices with data in the last two minutes of the range, of all with any data",
             ),
             ("Ports sampled", number(summary.get("ports")), "ports with samples in the last minute of the range"),
             (
@@ -128,9 +128,9 @@ def _alerts(visit: Visit) -> None:
         f"SELECT CASE state {states} ELSE state END AS what, '/' || path AS link, * FROM (\n{sql})",
         columns,
         key="alerts",
-        empty="No alert: every rule that was evaluated is satisfied.",
+        empty="No alert: no rule fires.",
         good=True,
-        note="The gravest first, then those that may come, then those that are over.",
+        note="Firing alerts first, the most severe on top; then pending, then resolved ones.",
         height=250,
     )
 
@@ -142,8 +142,8 @@ def _freshness(visit: Visit, span: Span) -> None:
         "last_minute": time_column("last minute, UTC", "the last minute with data"),
         "coverage_ratio": ratio_column("covered", "share of the windows that was sampled"),
         "late": number_column("late", "samples that came after their window had closed"),
-        "duplicates": number_column("twice", "samples that had been there already"),
-        "implausible": number_column("implausible", "samples that cannot be"),
+        "duplicates": number_column("twice", "samples received twice"),
+        "implausible": number_column("implausible", "impossible samples"),
     }
     table(
         visit,
@@ -151,7 +151,7 @@ def _freshness(visit: Visit, span: Span) -> None:
         queries.freshness(span),
         columns,
         key="freshness",
-        empty="No device has been heard.",
+        empty="No device has data.",
         height=250,
     )
 
@@ -174,12 +174,12 @@ def _worst(visit: Visit, span: Span, above: str) -> None:
     }
     frame, rows = table(
         visit,
-        "Worst ports: select one to look into its bursts",
+        "Worst ports: select one to see its bursts",
         sql,
         columns,
         key="worst",
         empty="No port has samples in this range.",
-        note="Ports that are sampled more slowly than every 10 ms come last: they cannot show microbursts.",
+        note="Ports sampled more slowly than every 10 ms come last: they show no microbursts.",
         height=460,
         chosen_row="rerun",
     )

@@ -31,7 +31,7 @@ def latency_p99(span: Span) -> str:
 
 
 def heat(span: Span) -> str:
-    """Share of the time in bursts, of the worst ports over time; from bursts where the span is short, else from windows."""
+    """The share of the time in bursts of the worst ports, over time; from bursts for short spans, else from windows."""
     step = span.step_ns(HEAT_COLUMNS_MAX)
     fine = span.width_ns <= FINE_HEAT_NS_MAX
     return f"""WITH worst AS (
@@ -63,7 +63,7 @@ FROM ports_{r} WHERE {span.inside(r)} GROUP BY ALL"""
 
 
 def freshness(span: Span) -> str:
-    """What each device has sent, and what of it is missing."""
+    """The newest data of each device and their quality."""
     r = span.resolution(20)
     return f"""SELECT device, max(d.ports) AS ports, max(d.last_ts) AS last_minute,
   avg(coverage_ratio) AS coverage_ratio, coalesce(sum(late), 0)::BIGINT AS late,
@@ -73,7 +73,7 @@ WHERE d.last_ts IS NOT NULL GROUP BY device ORDER BY device LIMIT 500"""
 
 
 def alerts() -> str:
-    """What is wrong now, the gravest first, then what was."""
+    """The alerts: firing ones first, by severity, then pending, then resolved ones."""
     return """SELECT state, severity, summary, device, port, value, starts_at, ends_at, path, rule, evidence_sql
 FROM alerts ORDER BY (state = 'resolved')::INT, (state = 'pending')::INT,
   list_position(['critical', 'error', 'warning', 'info'], severity) NULLS LAST, starts_at DESC LIMIT 200"""

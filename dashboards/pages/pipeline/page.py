@@ -1,4 +1,4 @@
-"""Weft on itself: whether what the other pages show is complete and fresh, and what it costs."""
+"""Weft's own services: whether the data are complete and fresh, and what they cost."""
 
 import polars as pl
 import streamlit as st
@@ -14,7 +14,7 @@ ICON = ":material/conveyor_belt:"
 STORED = True
 LIVE = True
 
-COMPLETE = "Nothing is missing: no collector or service admits a loss."
+COMPLETE = "Nothing is missing: no collector or service has recorded a loss."
 
 NO_REPORTS = "No service has reported yet. Services report every five seconds while they run: start `weft up`."
 
@@ -42,15 +42,15 @@ def _services(visit: Visit, span: Span) -> None:
             (
                 "Rows per second",
                 number(_total(frame, "rows_per_s")),
-                "rows through all services: a sample run is a row of the collector, a window a row of the others",
+                "rows through all services: a row is a segment of samples in collectors, a window in the other services",
             ),
-            ("Behind", number(_total(frame, "lag_messages"), "messages"), "messages on the bus that are still to be read"),
+            ("Behind", number(_total(frame, "lag_messages"), "messages"), "messages on the bus that are not read yet"),
             ("Processor", number(_total(frame, "cpu_ratio"), "cores"), "mean over the range, all services"),
             ("Memory", number(_total(frame, "resident_megabytes"), "MB"), "resident now, all services; shared pages count for each"),
             (
                 "Dropped or failed",
                 number(int(_total(frame, "troubles") or 0)),
-                "everything dropped, missed or failed since the services started; the chart says what",
+                "everything dropped, missed or failed since the services started; see the chart",
             ),
         ]
     )
@@ -68,7 +68,7 @@ def _services(visit: Visit, span: Span) -> None:
 
 
 def _total(frame: pl.DataFrame, column: str) -> float | None:
-    """Return the total of a column of a table that is shown, for the tile above it."""
+    """Return the total of a column, for the tile above its table."""
     total = frame[column].sum() if frame[column].count() else None
     return float(total) if total is not None else None
 
@@ -76,7 +76,7 @@ def _total(frame: pl.DataFrame, column: str) -> float | None:
 def _charts(visit: Visit, span: Span) -> None:
     pictures = (
         ("Rows through each service", queries.rates(span), "rows/s", "rates"),
-        ("Behind: messages still to be read", queries.lags(span), "messages", "lags"),
+        ("Behind: messages not read yet", queries.lags(span), "messages", "lags"),
         ("Processor time", queries.processors(span), "cores", "processors"),
         ("Resident memory", queries.memory(span), "MB", "memory"),
         ("Cost of publishing a snapshot", queries.publishing(span), "ms", "publishing"),
@@ -114,12 +114,12 @@ def _losses(visit: Visit, data: Span | None) -> None:
             "what": st.column_config.TextColumn("what"),
             "reason": st.column_config.TextColumn("because"),
             "missed": number_column("missing"),
-            "admissions": number_column("admitted, times"),
+            "admissions": number_column("times"),
             "last": time_column("last, UTC"),
         }
         table(
             visit,
-            "Admitted losses, altogether",
+            "Recorded losses, total",
             queries.gap_summary(name),
             columns,
             key="gap_summary",
@@ -137,7 +137,7 @@ def _losses(visit: Visit, data: Span | None) -> None:
         }
         table(
             visit,
-            "Admitted losses, the newest",
+            "Recorded losses, the newest first",
             queries.gaps(name),
             columns,
             key="gaps",
@@ -156,8 +156,8 @@ def _quality(visit: Visit, data: Span, device: str) -> None:
         "samples": number_column("samples"),
         "coverage_ratio": ratio_column("covered", "share of the windows that was sampled", bar=True),
         "late": number_column("late", "came after their window had closed; not counted"),
-        "duplicates": number_column("twice", "had been there already; not counted"),
-        "implausible": number_column("implausible", "cannot be: above 1 MiB a nanosecond, ahead of time, or off the grid; not counted"),
+        "duplicates": number_column("twice", "received twice; not counted"),
+        "implausible": number_column("implausible", "impossible: above 1 MiB per nanosecond, in the future, or off the grid; not counted"),
     }
     table(
         visit,

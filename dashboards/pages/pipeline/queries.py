@@ -1,16 +1,16 @@
-"""The questions about Weft itself: what its services report, what they admit to have missed, how old the data are."""
+"""The queries of the Pipeline page: reports of services, recorded losses, quality of the data."""
 
 from ...sql import Span, text
 
-# Times of reports are Weft's own clock, while all else has the devices' time.
+# Points of a chart of reports, whose times are of Weft's own clock.
 POINTS_MAX = 300
 
 GAPS_MAX = 200
 
-# Counters whose growth is bad news.
+# Counters that should not grow.
 _BAD = "(name LIKE '%dropped%' OR name LIKE '%errors%' OR name LIKE '%missed%' OR name LIKE '%late_ticks%' OR name LIKE '%outbox_dead%')"
 
-# What a counter is called in a legend.
+# The label of a counter in a legend.
 _TROUBLE = "source || ': ' || regexp_replace(name, '^weft_[a-z]+_(.*?)(_total)?$', '\\1') || coalesce(' ' || nullif(label, ''), '')"
 
 
@@ -20,8 +20,8 @@ def bounds() -> str:
 
 
 def services(span: Span) -> str:
-    """Each service's newest report: memory, processor, rows, what it dropped, how far behind it is."""
-    return f"""WITH readings AS (
+    """The newest report of each service: memory, processor, rows, drops, lag."""
+    return f"""WITH reports AS (
   SELECT source, device, name, label, arg_max("value", ts) AS latest, max("value") - min("value") AS grown, max(ts) AS ts,
     (epoch_ns(max(ts)) - epoch_ns(min(ts))) / 1e9 AS span_s
   FROM pipeline WHERE {span.between("ts")} GROUP BY ALL
@@ -32,7 +32,7 @@ SELECT source, device AS host, max(ts) AS last_report,
   weft_ratio(sum(grown) FILTER (name LIKE '%\\_rows\\_total' ESCAPE '\\' AND name NOT LIKE '%dropped%'), max(span_s)) AS rows_per_s,
   max(latest) FILTER (name LIKE '%\\_lag\\_%' ESCAPE '\\') AS lag_messages,
   coalesce(sum(latest) FILTER {_BAD}, 0)::BIGINT AS troubles
-FROM readings GROUP BY source, device ORDER BY source, host LIMIT 200"""
+FROM reports GROUP BY source, device ORDER BY source, host LIMIT 200"""
 
 
 def rates(span: Span) -> str:
@@ -46,26 +46,26 @@ def processors(span: Span) -> str:
 
 
 def troubles(span: Span) -> str:
-    """Drops and errors per second, by what they are."""
+    """Drops and errors per second, by kind."""
     return _growth(span, _BAD, _TROUBLE, "WHERE y > 0")
 
 
 def _growth(span: Span, condition: str, series: str, where: str = "WHERE y IS NOT NULL") -> str:
-    """How fast counters grow. A counter that falls has begun anew, so what it shows has grown since."""
+    """The growth of counters per second. A counter that falls was reset, so its value has grown since."""
     step = max(1, span.width_ns // 1_000_000_000 // POINTS_MAX)
-    return f"""WITH readings AS (
+    return f"""WITH reports AS (
   SELECT source, device, name, label, time_bucket(INTERVAL {step} SECOND, ts::TIMESTAMP) AS ts, max(ts) AS seen, arg_max("value", ts) AS v
   FROM pipeline WHERE {span.between("ts")} AND {condition} GROUP BY ALL
 ), growth AS (
   SELECT source, name, label, seen, CASE WHEN v >= lag(v) OVER w THEN v - lag(v) OVER w WHEN lag(v) OVER w IS NOT NULL THEN v END
     / nullif((epoch_ns(seen) - epoch_ns(lag(seen) OVER w)) / 1e9, 0) AS y
-  FROM readings WINDOW w AS (PARTITION BY source, device, name, label ORDER BY seen)
+  FROM reports WINDOW w AS (PARTITION BY source, device, name, label ORDER BY seen)
 )
 SELECT epoch_ms(seen)::DOUBLE AS ms, {series} AS series, sum(y)::DOUBLE AS y FROM growth {where} GROUP BY ALL ORDER BY ms, series"""
 
 
 def gauges(span: Span, condition: str, series: str, scale: float = 1) -> str:
-    """Readings of gauges over time."""
+    """Gauges over time."""
     step = max(1, span.width_ns // 1_000_000_000 // POINTS_MAX)
     return f"""SELECT epoch_ms(max(ts))::DOUBLE AS ms, {series} AS series, arg_max("value", ts) / {scale:g} AS y
 FROM pipeline WHERE {span.between("ts")} AND {condition}
@@ -73,7 +73,7 @@ GROUP BY time_bucket(INTERVAL {step} SECOND, ts::TIMESTAMP), series ORDER BY ms,
 
 
 def lags(span: Span) -> str:
-    """How many messages each service has still to read."""
+    """How many messages each service has not read yet."""
     return gauges(span, "name LIKE '%\\_lag\\_%' ESCAPE '\\'", "source || coalesce(' ' || nullif(label, ''), '')")
 
 
@@ -83,18 +83,18 @@ def memory(span: Span) -> str:
 
 
 def publishing(span: Span) -> str:
-    """What publishing a snapshot costs, in milliseconds."""
+    """The duration of publishing a snapshot, in milliseconds."""
     return gauges(span, "name = 'weft_analyze_publish_seconds'", "source", 1e-3)
 
 
 def gaps(device: str) -> str:
-    """What is admitted to be missing, the newest first."""
+    """Recorded losses, the newest first."""
     return f"""SELECT ts, source, device, what, missed, reason, from_sequence, to_sequence FROM gaps
 WHERE {f"device = {text(device)}" if device else "true"} ORDER BY ts DESC LIMIT {GAPS_MAX}"""
 
 
 def gap_summary(device: str) -> str:
-    """What is missing altogether, by kind and reason."""
+    """The total of recorded losses by kind and reason."""
     return f"""SELECT what, reason, count(*) AS admissions, sum(coalesce(missed, 0))::BIGINT AS missed, max(ts) AS last FROM gaps
 WHERE {f"device = {text(device)}" if device else "true"} GROUP BY what, reason ORDER BY missed DESC LIMIT 50"""
 
@@ -105,7 +105,7 @@ def devices() -> str:
 
 
 def quality(span: Span, device: str) -> str:
-    """How complete the samples of each device are, and what was refused."""
+    """The completeness of the samples of each device, and the rejected ones."""
     r = span.resolution(100)
     return f"""SELECT device, port, signal, sum(samples)::BIGINT AS samples, avg(coverage_ratio) AS coverage_ratio,
   sum(late)::BIGINT AS late, sum(duplicates)::BIGINT AS duplicates, sum(implausible)::BIGINT AS implausible

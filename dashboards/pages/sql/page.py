@@ -1,4 +1,4 @@
-"""The SQL console: any question, read-only and sandboxed, and what can be asked about."""
+"""The SQL console: read-only, sandboxed queries, and the catalogue of views and macros."""
 
 import io
 import json
@@ -54,7 +54,7 @@ def render(visit: Visit) -> None:
 def _editor(visit: Visit) -> None:
     st.caption(
         f"Reads the snapshot published {utc(visit.board.published_ns)}. A query may run {CONFIG.timeout_s:g} s, "
-        f"use {CONFIG.memory_bytes_max // 1024**2} MB and return {CONFIG.rows_max:,} rows; it can read the store and nothing else."
+        f"use {CONFIG.memory_bytes_max // 1024**2} MB and return {CONFIG.rows_max:,} rows; it can read only the store."
     )
     st.pills("Examples", list(EXAMPLES), key="example", on_change=_example)
     st.text_area(
@@ -64,7 +64,7 @@ def _editor(visit: Visit) -> None:
         max_chars=CONFIG.query_chars_max,
         key="query",
         bind="query-params",
-        help="one statement that reads: SELECT, FROM, WITH, DESCRIBE, SHOW, SUMMARIZE, PIVOT, EXPLAIN",
+        help="one read-only statement: SELECT, FROM, WITH, DESCRIBE, SHOW, SUMMARIZE, PIVOT, EXPLAIN",
     )
     if st.button("Run", type="primary", icon=":material/play_arrow:", shortcut="Ctrl+Enter"):
         _run(visit, str(st.session_state["query"]))
@@ -139,7 +139,7 @@ def _parquet(frame: pl.DataFrame) -> bytes:
 def _catalogue() -> None:
     names = [view.name for view in views.VIEWS]
     chosen = st.selectbox(
-        "What there is to ask",
+        "Views and macros",
         [*names, "macros"],
         key="about",
         bind="query-params",

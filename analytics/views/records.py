@@ -1,14 +1,13 @@
-"""The views of what is kept as it came, and of how complete it is."""
+"""The views of rows that are stored unchanged, and of the quality of the data."""
 
 from .base import Column, View
 
 _LACKS = ("late", "duplicates", "implausible", "resets", "wraps", "gaps")
 
-# What ``quality`` calls a scale-up link.
+# The name of a scale-up link in ``quality``.
 NVLINK_PLACE = "'gpu' || gpu || CASE WHEN link <> '' THEN '/' || link ELSE '' END"
 
-# Rows of all that say something are laid below each other and grouped, which is cheaper than a join, and lets a condition on the
-# key reach every table.
+# A union, grouped, is cheaper than a join, and a condition on the key is pushed down to every table.
 _QUALITY_SOURCE = f"""(
   SELECT ts, device, port, signal, coalesce(sum(samples), 0) AS samples,
     coalesce(sum(sampled_ns) / {{ns}}, weft_share(max(covered_ns), {{ns}})) AS coverage_ratio,
@@ -25,26 +24,26 @@ _QUALITY_SOURCE = f"""(
 
 QUALITY = View(
     "quality",
-    "what the data of one entity lack in one window",
+    "completeness of the data of one port and signal in one window",
     _QUALITY_SOURCE,
     (
         Column("ts", "ts", "", "start of the window, UTC"),
         Column("device", "device", "", "switch or host"),
         Column("port", "port", "", "interface; of a GPU and its scale-up links, such as gpu0/3"),
         Column("signal", "signal", "", "what is sampled; port, queue, nic, nvlink or gpu where counters and gauges are read"),
-        Column("samples", "samples", "", "samples that count, or readings"),
-        Column("coverage_ratio", "coverage_ratio", "", "share of the window that was sampled, or that the counters speak of"),
-        Column("late", "late", "", "samples or readings that came after their window had closed; not counted"),
-        Column("duplicates", "duplicates", "", "samples that had been there already; not counted"),
+        Column("samples", "samples", "", "samples, or counter samples, that count"),
+        Column("coverage_ratio", "coverage_ratio", "", "share of the window that was sampled, or covered by the counters"),
+        Column("late", "late", "", "samples or counter samples that came after their window had closed; not counted"),
+        Column("duplicates", "duplicates", "", "samples received twice; not counted"),
         Column(
             "implausible",
             "implausible",
             "",
-            "samples that cannot be, readings in which a counter moved more than its line can carry; not counted",
+            "impossible samples, and counter samples that moved more than the line can carry; not counted",
         ),
-        Column("resets", "resets", "", "readings in which counters had started anew; what they moved is not known and not counted"),
-        Column("wraps", "wraps", "", "readings in which a counter had wrapped; counted"),
-        Column("gaps", "gaps", "", "readings that come much later than usual after the one before; counted"),
+        Column("resets", "resets", "", "counter samples after a reset; the difference is unknown and not counted"),
+        Column("wraps", "wraps", "", "counter samples after a wrap; counted"),
+        Column("gaps", "gaps", "", "counter samples that come much later than usual; counted"),
     ),
 )
 
@@ -61,7 +60,7 @@ BURSTS = View(
         Column("duration_ns", "duration_ns", "ns", "its samples times their interval"),
         Column("bytes", "bytes", "bytes", "sum of its samples"),
         Column("peak_utilization_ratio", "peak / (speed_bps * interval_ns / 8e9)", "", "its largest sample against the line rate"),
-        Column("mean_utilization_ratio", "bytes / (speed_bps * duration_ns / 8e9)", "", "all of it against the line rate"),
+        Column("mean_utilization_ratio", "bytes / (speed_bps * duration_ns / 8e9)", "", "mean of its samples against the line rate"),
         Column("interval_ns", "interval_ns", "ns", "time that one sample covers"),
         Column("speed_bps", "speed_bps", "bit/s", "line rate"),
         Column("contention_max", "contention_max", "", "most ports of the device hot in one of its samples, itself included"),
@@ -73,7 +72,7 @@ BURSTS = View(
 
 SAMPLES = View(
     "samples",
-    "the raw runs: what was sampled, for as long as the ring holds it",
+    "raw samples of the last minutes, one row per segment",
     "state.samples",
     (
         Column("ts", "ts", "", "start of the first sample, UTC"),
@@ -89,45 +88,45 @@ SAMPLES = View(
 )
 
 
-def _kept(name: str, table: str, doc: str, *columns: tuple[str, str]) -> View:
+def _record(name: str, table: str, doc: str, *columns: tuple[str, str]) -> View:
     return View(
         name, doc, f"state.{table}", tuple(Column(column, f'"{column}"', "", meaning) for column, meaning in columns), resolutions=False
     )
 
 
-GAPS = _kept(
+GAPS = _record(
     "gaps",
     "gap",
-    "admissions of loss",
+    "recorded losses of data",
     ("ts", "when, UTC"),
-    ("source", "who admits it"),
+    ("source", "the collector or service that recorded it"),
     ("device", "switch or host"),
     ("what", "packets, samples, messages or rows"),
     ("from_sequence", "first missing number"),
     ("to_sequence", "last missing number"),
-    ("missed", "how many"),
+    ("missed", "how many are missing"),
     ("reason", "why"),
 )
-EVENTS = _kept(
+EVENTS = _record(
     "events",
     "event",
     "what happened",
     ("ts", "when, UTC"),
-    ("source", "who tells it"),
+    ("source", "the collector"),
     ("device", "switch or host"),
     ("port", "interface"),
     ("kind", "what"),
     ("reason", "why"),
     ("detail", "more"),
 )
-PIPELINE = _kept(
+PIPELINE = _record(
     "pipeline",
     "self_metric",
-    "readings of Weft's own counters and gauges",
+    "values of Weft's own counters and gauges",
     ("ts", "when, UTC"),
     ("source", "service"),
     ("device", "host that it runs on"),
     ("name", "weft_<room>_<what>_<unit>"),
-    ("label", "of what"),
-    ("value", "the reading"),
+    ("label", "what it refers to"),
+    ("value", "its value"),
 )
