@@ -12,7 +12,7 @@ from pathlib import Path
 from ..pipeline.errors import ServiceError
 from . import theme
 
-APP = Path(__file__).with_name("app.py")
+APP = Path(__file__).parent / "app" / "main.py"
 
 # Passes the data folder to the app, a script that Streamlit runs.
 DATA_VARIABLE = "WEFT_DASH_DATA"

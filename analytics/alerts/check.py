@@ -2,14 +2,11 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
-
-import duckdb
 
 from ...pipeline.clock import NS_PER_S
 from ...pipeline.errors import StoreError
-from ..store.writer import Store
+from ..store.writer import MemoryStore
 from . import Database, ddl
 from .evaluate import Evaluator
 from .rules import Rule, RuleTest
@@ -18,14 +15,6 @@ from .rules import Rule, RuleTest
 ROWS_MAX = 10_000
 
 _TYPES: Mapping[type, str] = {bool: "BOOLEAN", int: "BIGINT", float: "DOUBLE", str: "VARCHAR"}
-
-
-class MemoryStore(Store):
-    """An empty database in memory."""
-
-    def __init__(self) -> None:
-        super().__init__(Path())
-        self._connection = duckdb.connect()
 
 
 def run_tests(rule: Rule) -> list[str]:

@@ -249,3 +249,11 @@ class Store:
         for column, kind in wanted.items():
             if column not in there:
                 self.execute(f"ALTER TABLE base.{name} ADD COLUMN {column} {kind}")
+
+
+class MemoryStore(Store):
+    """An empty database in memory, in which nothing has to be started."""
+
+    def __init__(self) -> None:
+        super().__init__(Path())
+        self._connection = duckdb.connect()

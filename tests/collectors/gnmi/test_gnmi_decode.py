@@ -277,7 +277,7 @@ def json_leaves(tree: object, where: str = "") -> Iterator[tuple[str, object]]:
 def test_json_trees_become_their_leaves(tree, indent, ascii_only):
     """For any tree of JSON objects, written in any way, each leaf is a reading under its path, with its value."""
     raw = json.dumps(tree, indent=indent, ensure_ascii=ascii_only).encode()
-    decoded = decode(message({"/root": gnmi_pb2.TypedValue(json_ietf_val=raw)}))
+    decoded = decode(message({"/top": gnmi_pb2.TypedValue(json_ietf_val=raw)}))
     expected = list(json_leaves(tree, "/root"))
     found = rows(decoded, "reading")
     assert [row["name"] for row in found] == [where for where, _ in expected]
@@ -346,15 +346,15 @@ def test_texts_of_json_keep_their_characters(raw, text, broken, beside):
     """Texts in JSON are read as they are; what is not Unicode is replaced and counted; leaves beside them are untouched."""
     decoder = Decoder()
     value = gnmi_pb2.TypedValue(json_val=b'{"a":%s,"b":%s}' % (raw, beside))
-    found = rows(decode(message({"/root": value}), decoder=decoder), "reading")
-    assert [(row["name"], row["text"]) for row in found if row["name"] == "/root/a"] == [("/root/a", text)]
-    assert [row.get("text", row.get("count")) for row in found if row["name"] == "/root/b"] == [json.loads(beside)]
+    found = rows(decode(message({"/top": value}), decoder=decoder), "reading")
+    assert [(row["name"], row["text"]) for row in found if row["name"] == "/top/a"] == [("/top/a", text)]
+    assert [row.get("text", row.get("count")) for row in found if row["name"] == "/top/b"] == [json.loads(beside)]
     assert decoder.counts["not_utf8"] == broken
 
 
 def test_json_numbers_beyond_64_bits_are_doubles():
     """Whole numbers that 64 bits cannot hold are rounded, or infinite, and are no counts."""
-    found = rows(decode(message({"/root": {"a": 2**64, "b": -(2**70), "c": 10**400, "d": 2**64 - 1}})), "reading")
+    found = rows(decode(message({"/top": {"a": 2**64, "b": -(2**70), "c": 10**400, "d": 2**64 - 1}})), "reading")
     assert [row["value"] for row in found] == [2.0**64, -(2.0**70), math.inf, float(2**64 - 1)]
     assert [row.get("count") for row in found] == [None, None, None, 2**64 - 1]
 
@@ -362,7 +362,7 @@ def test_json_numbers_beyond_64_bits_are_doubles():
 def test_of_members_of_one_name_the_last_counts():
     """A JSON object with a member twice is read as the library does: the last one wins."""
     value = gnmi_pb2.TypedValue(json_val=b'{"a":"x","a":"y"}')
-    assert [row["text"] for row in rows(decode(message({"/root": value})), "reading")] == ["y"]
+    assert [row["text"] for row in rows(decode(message({"/top": value})), "reading")] == ["y"]
 
 
 def test_objects_of_the_same_node_may_change_their_members():
@@ -370,8 +370,8 @@ def test_objects_of_the_same_node_may_change_their_members():
     decoder = Decoder()
     for names in (("a", "b"), ("b", "a"), ("a", "b", "c"), ("b",), ()):
         tree = {"x": {name: f"{name}{len(names)}" for name in names}}
-        found = rows(decode(message({"/root": tree}), decoder=decoder), "reading")
-        assert [(row["name"], row["text"]) for row in found] == [(f"/root/x/{name}", f"{name}{len(names)}") for name in names]
+        found = rows(decode(message({"/top": tree}), decoder=decoder), "reading")
+        assert [(row["name"], row["text"]) for row in found] == [(f"/top/x/{name}", f"{name}{len(names)}") for name in names]
 
 
 def test_json_below_a_refused_path_is_admitted():

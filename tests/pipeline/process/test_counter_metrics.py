@@ -32,10 +32,8 @@ BASE = {
 
 def frame(rows: Iterable[dict], family: str = "port") -> pl.DataFrame:
     """Return counter samples as a frame of the family; ``t`` is seconds after T0, other columns are null."""
-    full = []
-    for row in rows:
-        at = {"ts": T0 + round(row["t"] * S)} if "t" in row else {}
-        full.append({name: ({**BASE[family], **row, **at}).get(name) for name in TYPES[family]})
+    timed = (BASE[family] | row | ({"ts": T0 + round(row["t"] * S)} if "t" in row else {}) for row in rows)
+    full = [{name: row.get(name) for name in TYPES[family]} for row in timed]
     return pl.DataFrame(full, schema=TYPES[family], orient="row")
 
 
