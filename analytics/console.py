@@ -74,7 +74,7 @@ def verify(reader: Reader, sql: str) -> None:
     """Accept one read-only statement.
 
     Raises:
-        StoreError: anything else; the message says what is accepted.
+        StoreError: anything else; the message lists what is accepted.
     """
     start = _SKIPPED.match(sql)
     text = sql[start.end() :] if start else sql

@@ -35,7 +35,7 @@ from .store.writer import Store, StoreConfig
 GATHER_S = 0.25
 GATHER_BYTES_MAX = 6 * 1024 * 1024
 
-# Windows that closed longer ago are history, for which nobody waits: more of them are stored and evaluated together.
+# Windows that closed longer ago are history and not urgent: more of them are stored and evaluated together.
 HISTORY_S = 5.0
 GATHER_HISTORY_S = 1.0
 EVALUATE_HISTORY_S = 1.0
@@ -131,7 +131,7 @@ class AnalyzeService:
             self._break(error, "store")
             return
         if not self._unevaluated:
-            # Whoever waits for the position expects the alerts to be in the store.
+            # A process that waits for the position expects the alerts to be in the store.
             self._publish_position()
         self._report.publish(self._producer)
 
@@ -140,7 +140,7 @@ class AnalyzeService:
         self._sender.stop()
         # Messages that could not be stored are still on the bus for the next start.
         if not self._broken and self._finish(self._ring.flush, self._sink.fold, self._publisher.publish):
-            # Read from the bus only now: what was read before is safe, however slow the bus is.
+            # Read from the bus only now: everything read before is stored already, even if the bus is slow.
             before = self._ring.taken
             self._finish(lambda: self._ring.drain(DRAIN_S))
             if self._ring.taken != before:
@@ -166,7 +166,7 @@ class AnalyzeService:
         self._broken = True
 
     def _reopen(self) -> bool:
-        """Open the store again and write the raw samples that wait; return whether that worked.
+        """Reopen the store and write the pending raw samples; return whether that worked.
 
         After a failed checkpoint DuckDB refuses all work until its file is opened again.
         """
@@ -208,7 +208,7 @@ class AnalyzeService:
         return not self._is_history() or self._clock.monotonic_ns() - self._evaluated_ns >= EVALUATE_HISTORY_S * NS_PER_S
 
     def _ends(self) -> list[int]:
-        """Return the end of the newest closed window of each device that is not silent."""
+        """Return the end of the newest closed window of each device, without silent devices."""
         now = self._clock.monotonic_ns()
         return [end for end, received_ns in self._closed.values() if now - received_ns < SILENT_S * NS_PER_S]
 

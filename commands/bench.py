@@ -1,7 +1,7 @@
-"""``weft bench``: rates and memory of this machine, each beside its limit or a peer in the same run.
+"""``weft bench``: rates and memory of this machine, each compared with a limit or a peer in the same run.
 
-A rate alone describes a machine more than the code, so every line has a ratio: to the bare kernel over the same data, to scapy over the
-same packets, to the goal in memory.
+A rate alone depends on the machine. So every line has a ratio: to the bare kernel over the same data, to scapy over the same packets, or to
+the memory goal.
 """
 
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
@@ -50,12 +50,12 @@ def _detect_options(parser: ArgumentParser) -> None:
         "--faults",
         type=_faults,
         metavar="NAMES",
-        help="detect: faults with commas between, as of weft lab record; none: quiet runs only (default: all)",
+        help="detect: comma-separated faults, as in weft lab record; none: quiet runs only (default: all)",
     )
-    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="detect: runs of each fault, each with another seed (default: 1)")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="detect: runs of each fault, each with its own seed (default: 1)")
     parser.add_argument("--quiet-seeds", type=int, default=3, metavar="N", help="detect: runs without a fault (default: 3)")
     parser.add_argument(
-        "--scales", type=_names, default=("64",), metavar="GPUS", help="detect: GPUs or layouts, as of weft lab record (default: 64)"
+        "--scales", type=_names, default=("64",), metavar="GPUS", help="detect: GPUs or layouts, as in weft lab record (default: 64)"
     )
     parser.add_argument(
         "--run-seconds", type=float, default=8.0, metavar="N", help="detect: seconds of the fabric in each run (default: 8)"

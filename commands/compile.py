@@ -1,7 +1,7 @@
 """Compiles the kernels of an installation once, with a line of progress, before the first service starts.
 
 Numba keeps what it compiled beside the source, in ``NUMBA_CACHE_DIR``, or in the user's cache folder where the package cannot be
-written. A stamp there tells later starts that nothing is left to do. ``python -m weft.commands.compile`` compiles everything.
+written. A stamp file there marks the work as done for later starts. ``python -m weft.commands.compile`` compiles everything.
 """
 
 import contextlib

@@ -1,7 +1,7 @@
 """The life cycle of a service: construct, ``start``, many ``step``s, ``stop``.
 
-``run`` drives one service in the foreground of its process. A signal stops it after the current step, an error meant for users ends
-it with one line, and a transient error (the bus is unreachable) is retried with growing pauses.
+``run`` drives one service in the foreground of its process. A signal stops it after the current step, an error with a message for users
+ends it with one line, and a transient error (the bus is unreachable) is retried with growing delays.
 """
 
 import logging

@@ -123,7 +123,7 @@ class Source:
 class Dictionary:
     """All counters and all their names. ``counters`` is keyed by ``family.name``.
 
-    ``collectors`` says by collector the source whose registers it passes on, ``WIDE`` where it publishes 64 bits.
+    ``collectors`` maps each collector to the source of its registers, or to ``WIDE`` where it publishes 64 bits.
     """
 
     def __init__(

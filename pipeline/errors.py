@@ -1,4 +1,4 @@
-"""Every error that Weft raises on purpose.
+"""Every error that Weft raises deliberately.
 
 An error carries data; ``__str__`` makes one sentence of it that ends with a hint, and the command line prints that sentence. Any
 other exception is a defect.
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 
 class WeftError(Exception):
-    """Base of all errors meant for a user."""
+    """Base of all errors that are shown to a user."""
 
 
 @dataclass

@@ -254,7 +254,7 @@ class Outbox:
         return None
 
     def _forget_ends(self, row: _Row, gone: set[str]) -> None:
-        """Forget alerts whose end this endpoint does not receive, so that they are news when they fire again."""
+        """Forget resolved alerts of endpoints that get no resolutions, so that they are sent when they fire again."""
         sure, maybe = row.known()
         row.sure, row.maybe, row.risky = sorted(sure - gone), sorted(maybe - gone), False
         if row.state == "sent":

@@ -13,7 +13,7 @@ from . import Database
 from .rules import Rule
 from .state import WindowRange
 
-# Ranges that one evaluation of one rule reads; the latest beyond it are dropped and counted.
+# One evaluation of a rule reads at most this many ranges; later ones are dropped and counted.
 RANGES_MAX = 100_000
 
 _FRACTIONAL = ("FLOAT", "DOUBLE", "DECIMAL")
@@ -80,7 +80,7 @@ def _islands(rule: Rule, columns: RuleColumns, span: Span, *, keys: tuple[str, .
 
 
 def breach_sql(rule: Rule, columns: RuleColumns, span: Span) -> str:
-    """Return the query for the ranges of breaching windows; of several rows of a label set in a window the worst counts."""
+    """Return the query for the ranges of breaching windows; a window's worst row per label set counts."""
     number = "CAST(value AS DOUBLE)"
     worst = "min" if rule.condition.op.startswith("<") else "max"
     # DuckDB orders NaN above every number; a rule ignores it.
@@ -100,7 +100,7 @@ def presence_keys(rule: Rule, columns: RuleColumns) -> tuple[str, ...]:
 
 
 def labels_of(row: dict[str, object], names: tuple[str, ...]) -> dict[str, str]:
-    """Return the labels of a row; a NULL or empty one is no label, as in Prometheus."""
+    """Return the labels of a row; NULL and empty ones are omitted, as in Prometheus."""
     return {name: str(row[name]) for name in names if row[name] not in (None, "")}
 
 

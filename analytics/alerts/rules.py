@@ -216,7 +216,7 @@ class _RuleReader:
                 raise self.fail(f"profile.{name}", f"there is no profile {name!r}", _nearest(name, PROFILES))
             self.only(changes, ("condition", "for_s", "enabled"))
             if not isinstance(changes.get("enabled", True), bool):
-                raise self.fail("enabled", "enabled is neither true nor false", "write enabled = false")
+                raise self.fail("enabled", "enabled must be true or false", "write enabled = false")
         return profiles
 
     def test_lines(self) -> Iterator[int]:
@@ -278,7 +278,7 @@ class _RuleReader:
         self.only(table, ("name", "table", "rows", "tables", "fires", "resolves", "until_s", "profile"))
         for key in ("fires", "resolves"):
             if not isinstance(table.get(key, False), bool):
-                raise self.fail(key, f"{key} is neither true nor false", f"write {key} = true")
+                raise self.fail(key, f"{key} must be true or false", f"write {key} = true")
         if "fires" not in table:
             raise self.fail("test", "a test does not say what it expects", "add fires = true or fires = false")
         until_s = table.get("until_s")

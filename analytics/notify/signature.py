@@ -1,7 +1,7 @@
-"""Signs webhooks as Standard Webhooks 1.0.0 says, so that a receiver can verify the sender.
+"""Signs webhooks by Standard Webhooks 1.0.0, so that a receiver can verify the sender.
 
-Signed is ``{id}.{timestamp}.{body}`` with HMAC-SHA256; several secrets give several signatures in one header, which lets
-sender and receiver change the secret without a moment in which they disagree.
+The signature is HMAC-SHA256 over ``{id}.{timestamp}.{body}``. Several secrets give several signatures in one header, so the secret can be
+rotated without rejected messages.
 """
 
 import base64
@@ -18,7 +18,7 @@ _PREFIX = "whsec_"
 
 
 def parse_secrets(text: str, where: str) -> tuple[bytes, ...]:
-    """Return the secrets of a file, one a line as ``whsec_`` and base64; the error names the line, never the secret."""
+    """Return the secrets of a file, one per line as ``whsec_`` and base64; an error names the line, never the secret."""
     secrets = []
     for number, line in enumerate(text.splitlines(), 1):
         word = line.strip()

@@ -1,7 +1,8 @@
 """Slack's incoming webhook: one message per group, a block per alert, within Slack's documented limits.
 
-Whoever knows the webhook's URL can post to the channel, so the URL is the secret. Slack takes at most 50 blocks in a message and
-3,000 characters in a block, and wants ``&``, ``<`` and ``>`` escaped, which also keeps a label from mentioning a whole channel.
+Anyone who knows the webhook's URL can post to the channel, so the URL is a secret. Slack takes at most 50 blocks in a message and
+3,000 characters in a block, and requires ``&``, ``<`` and ``>`` to be escaped. The escaping also keeps a label from mentioning a whole
+channel.
 """
 
 import json

@@ -1,7 +1,7 @@
 """Posts a payload to one URL: one attempt, bounded in time and bytes, to a permitted address, without redirects.
 
-What the receiver says is a status code and ``Retry-After``; its body is read up to a bound and thrown away, and neither
-it nor the URL, which often is the secret, gets into an error.
+Only the status code and ``Retry-After`` of the answer are used. Its body is read up to a bound and discarded. Neither the body nor the URL,
+which often is a secret, appears in an error.
 """
 
 import contextlib

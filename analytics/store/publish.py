@@ -83,7 +83,7 @@ class Publisher:
         wanted = catalog(self._store, self._extra)
         if wanted == self._catalog:
             return
-        # A view resolves names at each query, so only views whose own text has changed are created.
+        # A view resolves names at each query, so only views with changed text are created.
         known = set(self._catalog)
         for statement in wanted:
             if statement not in known:

@@ -1,4 +1,4 @@
-"""Raw samples: the last minutes of every sample, for the burst microscope.
+"""Raw samples: all samples of the last minutes, for the Bursts page.
 
 Raw samples are too many for the hot database and never change, so they go straight from the bus into Parquet files of a
 few seconds, which the view ``samples`` reads. The oldest files are deleted beyond an age or a total size. They are read from

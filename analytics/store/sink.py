@@ -1,7 +1,6 @@
 """The sink: rows from the bus and their positions, in one transaction of the store.
 
-On start the sink continues at the positions in the store, whatever the bus has committed; commits to the bus only show the
-lag.
+On start the sink continues at the positions in the store and ignores those committed to the bus, which only show the lag.
 """
 
 from collections.abc import Mapping, Sequence

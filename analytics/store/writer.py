@@ -178,7 +178,7 @@ class Store:
         self.execute(f"SET memory_limit = '{self._config.memory_bytes_max}B'")
 
     def rest(self) -> None:
-        """Drop the cache of the file, too. Call after ``checkpoint``, otherwise unwritten pages are spilt."""
+        """Return freed memory and drop the cache of the file. Call after ``checkpoint``, otherwise unwritten pages are spilled to disk."""
         with contextlib.suppress(duckdb.OutOfMemoryException):
             self._open().execute(f"SET memory_limit = '{_RESTING_BYTES}B'")
         self.give_back()
@@ -252,7 +252,7 @@ class Store:
 
 
 class MemoryStore(Store):
-    """An empty database in memory, in which nothing has to be started."""
+    """A database in memory: stands in until ``start`` opens the file."""
 
     def __init__(self) -> None:
         super().__init__(Path())

@@ -4,7 +4,7 @@ from .base import Column, View, where
 
 
 def _one_source(table: str, key: str, names: tuple[str, ...]) -> str:
-    """Return, of each object and window, the row of the source with most counters: two sources have different intervals."""
+    """Return the SQL that selects, per object and window, the source with the most counters; intervals of sources differ."""
     known = " + ".join(f"({name} IS NOT NULL)::INT" for name in names)
     return f"(SELECT * FROM state.{table}_{{r}} QUALIFY row_number() OVER (PARTITION BY ts, device, {key} ORDER BY {known} DESC, readings DESC, source) = 1)"
 
@@ -24,7 +24,7 @@ _QUALITY = Column(
     "ok; partial where the counters cover less than 90 % of the window; coarse where their intervals are longer than it",
 )
 _SPEED = Column("speed_bps", "speed_bps", "bit/s", "line rate")
-_SOURCE = Column("source", "source", "", "the collector that read the counters; of several the one with most of them")
+_SOURCE = Column("source", "source", "", "the collector that read the counters; if several did, the one with the most counters")
 _READINGS = Column("readings", "readings", "", "counter samples in the window")
 _GPU = Column("gpu", "gpu", "", "number of the GPU in its device")
 _START = (Column("ts", "ts", "", "start of the window, UTC"), Column("device", "device", "", "host"))
@@ -55,7 +55,7 @@ NICS = View(
             for unit in ("bytes", "packets")
             for side, words in (("tx", "sent"), ("rx", "received"))
         ),
-        Column("tx_utilization_ratio", _used("tx"), "", "utilisation of the line by what it sent, over the time covered by the counters"),
+        Column("tx_utilization_ratio", _used("tx"), "", "utilisation of the line by the bytes sent, over the time covered by the counters"),
         Column("rx_utilization_ratio", _used("rx"), "", "the same for receiving"),
         _counted("ecn_marked_packets", "ecn_marked_packets", "packets received with a mark for congestion experienced"),
         Column(
@@ -72,7 +72,7 @@ NICS = View(
             "cnp_per_ce",
             f"weft_ratio(cnp_sent, {where('ecn_marked_packets', 'cnp_sent')})",
             "",
-            "notifications sent for each marked packet; below 1 where one answers several",
+            "notifications sent for each marked packet; below 1 where one notification covers several packets",
         ),
         Column(
             "cnp_ignored_ratio",
@@ -92,7 +92,7 @@ NICS = View(
             "goodput_ratio",
             f"1 - weft_share(retransmits, {where('tx_packets', 'retransmits')})",
             "",
-            "share of the packets sent that are no retransmissions; of adapters that count retransmissions in packets",
+            "share of the packets sent that are not retransmissions; only for adapters that count retransmissions in packets",
         ),
         _counted("sequence_naks", "packet_seq_err", "negative acknowledgements received for a gap in the sequence, as a sender"),
         _counted("implied_naks", "implied_nak", "gaps in the sequence of responses"),
@@ -100,7 +100,7 @@ NICS = View(
         _counted("duplicate_requests", "duplicate_request", "requests received again"),
         _counted("rnr_naks", "rnr_nak", "receiver-not-ready negative acknowledgements: the host, not the network"),
         _counted("out_of_buffer", "out_of_buffer", "packets for which the host had no buffer"),
-        _counted("retries_exceeded", "retries_exceeded", "connections given up; one ends a job"),
+        _counted("retries_exceeded", "retries_exceeded", "connections given up; a single one ends a job"),
     ),
 )
 
@@ -139,9 +139,9 @@ def _gauge(name: str, gauge: str, unit: str, parts: float, doc: str) -> tuple[Co
     """Return mean, smallest and largest of a gauge; ``name`` has a unit after its last underscore, which stays last."""
     stem, _, ending = name.rpartition("_")
     return (
-        Column(f"{stem}_mean_{ending}", f"weft_ratio({gauge}_total / {parts:.0e}, {gauge}_count)", unit, f"{doc}: mean of the readings"),
-        Column(f"{stem}_min_{ending}", f"{gauge}_low / {parts:.0e}", unit, "smallest reading"),
-        Column(f"{stem}_max_{ending}", f"{gauge}_high / {parts:.0e}", unit, "largest reading"),
+        Column(f"{stem}_mean_{ending}", f"weft_ratio({gauge}_total / {parts:.0e}, {gauge}_count)", unit, f"{doc}: mean of the samples"),
+        Column(f"{stem}_min_{ending}", f"{gauge}_low / {parts:.0e}", unit, "smallest sample"),
+        Column(f"{stem}_max_{ending}", f"{gauge}_high / {parts:.0e}", unit, "largest sample"),
     )
 
 
@@ -157,7 +157,7 @@ GPUS = View(
         *_gauge("sm_active_ratio", "sm_active", "", 1e9, "share of the time with work on the multiprocessors"),
         *_gauge("tensor_active_ratio", "tensor_active", "", 1e9, "share of the time with work on the tensor cores"),
         *_gauge("power_w", "power", "W", 1e3, "power drawn"),
-        Column("xid_readings", "xid_readings", "", "readings in which the driver reported an error; NULL where errors are not read"),
-        Column("xid", "xid", "", "its code; of several the largest"),
+        Column("xid_readings", "xid_readings", "", "samples in which the driver reported an error; NULL where errors are not read"),
+        Column("xid", "xid", "", "code of the error; the largest if there are several"),
     ),
 )

@@ -163,7 +163,7 @@ def _read(path: str) -> bytes:
 
 
 def _retry_details() -> bytes:
-    """Return a ``google.rpc.Status`` of code 8 with a ``RetryInfo``: without it the standard tells senders to give up."""
+    """Return a ``google.rpc.Status`` of code 8 with a ``RetryInfo``: without it the standard requires senders to give up."""
 
     def field(number: int, content: bytes) -> bytes:
         return bytes((number << 3 | 2, len(content))) + content

@@ -20,7 +20,7 @@ from .workload import Job, Phase
 
 @dataclass(frozen=True, slots=True)
 class InjectedFault:
-    """One fault: kind, place (see ``FAULTS``), time since the fabric's start, and severity (0..1 unless ``FAULTS`` says otherwise)."""
+    """One fault: kind, place, time since the fabric's start, and severity (0..1); ``FAULTS`` has each kind's places and ranges."""
 
     kind: str
     place: str = ""

@@ -30,7 +30,7 @@ LOSS_DRAW = 15 << 40
 HOP_BITS = 3  # HOPS_MAX = 8
 HOP_MASK = 7
 NS_PER_S = 1e9
-# A pause frame asks for at most 65,535 times 512 bit times and is repeated at half of that.
+# A pause frame requests at most 65,535 times 512 bit times and is repeated at half of that.
 REFRESH_BITS = 65_535 * 512 / 2
 
 
@@ -117,7 +117,7 @@ def _lose(flows, ports, f, p, out, tick):
     """Take the bytes that are lost on the link from one flow, chosen by a draw; return what is left of ``out``."""
     total = min(ports.step_demand[p], ports.step_cap[p])
     if ports.step_lose[p] < 0:
-        # On average as many packets are lost as ``loss`` says, however few a step sends.
+        # On average the share ``loss`` of the packets is lost, even if a step sends few.
         packets = np.int64(total / PACKET_BYTES * ports.loss[p] + unit(tick.seed, LOSS_DRAW + p, tick.number))
         ports.step_lose[p] = packets * PACKET_BYTES
         if packets == 0:

@@ -1,6 +1,6 @@
-"""The connection to a Kafka cluster: patience with a broker that is away, topics, offsets and remembered values.
+"""The connection to a Kafka cluster: retries while a broker is unreachable, topics, offsets and stored values.
 
-The type checker knows the stubs of an older client, hence the ``ignore`` beside some imports here and in the neighbours.
+The type stubs are those of an older client, so some imports here and in the neighbouring modules carry an ``ignore``.
 """
 
 import threading

@@ -8,7 +8,7 @@ from ....pipeline.tables.field import RESOLUTIONS_NS
 from ....pipeline.tables.states import STATES
 from ...sql import Span, instant, text
 
-# Points of the burst microscope; of more samples, each point shows its largest.
+# Points in the chart of one burst; with more samples than points, each point shows the largest of its samples.
 MICROSCOPE_POINTS_MAX = 1500
 
 BURSTS_MAX = 200

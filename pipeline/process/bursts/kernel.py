@@ -91,7 +91,7 @@ class Grid(NamedTuple):
 
 
 class Entities(NamedTuple):
-    """The rows of a matrix; arrays (entities,) int64 unless said otherwise.
+    """The rows of a matrix; arrays are (entities,) int64 unless stated otherwise.
 
     threshold: bytes, a sample above it is hot; group: row of ``Grid.hot``, -1 = none; ecn, retransmit: matrix rows of the marked and
     the retransmitted bytes, -1 = not sampled; carry: (entities, CARRY_COLUMNS) int64, updated in place.

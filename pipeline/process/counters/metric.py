@@ -1,12 +1,12 @@
-"""Counter samples to the deltas of a window: ``port_counters`` and the other families', ``quality``, ``event``.
+"""Turns counter samples into deltas per window: ``port_counters`` and the like, ``quality``, ``event``.
 
-The delta between two samples counts in the window in which it ends, whole, together with the time that it covers. Rates divide by
-covered time, and nothing is spread over windows without samples; so the windows of a counter add up to its last less its first
-value. Sources are never mixed: two sources of one port have separate rows, and the views choose.
+The whole delta between two samples counts in the window in which it ends, with the time that it covers. Rates divide by covered time, and
+nothing is spread over windows without samples. So the windows of a counter add up to its last value minus its first. Sources are never
+mixed: two sources of one port have separate rows, and the views choose.
 
 The passes are in ``kernel.py`` and ``storms.py``; ``walk.py`` turns their arrays into rows. The state of each object (last values,
-link, storm) is carried from window to window, for at most ``objects_max`` objects of a device; beyond that the longest silent
-objects are dropped and counted.
+link, storm) is carried from window to window, for at most ``objects_max`` objects of a device; beyond that, the objects silent for longest
+are dropped and counted.
 """
 
 from collections.abc import Sequence
