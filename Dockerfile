@@ -1,4 +1,4 @@
-# Two images from one file: the default one, and `--target capture`, whose Python may open raw sockets.
+# Two images from one file: the default, and `--target capture`, in which Python may open raw sockets.
 FROM python:3.12-slim-bookworm AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/weft
@@ -31,7 +31,7 @@ ENTRYPOINT ["sh", "-c", "cp -rsnT /opt/weft/kernels \"$NUMBA_CACHE_DIR\" 2>/dev/
 CMD ["up", "--data", "/data"]
 
 FROM base AS capture
-# A process that is not root only gets a capability that its program's file carries; hence an image of its own.
+# A process that is not root gets only the capabilities set on its program's file. So this is a separate image.
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends libcap2-bin \
     && setcap cap_net_raw+ep "$(readlink -f /usr/local/bin/python3.12)" \

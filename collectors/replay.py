@@ -35,7 +35,7 @@ log = logging.getLogger("weft")
 
 @dataclass(frozen=True, slots=True)
 class ReplayProgress:
-    """The position of a replay: what it has published, and the newest time."""
+    """The position of a replay: the number of rows published, and the newest time."""
 
     batches: int
     rows: int

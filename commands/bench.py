@@ -68,7 +68,7 @@ def _detect_options(parser: ArgumentParser) -> None:
 
 def _part(text: str) -> str:
     if text not in PARTS and text != "detect":
-        raise ArgumentTypeError(f"{text!r} is none of {', '.join(PARTS)}, detect")
+        raise ArgumentTypeError(f"{text!r} is not one of {', '.join(PARTS)}, detect")
     return text
 
 

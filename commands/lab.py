@@ -145,7 +145,7 @@ class _AnnouncedLab:
 def _names(text: str) -> tuple[str, ...]:
     names = tuple(part.strip() for part in text.split(","))
     if unknown := [name for name in names if name not in _PROTOCOLS]:
-        raise ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(_PROTOCOLS)}")
+        raise ArgumentTypeError(f"{unknown[0]!r} is not one of {', '.join(_PROTOCOLS)}")
     return tuple(name for name in _PROTOCOLS if name in names)
 
 

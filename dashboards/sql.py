@@ -63,7 +63,7 @@ class Span:
         return f"{column} >= {instant(self.from_ns)} AND {column} < {instant(self.to_ns)}"
 
     def step_ns(self, count: int) -> int:
-        """Return the smallest round width of which ``count`` cover the span."""
+        """Return the smallest round width such that ``count`` points cover the span."""
         return next((step for step in _STEPS_NS if step * count >= self.width_ns), 3600 * NS_PER_S)
 
     def last(self, seconds: int) -> "Span":

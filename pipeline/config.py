@@ -175,7 +175,7 @@ def _convert(hint: Any, value: Any, path: tuple[str, ...], where: Any, *, masked
 
 
 def _described(value: Any) -> str:
-    """Return a wrong value as an error shows it; of a table only that it is one, since it may hold secrets."""
+    """Return a wrong value as an error shows it; a table is not shown, since it may hold secrets."""
     if isinstance(value, dict):
         return "a table"
     return "a list of tables" if isinstance(value, list) and any(isinstance(item, dict) for item in value) else repr(value)

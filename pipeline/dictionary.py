@@ -170,8 +170,8 @@ class Dictionary:
     def width(self, collector: str, family: str, column: str) -> Width:
         """Return how a column wraps as a collector publishes it: as the narrowest register behind it that the collector passes on.
 
-        Rows of a collector that nobody declared (a user's file) are taken for 64 bits. That is the safe side: a counter that goes
-        back is then a reset, which ``quality`` counts, and never becomes traffic that was not there.
+        Rows of an undeclared collector (a user's file) count as 64 bits wide. That is the safe side: a counter that goes
+        back is then a reset, which ``quality`` counts, and never becomes false traffic.
         """
         counter = self.counters.get(f"{family}.{column}")
         kind = counter.kind if counter is not None else "counter"

@@ -87,11 +87,11 @@ def _counters() -> str:
         "",
         "Generated from `pipeline/dictionary.toml`. `weft counters NAME` explains any of these names from either side.",
         "",
-        "A name stands once for all its indices: `{n}` is a priority, lane or bin. What is said behind a name differs from the usual,",
+        "Each name appears once for all its indices: `{n}` is a priority, lane or bin. Notes behind a name are exceptions to the usual,",
         "a counter of 64 bits that wraps. Traps that the dictionary knows of:",
         "",
         "* A counter of 32 bits wraps: 4 KiB packets at 400 Gbit/s take it round in under six minutes.",
-        "* InfiniBand's error counters have 4 to 16 bits and stop at their maximum until they are reset: a full one says *at least*.",
+        "* InfiniBand's error counters have 4 to 16 bits and stop at their maximum until they are reset: a full one means *at least*.",
         "* InfiniBand counts data in words of 4 bytes; AWS counts bytes under the same kind of name.",
         "* A watermark is the most since somebody last cleared it, and reading may clear it: two readers steal from each other.",
         "* All ones in a 32-bit field of sFlow mean that the device does not count this. It is no count of 4,294,967,295.",
@@ -155,7 +155,7 @@ def _tables() -> str:
     lines += [
         "## State: what the store keeps",
         "",
-        "With keys at every resolution, in schema `state`. *Merge* says how rows of one key become one.",
+        "With keys at every resolution, in schema `state`. *Merge* defines how rows of one key become one.",
         "",
     ]
     for table in STATES.values():

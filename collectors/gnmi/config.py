@@ -176,7 +176,7 @@ class Pack:
 
 @dataclass(frozen=True, slots=True)
 class Dial:
-    """What it takes to dial one target; passwords and keys are read from their files at each dial."""
+    """The parameters of one target's connection; passwords and keys are read from their files at each connection."""
 
     name: str
     address: str

@@ -38,7 +38,7 @@ _REFUSED = ("not_a_number", "path", "ports_full")
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Limits of a decoder: paths in all and of one stream, leaves of one JSON value, ports and neighbours known."""
+    """Limits of a decoder: paths in total and per stream, leaves per JSON value, ports, and neighbours."""
 
     paths_max: int = 2_000_000
     paths_per_stream_max: int = 200_000
@@ -381,7 +381,7 @@ def _batch(family: str, columns: Mapping[str, pl.Series]) -> Batch:
 
 
 def _spell(kind: int, raw: bytes) -> str:
-    """Return the text of a value: of lists as JSON, of bytes as hexadecimal digits."""
+    """Return the text of a value: lists as JSON, bytes as hexadecimal digits."""
     if kind == LIST:
         try:
             return json.dumps([_plain(element) for element in ScalarArray.FromString(raw).element])

@@ -1,7 +1,7 @@
-"""LLDP neighbours: their leaves are joined to links, with one inventory row whenever a link changes.
+"""LLDP neighbours: joins their leaves to links, with one inventory row whenever a link changes.
 
-Links are few and change rarely, so this is plain Python. A link whose neighbour is gone becomes a row without a peer: of
-inventory rows the last one of a key wins.
+Links are few and change rarely, so this is plain Python. A link whose neighbour is gone becomes a row without a peer, because the last
+inventory row of a key is valid.
 """
 
 from dataclasses import dataclass, field

@@ -178,7 +178,7 @@ class NodeTable:
         return int(node)
 
     def _grow(self, why: int) -> None:
-        """Double what was found too small."""
+        """Double the arrays that were too small."""
         arrays = self._arrays
         if why == ARENA_FULL:
             self._arrays = arrays._replace(arena=np.concatenate((arrays.arena, np.zeros_like(arrays.arena))))

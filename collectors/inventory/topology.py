@@ -194,7 +194,7 @@ def _checked(topology: InventoryRows) -> InventoryRows:
     )
     texts = [pl.col(name).str.len_chars() > NAME_CHARS_MAX for name, dtype in frame.schema.items() if dtype == pl.String]
     tests = {
-        f"kind is none of {', '.join(KINDS)}": ~pl.col("kind").is_in(KINDS),
+        f"kind must be one of {', '.join(KINDS)}": ~pl.col("kind").is_in(KINDS),
         "device is empty": pl.col("device").fill_null("") == "",
         f"a name is longer than {NAME_CHARS_MAX} characters": pl.any_horizontal(texts).fill_null(False),
         f"speed_bps is above {SPEED_BPS_MAX}": (pl.col("speed_bps") > SPEED_BPS_MAX).fill_null(False),

@@ -23,7 +23,7 @@ _NULL, _MERGE = "tag:yaml.org,2002:null", "tag:yaml.org,2002:merge"
 
 
 class _TextLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """Makes no object, number or date of any tag or word; a word for nothing is the empty text."""
+    """Reads every scalar as text, never as an object, number or date; null is the empty text."""
 
     yaml_constructors: ClassVar = {_NULL: lambda _loader, _node: ""}
     yaml_implicit_resolvers: ClassVar = {

@@ -34,7 +34,7 @@ INDEX = "recordings.toml"
 INDEX_BYTES_MAX = 4 * 2**20
 # Each recording is an open file while it is read.
 RECORDINGS_MAX = 2048
-# Rows that wait: of all files together, and of each at least.
+# Rows in memory: the limit for all files together, and the minimum for each.
 WAITING_BYTES, WAITING_BYTES_MIN = 256 * 2**20, 8 * 2**20
 
 _HINT = "write it as the documentation of replaying a folder shows"

@@ -29,7 +29,7 @@ SUFFIX = ".weft"
 
 # A folder's file is closed and the next one begun beyond this.
 FILE_BYTES_MAX = 1024**3
-# A torn or hostile length must not make a reader allocate what it likes; a writer splits what is larger.
+# A damaged or forged length must not make a reader allocate without limit; a writer splits larger batches.
 RECORD_BYTES_MAX = 64 * 1024**2
 
 _HEAD = struct.Struct("<4sHHII")
@@ -112,7 +112,7 @@ class Recording:
         self._options = options
 
     def batches(self) -> Iterator[Batch]:
-        """Yield what was recorded, in its order; raise ``InputError`` after everything good.
+        """Yield the batches in recorded order; raise ``InputError`` after the last good one.
 
         A folder's files after a torn one are read as well: its recorder was killed and started again.
         """

@@ -126,7 +126,7 @@ def _type(table: Table, name: str) -> pl.DataType | type[pl.DataType]:
 
 
 def _likely(columns: Sequence[str]) -> Table | None:
-    """Return the family with most of these columns; of several, the one with the fewest columns missing."""
+    """Return the family with most of these columns; on a tie, the one with the fewest columns missing."""
 
     def score(table: Table) -> tuple[int, int]:
         own = (set(columns) & _names(table)) - set(_COMMON)

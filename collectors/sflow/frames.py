@@ -207,7 +207,7 @@ def _raw(buffer: np.ndarray, at: np.ndarray, value: tables.Value) -> tuple[np.nd
 def _depths(rows: np.ndarray, view: CommonColumns, _ends: np.ndarray) -> pl.DataFrame:
     """Return the occupancy that sampled packets found in their egress queues, as rows of ``queue``.
 
-    Packets of one datagram have one time; of those in the same queue the largest occupancy counts.
+    Packets of one datagram have one time; for each queue the largest occupancy counts.
     """
     names = {"port": view.port(rows["output"]), "queue": pl.Series(rows["queue"]), "direction": "tx"}
     found = frame("queue", {**view.common(rows["datagram"]), **names, "occupancy_bytes": rows["depth_bytes"]})

@@ -91,7 +91,7 @@ class SflowListener:
         self._listener.start()
 
     def drain(self) -> list[Batch]:
-        """Return the rows of all datagrams received since the last call, and what was lost on this machine."""
+        """Return the rows of all datagrams received since the last call, and the losses on this machine."""
         from .frames import of_gaps
 
         got = self._listener.take()

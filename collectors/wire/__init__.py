@@ -1,1 +1,1 @@
-"""Bytes to columns: kernels that read many packets in one call, and never beyond what they were given."""
+"""Bytes to columns: kernels that read many packets in one call, and never beyond their input."""

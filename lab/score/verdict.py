@@ -1,4 +1,4 @@
-"""The verdict on a demo: what the published store shows of a fault while it lasts and at the end, beside the truth."""
+"""The verdict on a demo: what the published store shows of a fault, while it lasts and at the end, compared with the truth."""
 
 import collections
 import sys

@@ -1,9 +1,9 @@
 """The bus of many machines: Apache Kafka 4. Only this module and its neighbours ``kafka_*`` import the client.
 
 As on the embedded bus, a transaction is collected in memory and sent at the end of its block, so that it is open
-on the broker for milliseconds and does not hold up readers. What is remembered goes to a compacted topic under its
-key. Group offsets go through the producer with the member's identity, so that the broker fences stale members.
-The client is used through its public interface alone.
+on the broker for milliseconds and does not hold up readers. Remembered values go to a compacted topic under their keys. Group offsets go
+through the producer with the member's identity, so that the broker fences stale members. The client is used through its public interface
+alone.
 """
 
 from collections.abc import Sequence

@@ -116,7 +116,7 @@ class KafkaCluster:
         return self.offsets(places, OffsetSpec.LATEST, IsolationLevel.READ_UNCOMMITTED)
 
     def recall(self, key: str, patience_s: float | None = None, *, strict: bool = True) -> bytes | None:
-        """Return what was last remembered under ``key``.
+        """Return the value last stored under ``key``.
 
         Waits up to ``patience_s`` for transactions that are open at the call; after that it raises ``BusError`` if
         ``strict``, else it returns what is committed by then.

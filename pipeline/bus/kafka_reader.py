@@ -107,7 +107,7 @@ class KafkaReader:
         self._client.subscribe(self._topics, listener=_Listener(self))
 
     def note(self, *, gained: bool, places: Iterable[tuple[str, int]]) -> None:
-        """Record a change; what was gained stays paused until the caller has had the chance to seek."""
+        """Record a change; new partitions stay paused until the caller could seek."""
         changed = frozenset(TopicPartition(*place) for place in places)
         if gained:
             for place in changed:
@@ -130,7 +130,7 @@ class KafkaReader:
         begin_ns = self._cluster.clock.monotonic_ns()
         remaining_s = timeout_s
         while True:
-            # Poll the client also with messages in hand, because that keeps the membership alive; poll in short steps,
+            # Poll the client also while messages are buffered, because that keeps the membership alive; poll in short steps,
             # because it does not return by itself after a rebalance.
             step_ms = REBALANCE_STEP_MS if self._rebalancing else FETCH_WAIT_MS
             self._fetch(0 if self._fetched or self._changes else min(int(remaining_s * 1000), step_ms))
@@ -143,7 +143,7 @@ class KafkaReader:
 
     def _fetch(self, timeout_ms: int) -> None:
         try:
-            # Fetch one at a time while there are enough in hand.
+            # Fetch one at a time while enough are buffered.
             records = self._client.poll(timeout_ms=timeout_ms, max_records=1 if self._fetched else POLL_MAX_MESSAGES)
         except kafka_errors.OffsetOutOfRangeError as error:
             self._skip_lost(error.args[0])

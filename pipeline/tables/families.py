@@ -178,13 +178,13 @@ _FAMILY_LIST = (
                 "",
                 "device, port, link or job; naming: a pattern that derives the place from names; publication: a complete set of rows",
             ),
-            Field("key", pl.String, "", "its name; of a link, the port of its device, empty where unknown"),
+            Field("key", pl.String, "", "its name; for a link, the port of its device, empty where unknown"),
             *(
                 Field(name, pl.String, "", name.replace("_", " "))
                 for name in ("rack", "rail", "plane", "tier", "role", "peer_device", "peer_port", "job")
             ),
             SPEED,
-            Field("alias", pl.String, "", "of a port, the other name that neighbours may report"),
+            Field("alias", pl.String, "", "for a port, the other name that neighbours may report"),
             Field("pattern", pl.String, "", "of a naming, the pattern that the whole name must match; rack to role are its templates"),
             Field("rows", pl.UInt64, "", "of a publication, the number of its other rows with the same source, epoch and ts"),
         ),

@@ -188,7 +188,7 @@ _STATE_LIST = (
             *_sums(pl.UInt64, "", ("samples", "number of samples")),
             Field("low", pl.Float64, "", "smallest sample; null where samples are texts", "min"),
             Field("high", pl.Float64, "", "largest sample; null where samples are texts", "max"),
-            Field("text", pl.String, "", "the sample where it is a text; of several the last in alphabetical order", "max"),
+            Field("text", pl.String, "", "the sample where it is a text; the last in alphabetical order if there are several", "max"),
         ),
         state=True,
     ),
@@ -306,7 +306,7 @@ _STATE_LIST = (
                 )
             ),
             Field("xid_readings", pl.UInt64, "", "samples with a driver error; null where no sample reports errors", "sum"),
-            Field("xid", pl.UInt64, "", "its code; of several the largest", "max"),
+            Field("xid", pl.UInt64, "", "code of the error; the largest if there are several", "max"),
         ),
         state=True,
     ),

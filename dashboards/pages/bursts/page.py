@@ -1,4 +1,4 @@
-"""One port under the microscope: samples against averages, raw samples, bursts and their distributions."""
+"""One port in detail: samples against averages, raw samples, bursts and their distributions."""
 
 import functools
 from typing import Any
@@ -235,7 +235,7 @@ def _bursts(visit: Visit, sql: str, starts: list[int], threshold: float | None) 
 
 
 def _aim(starts: list[int]) -> None:
-    """Point the microscope at the selected burst, in the list as it was when the user selected."""
+    """Show the selected burst in detail; the selection refers to the list at the time of the click."""
     rows = selected("bursts")
     if rows and rows[0] < len(starts):
         st.query_params["at"] = str(starts[rows[0]])

@@ -1,4 +1,4 @@
-"""Health now: what is wrong, where, since when, and whether the data are complete."""
+"""Current health: problems with place and start, and whether the data are complete."""
 
 import streamlit as st
 

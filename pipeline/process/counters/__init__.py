@@ -1,1 +1,1 @@
-"""Cumulative counters to what they moved in each window."""
+"""Cumulative counters to their deltas in each window."""
