@@ -1,4 +1,4 @@
-"""Fixtures for all tests: the Kafka broker, and what a test may need of this machine."""
+"""Fixtures for all tests: the Kafka broker, and requirements on this machine."""
 
 import fcntl
 import importlib.util
@@ -40,19 +40,19 @@ _load("dash_rig")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # Kafka's client reads its schemas in a way that Python 3.11 alone calls old.
+    # Kafka's client reads its schemas with a function that only Python 3.11 reports as deprecated.
     for function in ("read_text", "open_text"):
         config.addinivalue_line("filterwarnings", f"ignore:{function} is deprecated:DeprecationWarning")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put tests that want the machine alone first, before any worker has a broker or a browser of its own."""
+    """Run tests that need the machine alone first, before any worker has started a broker or a browser."""
     items.sort(key=lambda item: item.get_closest_marker("alone") is None)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """Let a test marked ``alone`` run while no other worker runs one; whoever waits for that holds the gate that all pass."""
+    """Run a test marked ``alone`` while no other worker runs a test; a waiting one holds the gate that all must pass."""
     run = os.environ.get("PYTEST_XDIST_TESTRUNUID")
     if run is None:
         return (yield)
@@ -65,7 +65,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 
 def _missing(reason: str) -> NoReturn:
-    """Skip on a user's machine, fail where everything has to be there."""
+    """Skip on a user's machine, fail where every dependency is required."""
     if os.environ.get("CI") == "true":
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)
@@ -130,7 +130,7 @@ def chromium() -> str:
 
 @pytest.fixture
 def children() -> Iterator[Callable[[str], subprocess.Popen[str]]]:
-    """Return a function that runs a Python program in a real process with pipes; what is left of them ends with the test."""
+    """Return a function that runs a Python program in a real process with pipes; any that are left end with the test."""
     started: list[subprocess.Popen[str]] = []
 
     def run(program: str, *arguments: str) -> subprocess.Popen[str]:

@@ -41,7 +41,7 @@ PCAP_START_S = 1_640_995_203
 
 @dataclass(frozen=True)
 class Seed:
-    """A data folder and what was put into it: the samples by (device, port)."""
+    """A data folder and the samples in it, by (device, port)."""
 
     data: Path
     samples: dict[tuple[str, str], np.ndarray]
@@ -63,7 +63,7 @@ def _traffic() -> dict[tuple[int, int], np.ndarray]:
 
 
 def _write_recording(path: Path, traffic: dict[tuple[int, int], np.ndarray]) -> None:
-    """Write the samples as a table in the shape that the public dataset's tables have."""
+    """Write the samples as a table in the format of the public dataset."""
     frames = []
     for (rack, host), samples in traffic.items():
         rows = samples.reshape(-1, BINS)
@@ -109,7 +109,8 @@ def _write_capture(path: Path, requests: int = 400) -> None:
 
 
 def _write_counters(folder: Path) -> None:
-    """Write readings of a switch's ports and lossless queues, four a second: one queue marks, one is paused, one drops, one is idle."""
+    """Write counter samples of a switch's ports and lossless queues, four per second: one queue marks, one is paused, one drops, one is
+    idle."""
     ports, steps = 4, 4 * SECONDS
     rng = np.random.default_rng(5)
     port, step = np.repeat(np.arange(ports), steps), np.tile(np.arange(steps), ports)
@@ -160,7 +161,7 @@ def _environment() -> dict[str, str]:
 
 
 def _amend(data: Path) -> None:
-    """Add what a replay does not bring: an admitted loss, and alerts that fire and wait."""
+    """Add rows that a replay does not produce: a recorded gap, and firing and pending alerts."""
     store = Store(data / "store")
     store.start()
     clock = SystemClock()
@@ -206,14 +207,14 @@ def seed(tmp_path_factory: pytest.TempPathFactory) -> Seed:
 
 @pytest.fixture(scope="session")
 def pictured(seed: Seed, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the data folder to take pictures of: real recordings where pictures for the docs are asked for, else the seed's."""
+    """Return the data folder for screenshots: real recordings for those of the docs, else the seed's."""
     recording, capture = SHARED / "meta-millisampler" / "metadc_test.csv", SHARED / "roce-pcap" / "oferby_roce.pcap"
     if not os.environ.get("WEFT_PICTURES") or not recording.exists():
         return seed.data
     data = tmp_path_factory.mktemp("pictured") / "data"
     _replay(recording, data, "--line-rate", str(LINE_RATE_BPS))
     _replay(capture, data)
-    # Counters of a fabric's queues are in no public recording: these are made.
+    # No public recording has counters of a fabric's queues, so these are generated.
     for name in ("queues", "ports"):
         _replay(seed.data.parent / f"{name}.parquet", data)
     return data
@@ -221,7 +222,7 @@ def pictured(seed: Seed, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass(frozen=True)
 class SlowFabric:
-    """The store of a virtual fabric in which one adapter is slow, the adapter, its leaf's port, and what was read of everything."""
+    """The store of a virtual fabric in which one adapter is slow, the adapter, its leaf's port, and all counter samples."""
 
     data: Path
     adapter: tuple[str, str]
@@ -250,7 +251,7 @@ def _run_fabric(adapter: tuple[str, str], racks: int, hosts: int, rails: int, se
 
 
 def store_windows(data: Path, readings: dict[str, pl.DataFrame], inventory: pl.DataFrame, config: MetricConfig | None = None) -> None:
-    """Store the windows of all readings, as the services do it, and publish them."""
+    """Store the windows of all counter samples, as the services do, and publish them."""
     store = Store(data / "store")
     store.start()
     with store.transaction():
@@ -271,7 +272,7 @@ def store_windows(data: Path, readings: dict[str, pl.DataFrame], inventory: pl.D
 
 @pytest.fixture(scope="session")
 def slow_fabric(tmp_path_factory: pytest.TempPathFactory) -> SlowFabric:
-    """Return the store of some seconds of a fabric with a slow adapter; of a larger one where pictures for the docs are asked for."""
+    """Return the store of some seconds of a fabric with a slow adapter; of a larger fabric for screenshots of the docs."""
     adapter = ("host-0005", "mlx5_3")
     size = (4, 8, 8, 16) if os.environ.get("WEFT_PICTURES") else (2, 4, 4, 4)
     readings, inventory = _run_fabric(adapter, *size)
@@ -292,7 +293,7 @@ def one_row(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the data folder of a store that is published and holds nothing."""
+    """Return the data folder of a published store without rows."""
     data = tmp_path_factory.mktemp("empty")
     store = Store(data / "store")
     store.start()
@@ -326,7 +327,7 @@ def open_page(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def free_port() -> Callable[[], int]:
-    """Return a function that names a port of loopback that nobody listens on."""
+    """Return a function that returns an unused port of loopback."""
 
     def find() -> int:
         with socket.socket() as probe:

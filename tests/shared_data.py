@@ -1,4 +1,4 @@
-"""Where the real inputs lie that the project may not carry: beside the project, or where ``WEFT_SHARED_DATA`` says."""
+"""The folder of real inputs that may not be part of the project: beside it, or ``WEFT_SHARED_DATA``."""
 
 import os
 from pathlib import Path

@@ -86,7 +86,7 @@ class Receiver:
 
         class Server(http.server.ThreadingHTTPServer):
             def handle_error(self, request: object, client_address: object) -> None:
-                pass  # A client that hangs up in time is what some tests are about.
+                pass  # Some tests make the client close the connection early.
 
         self._server = Server(("127.0.0.1", 0), Handler)
         scheme = "http"

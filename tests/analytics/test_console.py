@@ -1,4 +1,4 @@
-"""The SQL console: what may be asked is answered, and nothing else can be done, by a list of attacks."""
+"""The SQL console: permitted queries are answered, and a list of attacks is refused."""
 
 import hashlib
 import os
@@ -21,7 +21,7 @@ SECRET = "WEFT_CONSOLE_SECRET"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a published store with a few rows, a file in its ring, and a secret beside it."""
+    """Return a published store with a few rows, a file of raw samples, and a secret beside it."""
     root = tmp_path_factory.mktemp("console")
     (root / "secret.csv").write_text(f"a,b\n{SECRET},2\n")
     store = Store(root / "store")
@@ -44,7 +44,7 @@ def fingerprint(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def reader(folder: Path):
-    """Return a plain reader, for what is decided before a query runs."""
+    """Return a plain reader, for checks before a query runs."""
     opened = Reader(folder)
     yield opened
     opened.close()
@@ -154,7 +154,7 @@ REFUSED = [
 
 @pytest.mark.parametrize("sql", REFUSED)
 def test_what_does_not_read_is_refused_before_it_runs(sql, reader, folder):
-    """Whatever writes, sets, loads, attaches or is several statements is refused by the parser's word for it."""
+    """Statements that write, set, load or attach, and several statements at once, are refused by the parser's classification."""
     with pytest.raises(StoreError):
         verify(reader, sql.replace("{folder}", str(folder)))
 
@@ -189,7 +189,7 @@ ESCAPES = [
 
 @pytest.mark.parametrize("sql", ESCAPES)
 def test_a_query_cannot_leave_the_store(sql, folder):
-    """A query that reads another file, the network, the environment or this program fails, and tells nothing of it."""
+    """A query that reads another file, the network, the environment or this program fails, and reveals nothing of it."""
     before = fingerprint(folder)
     with pytest.raises(StoreError) as caught:
         answer(folder, sql.replace("{folder}", str(folder)))
@@ -210,7 +210,7 @@ def test_nothing_is_written_even_where_it_may_read(sql, folder):
 
 
 def test_the_child_could_not_write_a_file_if_it_tried(folder, children):
-    """Without the first wall the second process's own limits stop a write: the file is not changed."""
+    """Without the first barrier, the limits of the child process stop a write: the file is not changed."""
     before = fingerprint(folder)
     program = """
 import sys
@@ -248,7 +248,7 @@ GREEDY = {
 
 @pytest.mark.parametrize("what", GREEDY)
 def test_a_greedy_query_is_stopped(what, folder):
-    """A query that wants too much time, memory or answer fails in words, and leaves no process behind."""
+    """A query that needs too much time, memory or output fails with a message, and leaves no process behind."""
     before = {child.pid for child in psutil.Process().children(recursive=True)}
     with pytest.raises(StoreError, match=r"longer than 1 s|emory|larger than"):
         answer(folder, GREEDY[what], ConsoleConfig(timeout_s=1.0))
@@ -257,7 +257,7 @@ def test_a_greedy_query_is_stopped(what, folder):
 
 
 def test_a_long_answer_is_cut(folder):
-    """More rows than the limit are cut there, and said to be."""
+    """More rows than the limit are cut there, and the result reports it."""
     result = answer(folder, "FROM range(50000)", ConsoleConfig(rows_max=1000))
     assert result.frame["range"].to_list() == list(range(1000))
     assert result.cut
@@ -271,7 +271,7 @@ def test_an_answer_within_the_limit_is_whole(rows, folder):
 
 
 def test_a_query_without_rows_keeps_its_columns(folder):
-    """An empty answer still says what its columns are."""
+    """An empty answer still has its columns."""
     result = answer(folder, "SELECT device, missed FROM gaps WHERE false")
     assert result.frame.schema == {"device": pl.String, "missed": pl.UInt64}
     assert result.frame.height == 0
@@ -290,7 +290,7 @@ def test_a_query_that_is_too_long_is_refused(folder):
 
 
 def test_nothing_published_is_said(tmp_path):
-    """Without a snapshot the error says how to get one."""
+    """Without a snapshot the error has a hint how to get one."""
     with pytest.raises(StoreError, match="nothing is published"):
         answer(tmp_path, "SELECT 1")
 
@@ -306,7 +306,7 @@ def test_the_console_does_not_disturb_this_process(folder):
 
 
 def test_the_child_gets_none_of_our_environment(folder, monkeypatch):
-    """What stands in our environment is not in the child's, whose files it can read no more than others."""
+    """The child does not get the parent's environment, and cannot read it from the file system."""
     monkeypatch.setenv("WEFT_TOKEN", SECRET)
     from weft.analytics.console import _environment
 

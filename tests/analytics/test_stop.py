@@ -1,4 +1,4 @@
-"""The end of the analyze service: what is in hand is stored and published whatever the bus answers."""
+"""The end of the analyze service: buffered rows are stored and published even if the bus fails."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def _away(_ring: RawSamples, _patience_s: float) -> None:
 
 
 def test_what_is_in_hand_is_stored_though_the_bus_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A broker that has gone when the service stops costs no raw run that the ring has read."""
+    """A broker that is down when the service stops loses no segment that was read."""
     clock = SystemClock()
     bus = open_bus(BusConfig(kind="embedded"), tmp_path)
     producer = bus.producer("stop-test")

@@ -1,4 +1,4 @@
-"""Kernels are compiled before the first start of a version and not again, whatever folder they are kept in."""
+"""Kernels are compiled before the first start of a version and not again, in any cache folder."""
 
 import sys
 from pathlib import Path
@@ -13,7 +13,7 @@ from weft.pipeline.supervise import SUPERVISOR
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Keep compiled kernels in a folder of the test's own, as of a process that a user started."""
+    """Keep compiled kernels in a folder of the test, as a process started by a user does."""
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "kernels"))
     monkeypatch.delenv(SUPERVISOR, raising=False)
     subject._key.cache_clear()
@@ -23,14 +23,14 @@ def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """Return the commands that are started, which are not run."""
+    """Record the commands that would be started, without running them."""
     commands: list[list[str]] = []
     monkeypatch.setattr(subject.subprocess, "run", lambda command, **_: commands.append(command))
     return commands
 
 
 def test_only_what_is_missing_is_compiled(started: list[list[str]], tmp_path: Path) -> None:
-    """A start compiles all of its parts in one child, one for whose parts there are stamps none."""
+    """A start compiles all its parts in one child process; with stamps for all parts it starts none."""
     subject.compile_first(subject.PROCESS, subject.COLLECTORS)
     assert started == [[sys.executable, "-m", "weft.commands.compile", "pipeline.process", "collectors"]]
     (tmp_path / "kernels").mkdir()
@@ -42,14 +42,14 @@ def test_only_what_is_missing_is_compiled(started: list[list[str]], tmp_path: Pa
 
 
 def test_a_supervised_service_leaves_it_to_its_supervisor(started: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a tree of services only the root compiles."""
+    """In a tree of services only the root compiles."""
     monkeypatch.setenv(SUPERVISOR, "1")
     subject.compile_first(*subject.PARTS)
     assert started == []
 
 
 def test_another_processor_needs_other_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stamp from one kind of processor says nothing to another, nor one from other kernels."""
+    """A stamp is valid only for its kind of processor and its kernels."""
     here = subject._stamp(subject.LAB)
     subject._key.cache_clear()
     monkeypatch.setenv("NUMBA_CPU_NAME", "generic")
@@ -63,7 +63,7 @@ def test_another_processor_needs_other_kernels(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_folder_is_where_numba_keeps_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The stamp stands where the kernels do: in the named folder, beside the package, or in the user's cache."""
+    """The stamp is stored with the kernels: in the named folder, beside the package, or in the user's cache."""
     assert subject._folder() == tmp_path / "kernels"
     monkeypatch.delenv("NUMBA_CACHE_DIR")
     assert subject._folder() == subject._PACKAGE / "__pycache__"
@@ -73,7 +73,7 @@ def test_the_folder_is_where_numba_keeps_its_own(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_step_that_fails_leaves_no_stamp(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """What cannot be compiled is reported with the reason, and tried again at the next start."""
+    """A failed compilation is reported with the reason, and tried again at the next start."""
     assert subject.main(["no_such_part"], SystemClock()) == 1
     shown = capsys.readouterr().err
     assert "kernels of no_such_part are compiled at their first use:" in shown and "No module named" in shown
@@ -102,7 +102,7 @@ def test_older_kernels_go_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
 
 def test_older_kernels_in_a_shared_folder_go_too(tmp_path: Path) -> None:
-    """Of a cache folder that other programs use as well, only kernels of Weft's folders are removed."""
+    """In a cache folder shared with other programs, only Weft's kernels are removed."""
     ours, theirs = (tmp_path / "kernels" / folder / "a.nbi" for folder in ("sampling_0123", "other_0123"))
     for file in (ours, theirs):
         file.parent.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""What every collector keeps: declared settings and widths, a live side that never blocks, a recorded side that fails in one way."""
+"""The contract of every collector: declared settings and widths, a live side that never blocks, a recorded side with one kind of error."""
 
 import ast
 import importlib.util
@@ -32,7 +32,7 @@ HERE = Path(__file__).parent
 TREE = Path(sys.modules["weft.collectors"].__file__ or "").parent
 DRAIN_S_MAX = 1.0
 COUNTED = ("port", "queue", "nic", "nvlink")
-# Bytes that are no recording of anything.
+# Bytes that no collector recognises.
 FOREIGN = {
     "noise.bin": random.Random(7).randbytes(5000),
     "zeros.dat": bytes(5000),
@@ -69,7 +69,7 @@ def _millisampler() -> bytes:
     return "\n".join(",".join(map(str, row)) for row in (header, [1, 2, 50, *[1] * 50], [1, 3, 100, *[2] * 50])).encode() + b"\n"
 
 
-# A good recording for each collector that reads recordings: name, and what makes its content. A new collector adds its line here.
+# A good recording for each collector that reads recordings: name, and the function that makes it. A new collector adds its line here.
 RECORDINGS: dict[str, tuple[str, Callable[[], bytes]]] = {
     "sflow": ("one.bin", _sflow),
     "hft": ("leaf.ipfix", lambda: _seed("hft_recording")),
@@ -88,7 +88,7 @@ def _recording(name: str) -> tuple[str, bytes]:
 
 
 def _live_settings(name: str, folder: Path) -> dict[str, Any]:
-    """Return what makes a live collector run on this machine alone: a listener needs nothing but a free port."""
+    """Return the settings with which a live collector runs on this machine alone: a listener needs only a free port."""
     (folder / "things.csv").write_text("kind,key\ndevice,leaf1\n")
     special = {
         "host": {"interfaces": ("lo",)},
@@ -163,7 +163,7 @@ def test_the_docs_have_a_section(name: str) -> None:
 
 @ALL
 def test_the_widths_of_counters_are_declared(name: str) -> None:
-    """Who publishes cumulative counters says how wide they are, and the dictionary that the process service reads says the same."""
+    """A collector that publishes cumulative counters declares their width, and the dictionary of the process service agrees."""
     entry = COLLECTORS[name]
     counts = [family for family in entry.families if family in COUNTED and counters_of(family)]
     if name == "recording" or not counts:
@@ -197,7 +197,7 @@ def test_kernels_can_be_compiled_ahead(name: str) -> None:
 
 
 def _run(name: str, config: Any) -> list[Batch]:
-    """Start a live collector, drain it some times, and stop it twice; return what it gave."""
+    """Start a live collector, drain it some times, and stop it twice; return its rows."""
     make = COLLECTORS[name].live
     assert make is not None
     live, batches = make(config, SystemClock()), []
@@ -220,7 +220,7 @@ def _run(name: str, config: Any) -> list[Batch]:
 
 @LIVE
 def test_a_constructor_opens_nothing(name: str, tmp_path: Path) -> None:
-    """A collector that was made and not started has no file, no socket and no thread; stopping it is harmless."""
+    """A collector that was built but not started has no file, no socket and no thread; stopping it does no harm."""
     make = COLLECTORS[name].live
     assert make is not None
     config = COLLECTORS[name].config(**_live_settings(name, tmp_path))
@@ -296,14 +296,14 @@ def test_a_broken_recording_is_an_error_after_what_is_good(name: str, tmp_path: 
 
 @RECORDED
 def test_a_recording_that_is_not_there_is_an_error(name: str, tmp_path: Path) -> None:
-    """A file that went between being named and being read, or that cannot be opened, is an ``InputError``."""
+    """A file that was removed before it is read, or that cannot be opened, is an ``InputError``."""
     batches, error = _read(name, tmp_path / RECORDINGS[name][0])
     assert batches == [] and error is not None
 
 
 @RECORDED
 def test_a_recording_is_recognised_by_its_collector_alone(name: str, tmp_path: Path) -> None:
-    """A good recording leads to its collector without ``--kind``; foreign files and the empty one are refused."""
+    """A good recording is recognised without ``--kind``; foreign files and an empty one are refused."""
     path = _write(tmp_path, *_recording(name))
     assert recogniser(path, None).name == name
     recognises = COLLECTORS[name].recognises

@@ -23,7 +23,7 @@ MS = 1_000_000
 WINDOWS = 5
 ROWS = 60
 END = T0 + WINDOWS * WINDOW_NS
-# Values that a type alone does not tell.
+# Values that do not follow from the type.
 FIXED = {"recv_ts": END, "epoch": 0, "sampling_rate": 1, "interval_ns": 100 * MS, "signal": "rx_bytes", "device": "d"}
 SPEED = {"burst_sample": 80_000_000}
 CUMULATIVE = [family for family in METRICS if counters_of(family)]
@@ -37,7 +37,7 @@ def metric(family: str) -> WindowMetric:
 
 
 def cell(field: Field, ts: int, rng: np.random.Generator) -> object:
-    """Return one value of a column: of a counter one that grows with time, else a random one of its type, or null."""
+    """Return one value of a column: for a counter a growing one, else a random one of its type, or null."""
     if field.cumulative or field.name == "fec_bins":
         grown = (ts - T0) // MS * (1 + len(field.name) % 3)
         return [grown, grown // 2] if field.name == "fec_bins" else grown
@@ -126,7 +126,7 @@ def test_a_metric_names_its_family(family: str) -> None:
 @every
 @pytest.mark.parametrize("rows", [0, 1, ROWS])
 def test_rows_are_those_of_declared_tables(family: str, rows: int) -> None:
-    """Every table exists in the schema and has exactly its columns and types, whatever came in; none has a NaN."""
+    """Every table exists in the schema and has exactly its columns and types, for any input; none has a NaN."""
     frames = [generated(family, 1, rows)] if rows else []
     made = metric(family).close(Closing("d", *WHOLE, frames, ended=True))
     assert made.keys() == metric(family).close(Closing("d", *WHOLE, [], ended=True)).keys()
@@ -172,7 +172,7 @@ def test_no_order_of_arrival_matters(family: str, seed: int) -> None:
 @every
 @seeded
 def test_devices_do_not_mix(family: str, seed: int) -> None:
-    """Several devices that close together give what each gives alone."""
+    """Several devices that close together give the same rows as each alone."""
     frames = {name: generated(family, 10 * seed + k) for k, name in enumerate(("a", "b"))}
     together = metric(family).close_all([Closing(name, *WHOLE, [frame], ended=True) for name, frame in frames.items()])
     alone = [metric(family).close(Closing(name, *WHOLE, [frame], ended=True)) for name, frame in frames.items()]
@@ -205,7 +205,7 @@ def test_an_empty_carry_clears_what_was_carried(family: str) -> None:
 @every
 @seeded
 def test_duplicates_invent_nothing(family: str, seed: int) -> None:
-    """A message that arrives twice adds no key and moves no extreme; sums do not fall."""
+    """A message received twice adds no key and changes no minimum or maximum; sums do not fall."""
     frame = generated(family, seed)
     once = metric(family).close(Closing("d", *WHOLE, [frame], ended=True))
     twice = metric(family).close(Closing("d", *WHOLE, [frame, frame], ended=True))
@@ -220,7 +220,7 @@ def test_duplicates_invent_nothing(family: str, seed: int) -> None:
 
 
 def read(family: str, values: Sequence[int], epochs: Sequence[int]) -> dict[str, pl.DataFrame]:
-    """Return what a metric makes of one object whose counters have these values, a second apart."""
+    """Return the rows of a metric for one object with these counter values, one second apart."""
     times = [T0 + k * WINDOW_NS for k in range(len(values))]
     names = {name: "one" for name, dtype in FAMILIES[family].polars.items() if dtype == pl.String}
     counters = {name: pl.Series(values, dtype=pl.UInt64) for name in counters_of(family)}
@@ -230,7 +230,7 @@ def read(family: str, values: Sequence[int], epochs: Sequence[int]) -> dict[str,
 
 @pytest.mark.parametrize("family", CUMULATIVE)
 def test_a_counter_counts_only_inside_an_epoch(family: str) -> None:
-    """Of counters that restart with a new epoch only the differences inside each epoch count, and the restart is counted once."""
+    """When counters restart with a new epoch, only deltas inside an epoch count, and the restart is counted once."""
     made = read(family, [100, 200, 50, 150], [1, 1, 2, 2])
     state = made[f"{family}_counters"]
     assert {name: state[name].sum() for name in counters_of(family)} == dict.fromkeys(counters_of(family), 200)
@@ -239,7 +239,7 @@ def test_a_counter_counts_only_inside_an_epoch(family: str) -> None:
 
 @pytest.mark.parametrize("family", CUMULATIVE)
 def test_a_counter_that_goes_back_wrapped_or_restarted(family: str) -> None:
-    """A counter that passes its largest value counts what lies between, or nothing where it cannot wrap; either way it is counted."""
+    """A wrap of a counter gives the delta across it, or none if it cannot wrap; either way it is counted."""
     made = read(family, [2**64 - 60, 40], [1, 1])
     state = made[f"{family}_counters"]
     assert {state[name].sum() for name in counters_of(family)} <= {0, 100}

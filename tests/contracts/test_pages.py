@@ -1,4 +1,4 @@
-"""What every page of the dashboard keeps: it renders on any store and any URL, is documented, and stands on its own."""
+"""The contract of every dashboard page: it renders on any store and any URL, is documented, and imports no other page."""
 
 import ast
 import re
@@ -40,7 +40,7 @@ def controls(name: str) -> list[str]:
 
 
 def test_it_declares_what_the_app_reads(name):
-    """A page has a title of its own, an icon, a render function, and says whether it reads a store and refreshes."""
+    """A page has a title of its own, an icon, a render function, and declares whether it reads a store and refreshes."""
     page = PAGES[name]
     assert [other.TITLE for other in PAGES.values()].count(page.TITLE) == 1
     assert page.ICON.startswith(":material/") and callable(page.render)
@@ -63,7 +63,7 @@ def test_it_renders(name, store, open_page, request):
 
 @pytest.mark.parametrize("value", [HOSTILE, "", "0", "-1", "None"])
 def test_hostile_parameters_break_nothing(name, value, seed, open_page):
-    """Whatever stands in the URL, a page renders, and no query fails."""
+    """A page renders with any URL, and no query fails."""
     page = open_page(seed.data, name, **dict.fromkeys(controls(name), value))
     assert not page.exception and not page.error
     assert all("is not a time" in warning.value for warning in page.warning)

@@ -1,4 +1,4 @@
-"""What every default rule keeps: its tests pass, its query runs on the real views, and its texts, page and columns exist."""
+"""The contract of every default rule: its tests pass, its query runs on the real views, and its texts, page and columns exist."""
 
 import re
 from pathlib import Path
@@ -59,7 +59,7 @@ def test_the_training_profile_expects_collectives():
 @pytest.mark.parametrize("profile", ["", *PROFILES])
 @of_each_rule
 def test_its_tests_pass(path, profile):
-    """In every profile with thresholds of its own, one test fires and one does not, and both hold."""
+    """Every profile with its own thresholds has one test that fires and one that does not, and both pass."""
     rule = load_rule(path, profile)
     if rule.enabled and rule.profile == profile:
         assert {test.fires for test in rule.tests if test.profile == profile} == {True, False}
@@ -101,7 +101,7 @@ def test_its_query_reads_only_its_span(path, seconds, store):
 
 @of_each_rule
 def test_its_tests_use_columns_of_the_views(path, store):
-    """The rows of its tests have only columns of the view that they stand for, and its query reads that view."""
+    """The rows of its tests have only columns of their view, and its query reads that view."""
     rule = load_rule(path)
     for test in rule.tests:
         for view, rows in test.tables.items():
@@ -112,7 +112,7 @@ def test_its_tests_use_columns_of_the_views(path, store):
 
 @of_each_rule
 def test_it_explains_itself(path, store):
-    """Its texts say what happens, why this threshold, and what to do, with labels that the query returns; no threshold is a fixed fact."""
+    """Its texts explain problem, threshold and remedy, with labels of the query; none repeats a threshold as a fixed number."""
     rule = load_rule(path)
     assert {"summary", "description", "source", "runbook"} == set(rule.annotations)
     assert path.read_text().startswith("# ")

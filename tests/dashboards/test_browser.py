@@ -1,4 +1,4 @@
-"""The dashboard in a real browser, on a store that the real pipeline made: every page, every click that leads somewhere."""
+"""The dashboard in a real browser, on a store that the real pipeline made: every page and every click that opens another."""
 
 import os
 import re
@@ -43,12 +43,12 @@ PICTURED = (
 )
 PICTURES = Path(__file__).parents[2] / "dashboards" / "docs" / "images"
 
-# Streamlit asks for these beside every page it is opened at, to find where it is mounted.
+# Streamlit requests these beside every page, to find the path at which it is mounted.
 PROBES = re.compile(r"/_stcore/(health|host-config)$")
 
 
 class Window:
-    """One browser window on the dashboard, with all that went wrong in it."""
+    """One browser window on the dashboard, with all errors in it."""
 
     def __init__(self, page: Any, address: str) -> None:
         self.page = page
@@ -69,7 +69,7 @@ class Window:
         self.settle()
 
     def settle(self) -> None:
-        """Wait until no script runs and nothing is waited for."""
+        """Wait until no script runs and no request is pending."""
         self.page.wait_for_selector('[data-testid="stApp"][data-test-script-state="notRunning"]')
         self.page.wait_for_function("document.querySelectorAll('[data-testid=stSkeleton], [data-stale=true]').length === 0")
         time.sleep(SETTLED_S)
@@ -82,7 +82,7 @@ class Window:
         return urlsplit(self.page.url).path.strip("/")
 
     def assert_sound(self) -> None:
-        """No exception, no error in the console, nothing asked of anybody else, no empty chart."""
+        """Assert no exception, no error in the console, no request to another host, and no empty chart."""
         assert self.page.locator('[data-testid="stException"]').count() == 0
         assert self.problems == []
         assert self.strangers == []
@@ -141,7 +141,7 @@ def address(seed, serve) -> str:
 
 @pytest.fixture(scope="module")
 def pictures(seed, pictured, serve, address) -> str:
-    """Return the address of the dashboard that pictures are taken of."""
+    """Return the address of the dashboard for screenshots."""
     return address if pictured == seed.data else serve(pictured)[0]
 
 
@@ -208,14 +208,14 @@ def _show_all(view: Window) -> None:
 
 
 def _take_picture(view: Window, name: str, folder: Path) -> None:
-    """Keep what is seen: for the docs where pictures of them are asked for."""
+    """Save a screenshot, also for the docs if requested."""
     target = (PICTURES if os.environ.get("WEFT_PICTURES") and name in PICTURED else folder) / f"{name}.png"
     view.page.screenshot(path=str(target))
     assert target.stat().st_size > 10_000
 
 
 def test_from_the_worst_port_to_its_bursts(window):
-    """A row of the worst ports leads to that port; a row of its bursts aims the microscope; a reload keeps both."""
+    """A row of the worst ports leads to that port; a row of its bursts selects the burst shown in detail; a reload keeps both."""
     view = window()
     view.open("?range=all")
     _tick(view, "Worst ports", 1)
@@ -340,7 +340,7 @@ def test_every_figure_shows_its_query(window):
 
 
 def test_the_console_answers(window):
-    """A query is run with the button, its rows and time are told, and can be taken as CSV."""
+    """The button runs a query, its number of rows and time are shown, and the rows can be downloaded as CSV."""
     view = window()
     view.open("sql?query=SELECT+device%2C+count(*)+AS+bursts+FROM+bursts+GROUP+BY+ALL+ORDER+BY+device")
     view.page.get_by_role("button", name="Run").click()
@@ -354,7 +354,7 @@ def test_the_console_answers(window):
 
 
 def test_a_live_page_refreshes_without_being_built_anew(window):
-    """While a page refreshes, its charts stay the elements that they are: nothing flickers."""
+    """While a page refreshes, its charts keep their elements, so nothing flickers."""
     view = window()
     view.open("")
     chart = view.page.locator('[data-testid="stVegaLiteChart"] svg').first
@@ -367,7 +367,7 @@ def test_a_live_page_refreshes_without_being_built_anew(window):
 
 
 def test_an_empty_store_in_a_browser(empty, serve, window):
-    """On a store without rows every page says what to do, without an error."""
+    """On a store without rows every page shows a hint and no error."""
     view = window(at=serve(empty)[0])
     for name in list(PAGES)[1:]:
         view.open(name)

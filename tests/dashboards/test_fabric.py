@@ -1,4 +1,4 @@
-"""The fabric's picture: its numbers against NumPy over the readings, its layout, and how large it may become."""
+"""The fabric's picture: its numbers against NumPy over the counter samples, its layout, and its size."""
 
 import json
 from itertools import pairwise
@@ -27,13 +27,13 @@ def reader(slow_fabric):
 
 @pytest.fixture(scope="module")
 def span(reader) -> Span:
-    """Return the span of all that was read."""
+    """Return the span of all counter samples."""
     row = reader.frame(queries_fabric.bounds()).row(0)
     return chosen(row[0], row[1], "all", None)
 
 
 def moved(rows: pl.DataFrame, column: str) -> int:
-    """Return what a counter of one object moved between its first and its last reading."""
+    """Return the delta of one object's counter between its first and its last sample."""
     values = rows.sort("ts")[column]
     return int(values[-1]) - int(values[0])
 
@@ -43,7 +43,7 @@ def picture(reader, span, measure, rack="", by_rack=False) -> pl.DataFrame:
 
 
 def test_every_place_is_there_once(reader, span, slow_fabric):
-    """Each host has a place on each rail and each switch one; what nobody measures has no value, whatever the measure."""
+    """Each host has a place on each rail and each switch one; a place without measurements has no value under any measure."""
     nics = slow_fabric.readings["nic"].select("device", "port").unique()
     switches = slow_fabric.readings["queue"]["device"].n_unique()
     for measure in MEASURES:
@@ -58,7 +58,7 @@ def test_every_place_is_there_once(reader, span, slow_fabric):
 
 
 def test_notifications_are_those_that_were_read(reader, span, slow_fabric):
-    """A place's notifications per gigabyte are what its adapter's counters moved, and a switch has those of its worst link."""
+    """A place's notifications per gigabyte follow from the deltas of its adapter, and a switch has those of its worst link."""
     places = picture(reader, span, "notified")
     expected = {}
     for (device, port), rows in slow_fabric.readings["nic"].group_by("device", "port"):
@@ -73,7 +73,7 @@ def test_notifications_are_those_that_were_read(reader, span, slow_fabric):
 
 
 def test_marks_of_a_link_are_those_of_its_queue(reader, span, slow_fabric):
-    """A link's share of marked packets is its queue's over the whole span, and both ends of the link stand in one row."""
+    """A link's share of marked packets is its queue's over the whole span, and one row has both ends of the link."""
     worst = reader.frame(queries_fabric.worst(span, "marked", ""))
     top = worst.row(0, named=True)
     assert (top["device"], top["port"]) == slow_fabric.leaf
@@ -127,7 +127,7 @@ def test_a_rack_is_as_bad_as_its_worst_host(reader, span):
 
 @pytest.mark.parametrize("measure", MEASURES)
 def test_the_worst_are_followed_over_time(reader, span, measure):
-    """Of no more places than asked for there is a value in each window, those of the list."""
+    """At most the requested number of places has values per window: those of the list."""
     lines = reader.frame(queries_fabric.over_time(span, measure, "", 3))
     worst = reader.frame(queries_fabric.worst(span, measure, "")).head(3)
     names = {f"{device} {port}" if MEASURES[measure].of_link else device for device, port in worst.select("device", "port").iter_rows()}
@@ -136,7 +136,7 @@ def test_the_worst_are_followed_over_time(reader, span, measure):
 
 
 def test_latency_of_one_device(reader, span, slow_fabric):
-    """With a device chosen only the samples that it took are told."""
+    """With a device selected only its own samples are shown."""
     rows = slow_fabric.readings["latency"]
     device = rows["device"][0]
     found = reader.frame(queries_latency.latency_summary(span, queries_latency.Path(device=device)))["samples"][0]
@@ -178,7 +178,7 @@ def test_the_largest_picture_is_small_enough(dark):
 
 
 def test_places_do_not_overlap():
-    """No two places share any of the picture, and all lie in it."""
+    """No two places overlap, and all are inside the picture."""
     places = next(
         rows for rows in marks(charts_fabric.fabric(large(40), SCALE, dark=False))["datasets"].values() if rows and "device" in rows[0]
     )

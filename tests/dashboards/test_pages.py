@@ -1,4 +1,4 @@
-"""Every page on a full, an empty and a nearly empty store, and the state that lives in the URL."""
+"""Every page on a full, an empty and a nearly empty store, and the state in the URL."""
 
 import numpy as np
 import pytest
@@ -11,14 +11,14 @@ STORED = [name for name, module in PAGES.items() if module.STORED]
 
 
 def words(page: AppTest) -> str:
-    """Return all that a page says outside tables and charts."""
+    """Return all text of a page outside tables and charts."""
     elements = [*page.markdown, *page.info, *page.warning, *page.error, *page.success, *page.caption]
     return "\n".join([str(element.value) for element in elements] + [f"{metric.label}: {metric.value}" for metric in page.metric])
 
 
 @pytest.mark.parametrize("name", STORED)
 def test_a_page_shows_an_empty_store(name, empty, open_page):
-    """With nothing stored a page says what to do and raises nothing."""
+    """With an empty store a page shows a hint and raises nothing."""
     page = open_page(empty, name)
     assert not page.exception and not page.warning and not page.error
     assert page.info
@@ -27,7 +27,7 @@ def test_a_page_shows_an_empty_store(name, empty, open_page):
 
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_before_anything_is_published(name, tmp_path, open_page):
-    """Before the first snapshot a page says how to begin; the docs are there already."""
+    """Before the first snapshot a page shows how to begin; the docs are available already."""
     page = open_page(tmp_path, name)
     assert not page.exception and not page.error
     assert not PAGES[name].STORED or "weft up" in words(page)
@@ -35,7 +35,7 @@ def test_a_page_before_anything_is_published(name, tmp_path, open_page):
 
 @pytest.mark.parametrize("name", STORED)
 def test_a_page_shows_a_single_window(name, one_row, open_page):
-    """One row, of which no variance and no distribution can be taken, is shown without an exception."""
+    """A single row, without variance and distribution, is shown without an exception."""
     page = open_page(one_row, name)
     assert not page.exception and not page.warning and not page.error
 
@@ -45,7 +45,7 @@ def metric(page: AppTest, label: str) -> str:
 
 
 def test_overview_counts_what_is_there(seed, open_page):
-    """The tiles tell the ports, the bursts and the worst port as plain counting of the samples does."""
+    """The tiles show the ports, the bursts and the worst port that plain counting of the samples gives."""
     threshold = 12_500_000_000 // 8 // 1000 // 2
     hot = {port: samples > threshold for port, samples in seed.samples.items()}
     bursts = sum(int(np.count_nonzero(h[1:] & ~h[:-1]) + h[0]) for h in hot.values())
@@ -69,7 +69,7 @@ def test_bursts_of_the_port_in_the_url(seed, open_page):
 
 
 def test_latency_counts_the_packets(seed, open_page):
-    """The packets, notifications and the one lost request of the capture are told."""
+    """The packets, notifications and the one lost request of the capture are shown."""
     page = open_page(seed.data, "latency", range="all")
     assert metric(page, "Packets seen") == "806"
     assert metric(page, "CNPs") == "8"
@@ -78,7 +78,7 @@ def test_latency_counts_the_packets(seed, open_page):
 
 
 def test_fabric_counts_what_is_there(slow_fabric, open_page):
-    """The tiles tell the hosts, switches, links and jobs of the inventory, and how busy the GPUs were read to be."""
+    """The tiles show the hosts, switches, links and jobs of the inventory, and the utilisation of the GPUs."""
     page = open_page(slow_fabric.data, "fabric", range="all")
     assert not page.exception and not page.warning and not page.info
     gpus = slow_fabric.readings["gpu"]
@@ -91,21 +91,21 @@ def test_fabric_counts_what_is_there(slow_fabric, open_page):
 
 @pytest.mark.parametrize("pressure", queries_fabric.MEASURES)
 def test_fabric_by_every_measure(pressure, slow_fabric, open_page):
-    """Whatever pressure means, the picture is shown without a failed query, and the URL keeps the choice."""
+    """The picture is shown without a failed query under every measure, and the URL keeps the choice."""
     page = open_page(slow_fabric.data, "fabric", range="all", pressure=pressure, rack="1")
     assert not page.exception and not page.warning and not page.info
-    # The default is not said in the URL.
+    # The default is not in the URL.
     assert (page.query_params.get("pressure", "paused"), page.query_params.get("rack")) == (pressure, "1")
 
 
 def test_a_fabric_that_nobody_knows_is_said_so(seed, open_page):
-    """Where data have come and no link is known, the page says how to get a picture."""
+    """With data but without known links, the page shows how to get a picture."""
     page = open_page(seed.data, "fabric")
     assert "collect.inventory" in words(page)
 
 
 def test_pipeline_tells_the_admitted_loss(seed, open_page):
-    """What a collector admits to have missed is on the page, and only that device's is with the device chosen."""
+    """Recorded gaps are on the page; with a device selected, only that device's."""
     page = open_page(seed.data, "pipeline")
     assert any("late_tick" in str(table.value) for table in page.dataframe)
     other = open_page(seed.data, "pipeline", device="rack-2")
@@ -123,7 +123,7 @@ def test_pipeline_tells_the_admitted_loss(seed, open_page):
     ],
 )
 def test_state_comes_from_the_url_and_stays_in_it(name, query, seed, open_page):
-    """Controls take their state from the URL, and the URL still says it after the run."""
+    """Controls take their state from the URL, and the URL still has it after the run."""
     page = open_page(seed.data, name, **query)
     assert not page.exception
     assert {key: page.query_params.get(key) for key in query} == query
@@ -137,14 +137,14 @@ def test_a_link_to_a_port_that_is_gone(seed, open_page):
 
 
 def test_raw_samples_that_are_gone_are_said_so(seed, open_page):
-    """A moment that the ring holds no longer is told, with what it does hold."""
+    """A time without raw samples is reported, with the times that have some."""
     page = open_page(seed.data, "bursts", at="1500000000000000000")
     assert not page.exception
     assert "are gone" in words(page)
 
 
 def test_a_query_runs_and_its_rows_are_shown(seed, open_page):
-    """The console runs what is in the URL when told to, and tells the rows and the time."""
+    """The console runs the query of the URL on request, and shows the number of rows and the time."""
     page = open_page(seed.data, "sql", query="SELECT count(*) AS n FROM bursts")
     assert not any(table.value.shape == (1, 1) for table in page.dataframe)
     page.button[0].click().run()
@@ -153,7 +153,7 @@ def test_a_query_runs_and_its_rows_are_shown(seed, open_page):
 
 
 def test_a_refused_query_is_told_plainly(seed, open_page):
-    """A statement that would write is refused in words, and the page goes on."""
+    """A statement that would write is refused with a message, and the page continues."""
     page = open_page(seed.data, "sql", query="DROP VIEW bursts")
     page.button[0].click().run()
     assert not page.exception

@@ -1,4 +1,4 @@
-"""Queries against plain counting: the microscope, the distributions and the metrics of a range."""
+"""Queries against plain counting: single bursts, the distributions and the metrics of a range."""
 
 from pathlib import Path
 
@@ -44,7 +44,7 @@ def runs_of(hot: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_the_microscope_shows_each_sample(seed, reader, span):
-    """Within the screen's width every sample is there, at its time, with its utilisation and the mean of its second."""
+    """If the samples fit on the screen every sample is there, at its time, with its utilisation and the mean of its second."""
     window = Span(span.from_ns + 700 * MS, span.from_ns + 1300 * MS)
     files = reader.raw_sample_files(window.from_ns, window.to_ns)
     frame = reader.frame(queries.microscope(window, ENTITY, files))
@@ -55,7 +55,7 @@ def test_the_microscope_shows_each_sample(seed, reader, span):
 
 
 def test_the_microscope_keeps_peaks_when_it_groups(seed, reader, span):
-    """Of more samples than a screen holds the largest of each group is shown: no peak is lost."""
+    """With more samples than fit on the screen the largest of each group is shown, so no peak is lost."""
     files = reader.raw_sample_files(span.from_ns, span.to_ns)
     frame = reader.frame(queries.microscope(span, ENTITY, files))
     samples = seed.samples[ENTITY.device, ENTITY.port] / CAPACITY
@@ -86,7 +86,7 @@ def test_the_microscope_reads_files_of_different_widths(reader, tmp_path):
 
 
 def test_distributions_are_those_of_the_samples(seed, reader, span):
-    """Lengths and gaps have the quantiles that the runs of hot samples have."""
+    """Burst lengths and the gaps between bursts have the quantiles of the samples' own."""
     starts, ends = runs_of(seed.samples[ENTITY.device, ENTITY.port] > CAPACITY / 2)
     frame = reader.frame(queries.distributions(span, ENTITY.where_burst()))
     for what, values in (("length", ends - starts + 1), ("gap to the next", starts[1:] - ends[:-1] - 1)):
@@ -119,7 +119,7 @@ def test_the_heat_map_adds_up(seed, reader, span):
 
 
 def test_latency_of_all_paths_is_of_the_added_histograms(seed, reader):
-    """Quantiles over time, the distribution and the summary tell the same samples, each once."""
+    """Quantiles over time, the distribution and the summary cover the same samples, each once."""
     row = reader.frame(packets_bounds()).row(0)
     whole, everything = chosen(row[0], row[1], "all", None), queries_latency.Path()
     summary = reader.frame(queries_latency.latency_summary(whole, everything)).row(0, named=True)
@@ -136,7 +136,7 @@ def test_latency_of_all_paths_is_of_the_added_histograms(seed, reader):
 
 @pytest.mark.parametrize("counts", [[1], [60, 7, 1], [99, 1], [1, 99], [9_999, 1], [5, 5, 5, 5]])
 def test_quantiles_are_nearest_rank(counts, reader):
-    """A page's quantile is the smallest value that at least its share of the samples do not exceed, so no tail is understated."""
+    """A page's quantile q is the smallest value that at least the share q of the samples does not exceed, so no tail is understated."""
     ordered = np.repeat(2 ** np.arange(len(counts)), counts)
     # Below 128 a power of two is what its bucket stands for, and powers are 64 buckets apart.
     rows = [(1 + 64 * k, int(c), int(upto), len(ordered)) for k, (c, upto) in enumerate(zip(counts, np.cumsum(counts), strict=True))]
@@ -163,7 +163,7 @@ def test_a_filter_that_matches_nothing_gives_no_rows(reader, span, tmp_path: Pat
 
 
 def test_a_port_is_shown_at_the_interval_that_covers_most(tmp_path):
-    """A collector that slows down for a second does not make that second the port: its main interval is shown."""
+    """A collector that slows down for a second does not change the interval shown: it is the port's main one."""
     import duckdb
 
     connection = duckdb.connect()
@@ -179,7 +179,7 @@ def test_a_port_is_shown_at_the_interval_that_covers_most(tmp_path):
 
 
 def test_congestion_is_that_of_the_counters(seed, reader):
-    """Marks, drops and pauses that the Congestion page shows are last reading minus first of each queue."""
+    """Marks, drops and pauses that the Congestion page shows are the last sample minus the first of each queue."""
     raw = pl.read_parquet(seed.data.parent / "queues.parquet").group_by("port").agg(pl.all().sort_by("ts"))
     moved = {
         row["port"]: {name: values[-1] - values[0] for name, values in row.items() if name.endswith(("packets", "_us"))}

@@ -1,4 +1,4 @@
-"""Starting and stopping the dashboard, and what it keeps closed."""
+"""Starting and stopping the dashboard, and its security settings."""
 
 import socket
 import subprocess
@@ -12,7 +12,7 @@ from weft.pipeline.errors import ServiceError
 
 
 def test_a_port_in_use_is_one_sentence():
-    """A port that somebody listens on is told with the mend."""
+    """A port in use is reported with a hint."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -24,13 +24,13 @@ def test_a_port_in_use_is_one_sentence():
 
 @pytest.mark.parametrize("config", [DashConfig(address="203.0.113.7"), DashConfig(port=70_000)])
 def test_an_address_that_cannot_be_listened_on_is_one_sentence(config):
-    """An address of another machine, or a port that cannot be, is told with the mend."""
+    """An address of another machine, or an invalid port, is reported with a hint."""
     with pytest.raises(ServiceError, match="choose another with --address and --port"):
         check_port(config)
 
 
 def test_what_is_open_by_default_is_closed():
-    """Only loopback connects, nothing is sent to anybody, errors show no code, no agent and no upload of size is taken."""
+    """Only loopback can connect, no usage data is sent, errors show no code, and agents and large uploads are refused."""
     settings = options(DashConfig())
     expected = {
         "server.address": "127.0.0.1",
@@ -70,7 +70,7 @@ def test_it_serves_writes_nothing_and_ends_when_told(seed, serve):
 
 
 def test_two_on_one_port_is_an_error_not_a_hang(seed, serve):
-    """The second dashboard on a port ends at once with the sentence."""
+    """A second dashboard on a port ends at once with a one-sentence error."""
     import sys
 
     address, _ = serve(seed.data)

@@ -1,4 +1,4 @@
-"""Values in queries, and the span and resolution that a choice of range means."""
+"""Values in queries, and the span and resolution of a selected range."""
 
 import datetime
 
@@ -16,7 +16,7 @@ S = 1_000_000_000
 
 @given(st.text(alphabet=st.characters(exclude_characters="\x00", exclude_categories=("Cs",))))
 def test_any_text_is_one_literal(words):
-    """Whatever a device is called, its literal is that text to DuckDB and nothing more."""
+    """For any name of a device, its literal is that text in DuckDB and nothing else."""
     assert duckdb.sql(f"SELECT {text(words)}").fetchall() == [(words,)]
 
 
@@ -36,7 +36,7 @@ def test_a_hostile_name_stays_inside_its_quotes():
 
 @given(st.sampled_from(sorted(RANGES_S)), st.integers(1, 10 * 24 * 3600))
 def test_no_series_is_wider_than_a_screen(name, seconds):
-    """Whatever range is chosen, the resolution gives at most the points that a chart can show, or is the coarsest."""
+    """For any range, the resolution gives at most the points that a chart can show, or is the coarsest."""
     span = chosen(0, seconds * S, name, None)
     resolution = span.resolution()
     assert span.width_ns <= POINTS_MAX * RESOLUTIONS_NS[resolution] or resolution == "1h"
@@ -51,7 +51,7 @@ def test_ranges_end_where_the_data_end():
 
 
 def test_an_until_before_all_data_is_an_empty_but_valid_span():
-    """Asking for a time before the first sample gives a span of positive width."""
+    """A requested time before the first sample gives a span of positive width."""
     assert chosen(100 * S, 200 * S, "5m", 50 * S).width_ns > 0
 
 

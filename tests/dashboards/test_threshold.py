@@ -61,7 +61,7 @@ def test_every_resolution_knows_the_threshold(low):
 
 
 def test_the_bursts_page_counts_and_draws_by_it(low, samples, open_page):
-    """The share of the time in bursts is that of the samples above 30 %, the line in the chart is at 30 %, and the texts say so."""
+    """The share of the time in bursts is that of the samples above 30 %, the line in the chart is at 30 %, and the texts state it."""
     page = open_page(low, "bursts", range="all")
     assert not page.exception and not page.error and not page.warning
     tile = next(metric for metric in page.metric if metric.label == "Time in bursts")
@@ -71,14 +71,14 @@ def test_the_bursts_page_counts_and_draws_by_it(low, samples, open_page):
 
 
 def test_the_overview_says_it(low, open_page):
-    """What the heat map calls a burst is what the windows were computed with."""
+    """The heat map uses the burst threshold of the windows."""
     page = open_page(low, "overview", range="all")
     tile = next(metric for metric in page.metric if metric.label == "Bursts, last minute")
     assert "above 30 % of the line rate" in tile.help
 
 
 def test_no_text_has_a_fixed_threshold():
-    """No page, chart or view states the default threshold as if it were always so."""
+    """No page, chart or view states the default threshold as a fixed number."""
     for folder in (Path(dashboards.__file__).parent, Path(views.__file__).parent):
         for path in folder.rglob("*.py"):
             assert not FIXED.search(path.read_text("utf-8")), path

@@ -1,4 +1,4 @@
-"""What the end-to-end tests share: the command line in real processes, a recording of their own, the tables that came out."""
+"""Fixtures of the end-to-end tests: the command line in real processes, a generated recording, and the resulting tables."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ from shared_data import SHARED
 
 from weft.analytics.store.reader import Reader
 
-# No wait of these tests is longer; what works takes much less.
+# The longest wait of these tests; success takes much less.
 LIMIT_S = 150.0
 
 RACKS, HOSTS, SECONDS, BINS = 4, 4, 40, 50
@@ -29,13 +29,13 @@ def _environment(extra: Mapping[str, str]) -> dict[str, str]:
     """Return this process's environment without settings of Weft, and with ``extra``."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("WEFT_") or name.startswith("WEFT_CACHE")}
     if kept.pop("PYTHONDONTWRITEBYTECODE", None):
-        # A hundred processes start here; each would compile every library anew.
+        # A hundred processes start here; each would compile every library again.
         kept["PYTHONPYCACHEPREFIX"] = str(Path(tempfile.gettempdir()) / f"weft-pycache-{os.getuid()}")
     return kept | dict(extra)
 
 
 def _end(process: "subprocess.Popen[str]") -> None:
-    """Kill a process and all that it started."""
+    """Kill a process and its children."""
     with contextlib.suppress(psutil.NoSuchProcess):
         tree = psutil.Process(process.pid).children(recursive=True)
         process.kill()
@@ -89,7 +89,7 @@ class Weft:
 
 @pytest.fixture
 def weft() -> Iterator[Weft]:
-    """Return the command line; what is left of its processes ends with the test."""
+    """Return the command line; its remaining processes end with the test."""
     weft = Weft()
     yield weft
     weft.close()
@@ -97,7 +97,7 @@ def weft() -> Iterator[Weft]:
 
 @pytest.fixture(scope="session")
 def weft_of_session() -> Iterator[Weft]:
-    """Return the command line for what several tests share."""
+    """Return the command line for fixtures that several tests share."""
     weft = Weft()
     yield weft
     weft.close()
@@ -105,7 +105,7 @@ def weft_of_session() -> Iterator[Weft]:
 
 @dataclass(frozen=True)
 class Recording:
-    """A table in the dataset's layout, and what it was made of: samples by rack and host, shape (racks, hosts, milliseconds)."""
+    """A table in the dataset's layout, and its samples by rack and host, shape (racks, hosts, milliseconds)."""
 
     path: Path
     samples: np.ndarray
@@ -118,11 +118,11 @@ class Recording:
 
 @pytest.fixture(scope="session")
 def recording(tmp_path_factory: pytest.TempPathFactory) -> Recording:
-    """Return a recording of our own: hosts that are quiet, and hot in stretches of some milliseconds."""
+    """Return a generated recording: hosts with little traffic and bursts of some milliseconds."""
     random = np.random.default_rng(20220101)
     shape = (RACKS, HOSTS, SECONDS * 1000)
     quiet = random.integers(0, 200_000, shape)
-    # A stretch of 1 to 9 ms in which the line is busy, at one of forty places.
+    # A burst of 1 to 9 ms at one of forty places.
     busy = np.repeat(random.random((*shape[:2], shape[2] // 8)) < 0.025, 8, axis=2) & (random.random(shape) < 0.9)
     samples = np.where(busy, random.integers(700_000, 1_500_000, shape), quiet)
     rows = samples.reshape(RACKS * HOSTS, -1, BINS)
@@ -142,7 +142,7 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Recording:
 
 @pytest.fixture(scope="session")
 def undisturbed(weft_of_session: Weft, recording: Recording, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the data folder of a replay of ``recording`` that nothing disturbed."""
+    """Return the data folder of an undisturbed replay of ``recording``."""
     data = tmp_path_factory.mktemp("undisturbed")
     weft_of_session.run("replay", recording.path, *recording.arguments, "--data", data)
     return data
@@ -161,7 +161,7 @@ def _tables(data: Path) -> dict[str, pl.DataFrame]:
     try:
         names = reader.frame("SELECT view_name FROM duckdb_views() WHERE schema_name = 'state' AND NOT internal ORDER BY ALL")["view_name"]
         found = {name: reader.frame(f'FROM state."{name}"') for name in names if name not in ("self_metric", "samples")}
-        # However the runs were cut: all samples of a port one after another.
+        # Independent of the cut into segments: all samples of a port one after another.
         found["samples"] = reader.frame(
             """SELECT * EXCLUDE (ts, recv_ts, "values"), min(ts) AS ts, flatten(list("values" ORDER BY ts)) AS "values" FROM state.samples
             GROUP BY ALL"""
@@ -173,7 +173,7 @@ def _tables(data: Path) -> dict[str, pl.DataFrame]:
 
 @pytest.fixture(scope="session")
 def tables() -> Callable[[Path], dict[str, pl.DataFrame]]:
-    """Return a function that reads every table of a store, in an order of its own, without Weft's own readings."""
+    """Return a function that reads every table of a store, sorted, without Weft's own metrics."""
     return _tables
 
 
@@ -192,7 +192,7 @@ def same_tables() -> Callable[[Path, Path], None]:
 
 @pytest.fixture
 def clean_kafka(kafka: str) -> str:
-    """Return the address of a broker on which nothing of Weft is left: its topics and its group are deleted first."""
+    """Return the address of a broker from which Weft's topics and group have been deleted."""
     from kafka import KafkaAdminClient
 
     admin = KafkaAdminClient(bootstrap_servers=kafka)

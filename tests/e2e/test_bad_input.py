@@ -1,4 +1,4 @@
-"""What is wrong is said in one sentence with the mend, what was good is kept, and what goes away and comes back costs nothing."""
+"""Bad input gives a one-sentence error with a hint, good rows are kept, and a broker or disk that comes back loses nothing."""
 
 import contextlib
 import json
@@ -18,7 +18,7 @@ from weft.pipeline.errors import StoreError
 
 # How long the broker is away: beyond the time-outs of a transaction (15 s) and of a member of a group (10 s).
 AWAY_S = 20.0
-# How long the disk stays full once that has been said.
+# How long the disk stays full after the error was logged.
 FULL_S = 3.0
 
 
@@ -44,7 +44,7 @@ def _stored(weft: Any, data: Path, query: str) -> Any:
 
 
 def test_a_truncated_capture(weft: Any, tmp_path: Path) -> None:
-    """A capture that ends inside a packet fails with the place; the packets before it are stored, and a second replay says it again."""
+    """A capture that ends inside a packet fails with the place; the packets before it are stored, and a second replay reports it again."""
     path = tmp_path / "cut.pcap"
     path.write_bytes(_pcap(1, 20)[:-5])
     said = weft.fails("replay", path, "--data", tmp_path / "data")
@@ -66,7 +66,7 @@ def test_a_word_for_a_number(weft: Any, recording: Any, tmp_path: Path) -> None:
 
 
 def test_input_that_cannot_be_read(weft: Any, recording: Any, tmp_path: Path) -> None:
-    """A link type that is not decoded, a missing column, no file, an unknown kind, a file of something else: each says its mend."""
+    """A link type that is not decoded, a missing column, no file, an unknown kind, a file of another kind: each error has its hint."""
     (tmp_path / "link.pcap").write_bytes(_pcap(147, 3))
     assert "link type 147" in weft.fails("decode", tmp_path / "link.pcap")
     column = [",".join(line.split(",")[:9] + line.split(",")[10:]) for line in _lines(recording, 5)]
@@ -87,7 +87,7 @@ def test_input_that_cannot_be_read(weft: Any, recording: Any, tmp_path: Path) ->
 
 
 def test_a_recording_of_nothing_ends(weft: Any, tmp_path: Path) -> None:
-    """A capture in which there is nothing of ours ends soon, says what it held, and suggests no query."""
+    """A replay of a capture without RoCEv2 ends soon, reports what the file has, and suggests no query."""
     other = bytes(12) + b"\x08\x06" + bytes(46)
     record = struct.pack("<IIII", 1_700_000_000, 0, len(other), len(other)) + other
     (tmp_path / "arp.pcap").write_bytes(struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 1) + 3 * record)
@@ -107,14 +107,14 @@ def test_a_recording_of_nothing_ends(weft: Any, tmp_path: Path) -> None:
     ],
 )
 def test_options_that_cannot_be_are_refused(weft: Any, recording: Any, tmp_path: Path, wrong: tuple[str, str], says: str) -> None:
-    """A number that cannot be is told with its option before anything starts."""
+    """An invalid number is reported with its option before anything starts."""
     done = weft.run("replay", recording.path, "--data", tmp_path / "data", "=".join(wrong), expect=2)
     assert f"argument {wrong[0]}: " in done.stderr and says in done.stderr
     assert not (tmp_path / "data").exists()
 
 
 def test_a_question_that_is_none(weft: Any, undisturbed: Path) -> None:
-    """An empty query, a comment or a mere semicolon is told to be none, and a family that is not there is named with those that are."""
+    """An empty query, a comment or a semicolon alone is reported as no query, and an unknown family is reported with the known ones."""
     for nothing in ("", ";", "-- only words"):
         assert (
             weft.fails("sql", "--data", undisturbed, nothing)
@@ -126,7 +126,7 @@ def test_a_question_that_is_none(weft: Any, undisturbed: Path) -> None:
 
 
 def test_configuration_that_cannot_be_used(weft: Any, tmp_path: Path) -> None:
-    """An unknown key names file, line and the nearest known one; a wrong type, broken TOML and an unknown variable say what to write."""
+    """An unknown key names file, line and the nearest known one; a wrong type, broken TOML and an unknown variable have a hint."""
     config = tmp_path / "weft.toml"
     config.write_text('[bus]\nkind = "embedded"\n\n[collect.host]\nintervall_ms = 2\n')
     arguments = ("check", "--config", config, "--data", tmp_path)
@@ -143,7 +143,7 @@ def test_configuration_that_cannot_be_used(weft: Any, tmp_path: Path) -> None:
 
 
 def test_places_that_cannot_be_used(weft: Any, recording: Any, tmp_path: Path) -> None:
-    """A data folder that cannot be made, a store where nothing is, a broker that is not there: each says its mend."""
+    """A data folder that cannot be created, a missing store, an unreachable broker: each error has its hint."""
     (tmp_path / "file").touch()
     said = weft.fails("replay", recording.path, "--data", tmp_path / "file" / "data")
     assert "cannot be created" in said and "choose another with --data" in said
@@ -156,7 +156,7 @@ def test_places_that_cannot_be_used(weft: Any, recording: Any, tmp_path: Path) -
 def test_a_broker_that_goes_away(
     weft: Any, recording: Any, undisturbed: Path, own_broker: Any, same_tables: Callable[[Path, Path], None], tmp_path: Path
 ) -> None:
-    """A broker that dies in the middle of a replay and comes back later costs nothing: the tables are the undisturbed run's."""
+    """A broker that is killed during a replay and comes back later loses nothing: the tables equal those of an undisturbed replay."""
     environment = {"WEFT_BUS__KIND": "kafka", "WEFT_BUS__SERVERS": own_broker.address}
     data, words = tmp_path / "data", tmp_path / "said"
     with words.open("w") as said:
@@ -196,7 +196,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def _fill(folder: Path, filler: Path) -> None:
-    """Take all the space that is left."""
+    """Fill the remaining space."""
     with filler.open("ab") as file, contextlib.suppress(OSError):
         while (free := os.statvfs(folder)).f_bavail:
             os.posix_fallocate(file.fileno(), os.fstat(file.fileno()).st_size, free.f_bavail * free.f_frsize)
@@ -206,7 +206,7 @@ def _fill(folder: Path, filler: Path) -> None:
 def test_a_full_disk_is_waited_for(
     weft: Any, recording: Any, undisturbed: Path, small_disk: Path, same_tables: Callable[[Path, Path], None], tmp_path: Path, where: str
 ) -> None:
-    """A disk that fills up under a replay, or under the store alone, is complained of with the mend and waited for; nothing is lost."""
+    """When the disk fills up during a replay, Weft logs it with a hint and waits for space; nothing is lost."""
     data = tmp_path / "data"
     (tmp_path / where).parent.mkdir(exist_ok=True)
     (tmp_path / where).symlink_to(small_disk, target_is_directory=True)
@@ -216,7 +216,7 @@ def test_a_full_disk_is_waited_for(
     _await_windows(data, replay)
     full_s = 0.0
     while full_s < FULL_S:
-        # Again and again: services free what they do not need any more.
+        # Repeatedly, because services free space that they no longer need.
         _fill(small_disk, small_disk / "filler")
         time.sleep(0.1)
         assert replay.poll() is None, words.read_text()

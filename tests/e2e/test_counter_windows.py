@@ -1,4 +1,4 @@
-"""Recordings of counters through the whole pipeline: what the windows hold is what the counters moved, however the work is shared."""
+"""Recordings of counters through the whole pipeline: the windows hold the counters' deltas, however the work is shared."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +14,7 @@ DEVICES, PORTS, SECONDS = 3, 4, 20
 
 
 def _readings(seed: int) -> pl.DataFrame:
-    """Return readings four times a second, not quite in step, of counters that move at random."""
+    """Return counter samples four times a second, slightly irregular, of counters that grow at random."""
     rng = np.random.default_rng(seed)
     count, objects = SECONDS * 4, DEVICES * PORTS
     ts = T0 + np.sort(rng.integers(0, SECONDS * S, (objects, count)), axis=1)
@@ -50,7 +50,7 @@ def test_a_recording_of_counters_adds_up(
     family: str,
     counters: tuple[str, ...],
 ) -> None:
-    """At every resolution a counter's windows sum to its last less its first reading, and two process services give the same rows."""
+    """At every resolution a counter's windows sum to its last sample minus its first, and two process services give the same rows."""
     stores = {}
     for processes in (1, 2):
         weft.run("replay", recording[family], "--data", tmp_path / str(processes), "--process", processes)

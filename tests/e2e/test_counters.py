@@ -1,4 +1,4 @@
-"""``weft counters`` as a user meets it: a name from a switch, one of Weft's, one that is mistyped."""
+"""``weft counters`` for a name from a switch, one of Weft's, and a mistyped one."""
 
 import json
 
@@ -16,7 +16,7 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> 
 
 
 def test_a_name_of_a_switch_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
-    """Part of a SAI name tells what it is, where Weft keeps it, its number, and what a network adapter calls it."""
+    """Part of a SAI name finds its meaning, its column in Weft, its number, and its name on a network adapter."""
     text = said(capsys, "PFC_3_RX")
     first = text.split("\n\nqueue.")[0]
     assert "queue.pfc_rx_frames  (n = 3)" in first and "column pfc_rx_frames of family queue" in first and "in frames" in first
@@ -25,14 +25,14 @@ def test_a_name_of_a_switch_is_explained(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_traps_are_told(capsys: pytest.CaptureFixture[str]) -> None:
-    """Saturation, wrapping and the words of InfiniBand stand beside the name."""
+    """Saturation, wrapping and InfiniBand's terms are printed beside the name."""
     assert "stops at 255" in said(capsys, "link_downed")
     assert "wraps at 2^32" in said(capsys, "out_of_buffer")
     assert "times 4" in said(capsys, "port_xmit_data")
 
 
 def test_one_source_answers_for_another(capsys: pytest.CaptureFixture[str]) -> None:
-    """``--source`` says what that source calls the counter that was named in another's words, and lists a source whole."""
+    """``--source`` translates a counter's name into that of the source, and without a name lists the whole source."""
     text = said(capsys, "out_of_sequence", "--source", "ionic")
     assert "resp_rx_outouf_seq" in text and "mlx5" not in text
     assert "unresponsive_remote_events" in said(capsys, "--source", "efa")
@@ -65,6 +65,6 @@ def test_json_is_a_line_for_each_name(capsys: pytest.CaptureFixture[str]) -> Non
     ],
 )
 def test_an_unknown_name_gets_a_hint(arguments: tuple[str, ...], hint: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """A name that nobody uses is one sentence with close matches, and exit code 1."""
+    """An unknown name is one sentence with close matches, and exit code 1."""
     text = said(capsys, *arguments, code=1)
     assert text.startswith("weft: ") and hint in text and text.count("\n") == 1

@@ -1,4 +1,4 @@
-"""The demo as a newcomer starts it: what goes wrong is seen, found and told, and nothing is left behind."""
+"""The demo as a new user starts it: the fault is measured, found and reported, and nothing is left behind."""
 
 import json
 import os
@@ -79,7 +79,7 @@ def published(data: Path) -> dict[str, pl.DataFrame]:
 
 @pytest.mark.alone
 def test_a_demo_finds_what_it_broke(weft, tmp_path):
-    """The default demo says where it is, fires an alert, names the place of the fault, keeps its memory, and each thing has one source."""
+    """The default demo prints its address, alerts, names the fault's place, bounds its memory, and reads each object once."""
     data, said = tmp_path / "demo", tmp_path / "said"
     most, loaded = 0, set()
     with said.open("w") as file:
@@ -102,7 +102,7 @@ def test_a_demo_finds_what_it_broke(weft, tmp_path):
     assert re.search(r"^  store says leaf-\S+: paused .* \(it is the place\)$", out, re.M), out
     assert 0 < most < MEMORY_BYTES_MAX
     assert loaded == set(), "services load pandas, which none uses"
-    # Of the fabric nothing else is said; what a busy machine does to telemetry is told by rules of severity info.
+    # No other alert concerns the fabric; effects of a busy machine on telemetry are reported by rules of severity info.
     told = set(re.findall(r"^  alerts +(\S+): ", out, re.M))
     serious = {rule.name for rule in load_rules(AlertsConfig(profile="training")) if rule.severity != "info"} & told
     assert "queue-paused" in serious and serious <= {"queue-paused", "host-pauses", "marks-on-one-port", "slow-port"}, out
@@ -125,7 +125,7 @@ def test_a_demo_finds_what_it_broke(weft, tmp_path):
 
 @pytest.mark.alone
 def test_ctrl_c_ends_everything_and_a_second_demo_begins_afresh(weft, tmp_path):
-    """Ctrl-C leaves no process and exit code 0; the next demo takes the first one's data away and nothing else."""
+    """Ctrl-C leaves no process and exit code 0; the next demo deletes the first one's data and nothing else."""
     data = tmp_path / "demo"
     process = weft.start("demo", "--scale", "toy", "--no-dashboard", "--data", data, "--fault", "link_flap")
     deadline = time.monotonic() + LIMIT_S
@@ -147,7 +147,7 @@ def test_ctrl_c_ends_everything_and_a_second_demo_begins_afresh(weft, tmp_path):
 
 
 def test_a_folder_that_is_not_a_demo_s_is_left_alone(weft, tmp_path):
-    """Where something else lies the demo begins nothing and takes nothing away."""
+    """In a folder with other files the demo starts nothing and deletes nothing."""
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / "precious").write_text("mine")
     said = weft.fails("demo", "--seconds", 1, "--no-dashboard", "--data", tmp_path)
@@ -157,7 +157,7 @@ def test_a_folder_that_is_not_a_demo_s_is_left_alone(weft, tmp_path):
 
 
 def test_a_fault_that_is_misspelt_is_told(weft, tmp_path):
-    """An unknown fault is a wrong command line with the nearest name; a place that there is not ends the demo with one."""
+    """An unknown fault is a wrong command line with the nearest name; an unknown place ends the demo with the nearest place."""
     done = weft.run("demo", "--fault", "slow_nick", "--data", tmp_path / "demo", expect=2)
     assert "did you mean 'slow_nic'" in done.stderr
     assert not (tmp_path / "demo").exists()
@@ -166,7 +166,7 @@ def test_a_fault_that_is_misspelt_is_told(weft, tmp_path):
 
 
 def test_the_names_of_the_command_line_are_those_of_the_fabric():
-    """Help, symptoms and defaults speak of faults and rules that there are."""
+    """Help, symptoms and defaults name existing faults and rules."""
     assert set(FAULT_NAMES) == set(FAULTS)
     assert set(demo_findings.SYMPTOMS) <= set(FAULTS)
     watching = {rule for kind in FAULTS for rule in demo_findings.rules_for(kind)}
@@ -174,7 +174,7 @@ def test_the_names_of_the_command_line_are_those_of_the_fabric():
 
 
 def test_progress_is_for_terminals(tmp_path, capsys):
-    """Without a terminal and without a store the watch says nothing and does not fail."""
+    """Without a terminal and without a store the watch prints nothing and does not fail."""
     watch = Watch(tmp_path)
     watch.step(SystemClock(), 1.0)
     watch.close()

@@ -1,4 +1,4 @@
-"""Real recordings through the whole pipeline: published numbers come out, however the work is cut and shared."""
+"""Real recordings through the whole pipeline: the published numbers result, however the work is cut and shared."""
 
 import csv
 import io
@@ -17,8 +17,8 @@ _HOSTS = "FROM ports_1h WHERE direction = 'rx'"
 _BURSTS = "FROM bursts WHERE direction = 'rx'"
 _BUSY = f"{_HOSTS} AND bytes / samples > 1000"
 
-# What plain NumPy says of the recording: for each row of its table a query that gives a list, and what must be in it.
-# A whole number is exact, what has a point holds to three significant digits (or as many as there are).
+# Results of plain NumPy on the recording: for each row of its table a query that returns a list, and the expected values.
+# Integers are exact; decimals are compared to three significant digits (or as many as there are).
 EXPECTED: dict[str, tuple[str, str]] = {
     "hosts with a burst, of how many": (f"SELECT [count(*) FILTER (burst_count > 0), count(*)] {_HOSTS}", "105 268"),
     "bursts, samples": (
@@ -95,7 +95,7 @@ def _agrees(found: float, expected: str) -> bool:
 
 
 def _assert_table(weft: Any, data: Path, form: str) -> None:
-    """Ask for the whole table in one query and compare each row."""
+    """Read the whole table in one query and compare each row."""
     query = " UNION ALL ".join(f"SELECT '{name}' AS what, ({sql})::DOUBLE[] AS found" for name, (sql, _) in EXPECTED.items())
     out = weft.run("sql", "--data", data, "--format", form, query).stdout
     if form == "json":
@@ -130,7 +130,7 @@ def test_the_published_table(weft: Any, real: tuple[Path, Path]) -> None:
 def test_any_cut_and_share_is_the_same(
     weft: Any, real: tuple[Path, Path], same_tables: Same, tmp_path: Path, processes: int, run_samples: int
 ) -> None:
-    """Several process services, and runs of another length, give the same tables row for row."""
+    """Several process services, and segments of another length, give the same tables row for row."""
     _replay(weft, real[0], tmp_path, processes, run_samples)
     same_tables(real[1], tmp_path)
 
@@ -147,7 +147,7 @@ def test_kafka_is_the_same(
 
 
 def test_roce_packets_and_latency(weft: Any, shared_data: Path, tmp_path: Path) -> None:
-    """A real capture gives its packets by opcode, no hole in the sequences, and the latency of its acknowledgements within 1 %."""
+    """A real capture gives its packets by opcode, no gap in the sequences, and the latency of its acknowledgements within 1 %."""
     weft.run("replay", shared_data / ROCE, "--data", tmp_path)
     query = """SELECT (SELECT [sum(packets), sum(psn_gaps), sum(psn_missing)]::INT[] FROM roce_1h) AS totals,
         (SELECT list([opcode, n] ORDER BY opcode) FROM (SELECT opcode, sum(packets)::INT AS n FROM roce_1h GROUP BY opcode)) AS opcodes,
@@ -160,7 +160,7 @@ def test_roce_packets_and_latency(weft: Any, shared_data: Path, tmp_path: Path) 
 
 
 def test_a_recording_of_our_own(weft: Any, recording: Any, undisturbed: Path) -> None:
-    """Where the real recording is absent too: counts of a made one are those of a plain walk through its samples."""
+    """Without the real recording: counts of a generated one equal those of a plain walk through its samples."""
     bursts = samples = 0
     for rack in recording.hot:
         for host in rack:

@@ -1,4 +1,4 @@
-"""A whole switch at 100 us over a real socket: what the collect service publishes of it is what the switch counted, and all of it."""
+"""A whole switch at 100 us over a real socket: the collect service publishes exactly what the switch counted, completely."""
 
 import time
 from pathlib import Path
@@ -96,7 +96,7 @@ def _socket(port: int) -> tuple[int, int]:
 
 @pytest.mark.alone
 def test_thirty_statistics_of_sixty_four_ports(weft: Any, tmp_path: Path) -> None:
-    """Every poll of the switch is a sample, of the very bytes that it counted, or is admitted to be missing: not one is unaccounted for."""
+    """Every poll of the switch is a sample, with exactly the bytes that it counted, or is in a recorded gap."""
     assert len(STATS) == 30
     bus = open_bus(BusConfig(), tmp_path)
     lab = _send(weft, bus, tmp_path)
@@ -112,7 +112,7 @@ def test_thirty_statistics_of_sixty_four_ports(weft: Any, tmp_path: Path) -> Non
 
 
 def _assert_is_the_switch_s(lab: Lab, rows: pl.DataFrame) -> None:
-    """Each sample is what the switch's own closed form says of its slot."""
+    """Each sample equals the switch's closed form for its slot."""
     assert set(rows["interval_ns"]) == {POLL_NS}
     index = {name: k for k, name in enumerate(lab.script.switch.ports)}
     begin, runs = int(rows["ts"].min()), rows.with_columns(count=pl.col("values").list.len())  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Services that are killed: the tables are those of a run that nobody disturbed."""
+"""Services that are killed: the tables equal those of an undisturbed run."""
 
 import json
 import random
@@ -14,12 +14,12 @@ import pytest
 SEED = 1914
 ROLES = ("feed", "process", "analyze")
 
-# A supervisor gives up on a service that dies five times in ten seconds by its own clock; the test stays below.
+# A supervisor gives up on a service that fails five times in ten seconds by its own clock; the test stays below.
 DEATHS_MAX, DEATHS_SPAN_S = 4, 12.0
 
 
 def _role(process: psutil.Process) -> str | None:
-    """Return which service of a replay a process is, ``None`` for one that has gone."""
+    """Return which service of a replay a process is, ``None`` for one that has ended."""
     try:
         words = process.cmdline()
     except psutil.Error:

@@ -1,4 +1,4 @@
-"""Everything at once on this machine: traffic shows, an alert leaves and is taken back, and all of it ends when asked to."""
+"""Everything at once on this machine: traffic shows, an alert is sent and resolved, and everything stops on request."""
 
 import http.server
 import json
@@ -21,7 +21,7 @@ import pytest
 
 pytestmark = pytest.mark.alone
 
-# The best of so many transfers counts: others may use the machine, and its loopback, as well.
+# The best of this many transfers counts, because others may use the machine and its loopback, too.
 TRANSFERS = 3
 TRANSFER_S = 0.8
 LIMIT_S = 60.0
@@ -36,7 +36,7 @@ severity = "info"
 summary = "{port} of {device} is busy"
 """
 
-# Another program that reads the store with nothing but DuckDB; each time it is asked it says when the newest burst began.
+# Another program that reads the store with nothing but DuckDB; on each request it prints when the newest burst began.
 READER = """
 import sys, duckdb
 query = "SELECT coalesce(max(epoch_ns(start_ts)), 0) FROM bursts WHERE port = 'lo'"
@@ -46,7 +46,7 @@ while sys.stdin.readline():
 
 
 class Receiver(http.server.ThreadingHTTPServer):
-    """Takes webhooks down with the time of their arrival."""
+    """Records webhooks with the time of their arrival."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -58,7 +58,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         arrived = time.time()
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if body["groupLabels"]["alertname"] == "loopback-busy":
-            # Other rules may have their say about a machine as busy as this.
+            # Other rules may fire on a machine as busy as this.
             self.server.got.append((arrived, body))  # type: ignore[attr-defined]
         self.send_response(200)
         self.end_headers()
@@ -128,7 +128,7 @@ def _within(seconds: float, condition: Any) -> bool:
 
 
 def _story(weft: Any, live: Live) -> str:
-    """Return what a failed test wants to know."""
+    """Return details for a failed test."""
     query = "SELECT ts, direction, sample_interval_ns, samples, burst_time_ratio FROM ports_1s WHERE burst_time_ratio > 0 ORDER BY ALL"
     story = [weft.run("sql", "--data", live.data, sql).stdout for sql in (query, "FROM state.alerts", "FROM state.outbox")]
     return "\n".join([*story, (live.data.parent / "said").read_text()])
@@ -161,7 +161,7 @@ def _transfer() -> tuple[float, float]:
 
 
 class Watcher:
-    """The other program, asked again and again; what it cannot read ends it, and the test."""
+    """The other program, queried repeatedly; a failed read ends it, and the test."""
 
     def __init__(self, data: Path) -> None:
         command = [sys.executable, "-c", READER, str(data / "store" / "current.duckdb")]
@@ -210,7 +210,7 @@ def test_traffic_shows_and_alerts(weft: Any, live: Live, receiver: Receiver, wat
             arrived, window_end = _firing(receiver, began) or (0.0, 0.0)
             told_s.append(arrived - window_end)
             resolved += _within(8, lambda arrived=arrived: _resolved(receiver, arrived))
-    print(f"seen after {seen_s} s, told after {told_s} s, resolved {resolved}")
+    print(f"seen after {seen_s} s, notified after {told_s} s, resolved {resolved}")
     assert min(seen_s) < 5 and told_s and min(told_s) < 2 and resolved, _story(weft, live)
     rows = weft.run("sql", "--data", live.data, "--format", "json", "SELECT DISTINCT port, direction FROM bursts").stdout.splitlines()
     assert {tuple(json.loads(row).values()) for row in rows} == {("lo", "rx"), ("lo", "tx")}
@@ -220,7 +220,7 @@ def test_traffic_shows_and_alerts(weft: Any, live: Live, receiver: Receiver, wat
 
 
 def _stop(live: Live) -> None:
-    """Ask it to stop: exit code 0, and nobody is left."""
+    """Stop it: exit code 0, and no process is left."""
     tree = psutil.Process(live.process.pid).children(recursive=True)
     assert len(tree) >= 3
     live.process.send_signal(signal.SIGTERM)
@@ -239,7 +239,7 @@ def test_a_data_folder_has_one_owner(weft: Any, live: Live, recording: Any) -> N
 
 
 def test_nobody_outlives_the_supervisor(live: Live) -> None:
-    """When ``weft up`` itself is killed, its services end by themselves, so that the next start finds the folder free."""
+    """When ``weft up`` itself is killed, its services end without it, so that the next start finds the folder free."""
     tree = psutil.Process(live.process.pid).children(recursive=True)
     live.process.kill()
     live.process.wait()
@@ -249,7 +249,7 @@ def test_nobody_outlives_the_supervisor(live: Live) -> None:
 
 @pytest.mark.parametrize("command", ["up", "dash"])
 def test_a_port_in_use(weft: Any, tmp_path: Path, command: str) -> None:
-    """A port that another program listens on is said with the mend."""
+    """A port in use by another program is reported with a hint."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert f"port {port} is in use; choose another with --port" == weft.fails(command, "--port", port, "--data", tmp_path)

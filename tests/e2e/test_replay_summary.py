@@ -1,4 +1,4 @@
-"""What ``weft replay`` says of the store afterwards is what went into it, whatever the family."""
+"""The summary of ``weft replay`` equals what was stored, for every family."""
 
 import json
 from pathlib import Path

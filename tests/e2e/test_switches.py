@@ -1,4 +1,4 @@
-"""Everything that a switch speaks, at once: the scripted switch, the ordinary collectors, the pipeline and the store, on both buses."""
+"""All protocols of a switch at once: the scripted switch, the ordinary collectors, the pipeline and the store, on both buses."""
 
 import json
 import re
@@ -17,7 +17,7 @@ from weft.pipeline.clock import NS_PER_S
 LIMIT_S = 150.0
 SOURCES = ("gnmi", "hft", "otlp", "sflow")
 
-# What each source brings that no other does.
+# The columns that only one source provides.
 BROUGHT = """SELECT
   (SELECT list(DISTINCT source ORDER BY source) FROM state.port_counters_1s WHERE rx_bytes > 0) AS counted,
   (SELECT count(*) FROM ports_1s WHERE samples = 1000 AND port LIKE 'Ethernet%') AS sampled,
@@ -46,7 +46,7 @@ def _serve(weft: Any, folder: Path, ports: dict[str, int]) -> Path:
 
 
 def _row(weft: Any, data: Path, query: str) -> dict[str, Any]:
-    """Return the one row of a query, nothing while there is no store yet."""
+    """Return the one row of a query, ``None`` while there is no store yet."""
     process = weft.start("sql", "--data", data, "--format", "json", query)
     out, _ = process.communicate(timeout=60)
     return json.loads(out.splitlines()[0]) if process.returncode == 0 and out.strip() else {}
@@ -64,7 +64,7 @@ def _until(condition: Callable[[], dict[str, Any] | None], up: Any) -> dict[str,
 
 @pytest.mark.parametrize("kind", ["embedded", "kafka"])
 def test_every_protocol_at_once(weft: Any, request: pytest.FixtureRequest, tmp_path: Path, kind: str) -> None:
-    """`weft up` collects gNMI, sFlow, high-frequency telemetry and OTLP of one switch; what the store holds is what the switch did."""
+    """`weft up` collects gNMI, sFlow, high-frequency telemetry and OTLP of one switch; the store has what the switch counted."""
     environment = {}
     if kind == "kafka":
         environment = {"WEFT_BUS__KIND": "kafka", "WEFT_BUS__SERVERS": request.getfixturevalue("clean_kafka")}
@@ -87,12 +87,12 @@ def test_every_protocol_at_once(weft: Any, request: pytest.FixtureRequest, tmp_p
 
 
 def _script() -> Script:
-    """Return the switch that `weft lab serve` is, but for when it booted: differences do not depend on that."""
+    """Return the switch of `weft lab serve`, except for its boot time, on which deltas do not depend."""
     return Script(Shape(seed=1))
 
 
 def _assert_samples_are_the_switch_s(weft: Any, data: Path) -> None:
-    """Bytes of seconds that were sampled without a hole are those that the switch moved in these seconds, to the last byte."""
+    """Bytes of seconds sampled without a gap equal those that the switch moved in these seconds, to the last byte."""
     query = """SELECT list({'ts': epoch_ns(ts), 'port': port, 'direction': direction, 'bytes': bytes::BIGINT}) AS rows FROM ports_1s
          WHERE samples = 1000 AND sample_interval_ns = 1000000"""
     rows = _row(weft, data, query)["rows"]
@@ -121,7 +121,7 @@ def _assert_marks_are_the_switch_s(weft: Any, data: Path) -> None:
 
 
 def test_the_lab_prints_where_it_is(weft: Any, tmp_path: Path) -> None:
-    """What `weft lab serve` prints is a configuration that `weft check` takes."""
+    """`weft lab serve` prints a configuration that `weft check` accepts."""
     config = _serve(weft, tmp_path, {name: free_port() for name in SOURCES})
     done = weft.run("check", "--config", config, "--data", tmp_path / "data", "--dump")
     sections = dict(re.findall(r"^\[([\w.]+)\]\n((?:[^\[\n].*\n)*)", done.stdout, re.MULTILINE))

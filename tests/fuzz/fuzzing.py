@@ -28,7 +28,7 @@ INPUT_SECONDS_MAX = 60
 RESIDENT_MIB_MAX = 2048
 INPUT_BYTES_MAX = 65_536
 
-# A process of atheris grows by some kilobytes with every input, whatever the target does, so it begins anew after so many.
+# A process of atheris grows by some kilobytes with every input of any target, so it restarts after this many.
 INPUTS_MAX = 100_000
 
 # From so many seconds on kernels check every index.
@@ -70,7 +70,7 @@ def target(name: str) -> Target:
 
 
 def _fuzz(name: str, seconds: int, corpus: Path) -> None:
-    """Run one target under atheris in this process, which does not come back."""
+    """Run one target under atheris in this process; does not return."""
     import atheris
 
     chosen = target(name)
@@ -102,14 +102,14 @@ def _functions() -> list[FunctionType]:
 
 
 def _checked() -> dict[str, str]:
-    """Return an environment in which kernels check every index, with a cache of their own: compiled code does not say how."""
+    """Return an environment in which kernels check every index, with a separate cache: compiled code does not record the setting."""
     return {**os.environ, "NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": str(CORPUS.with_name("fuzz-kernels"))}
 
 
 def _peak(name: str, megabytes: int) -> None:
     """Print by how much this process grows at the most over one large input, in bytes, and the size of the input.
 
-    The input is the seeds over and over; once whole and once with a byte in 500 spoilt.
+    The input is the seeds over and over; once intact and once with a byte in 500 changed.
     """
     chosen = target(name)
     seeds = b"".join(chosen.seeds) or bytes(range(256))

@@ -54,7 +54,7 @@ SEEDS = {
 
 
 def _read(name: str, data: bytes) -> None:
-    """Rows of known families, one row of a thing, all of them announced; then perhaps one error with its mend."""
+    """Rows of known families, one row per object, all of them announced; then perhaps one error with a hint."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / name
         path.write_bytes(data)
@@ -98,7 +98,7 @@ def fuzz_inventory_lldp(data: bytes) -> None:
 
 
 def fuzz_yaml(data: bytes) -> None:
-    """Bytes as YAML: tables, lists and text, or an error with its mend."""
+    """Bytes as YAML: tables, lists and text, or an error with a hint."""
     try:
         tree = read_yaml(Path("input.yml"), data)
     except InputError as error:

@@ -1,4 +1,4 @@
-"""Whatever bytes arrive, a decoder answers with rows or a counted error, in time and memory that follow its input."""
+"""For any bytes, a decoder returns rows or a counted error, in time and memory proportional to its input."""
 
 import importlib.util
 import json
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 HERE = Path(__file__).parent
 MEMORY_FACTOR_MAX = 16
-# What a call may take however small its input: tables of counters, threads of the frame engine.
+# The memory that a call may use even for a small input: tables of counters, threads of the frame engine.
 MEMORY_FIXED = 48 * 2**20
 MEGABYTES = 4
 ATHERIS_SECONDS = 2
@@ -41,7 +41,7 @@ def _target(name: str) -> Any:
 
 @st.composite
 def damaged(draw: st.DrawFn, seeds: tuple[bytes, ...]) -> bytes:
-    """Draw a well-formed input that is cut, spoilt, doubled or mixed with another."""
+    """Draw a well-formed input that is cut, changed, doubled or mixed with another."""
     data = bytearray(draw(st.sampled_from(seeds)))
     for _ in range(draw(st.integers(0, 6))):
         at = draw(st.integers(0, len(data)))
@@ -63,7 +63,7 @@ def damaged(draw: st.DrawFn, seeds: tuple[bytes, ...]) -> bytes:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_any_bytes(name: str) -> None:
-    """Well-formed inputs, damaged ones and noise: the decoder keeps its promises."""
+    """The decoder keeps its contract for well-formed inputs, damaged ones and noise."""
     target = _target(name)
     for seed in (b"", *target.seeds):
         target.run(seed)
@@ -78,7 +78,7 @@ def test_any_bytes(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_memory_follows_the_input(name: str) -> None:
-    """A large input, whole or spoilt, takes at most sixteen times its size."""
+    """A large input, intact or damaged, takes at most sixteen times its size."""
     command = [sys.executable, str(HERE / "fuzzing.py"), name, "--peak", str(MEGABYTES)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -88,7 +88,7 @@ def test_memory_follows_the_input(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_guided_by_coverage(name: str, tmp_path: Path) -> None:
-    """A few seconds of atheris, which steers by the branches that it reaches, find nothing."""
+    """A few seconds of atheris, which is guided by branch coverage, find nothing."""
     pytest.importorskip("atheris", reason="atheris has no wheel for this machine")
     command = [sys.executable, str(HERE / "fuzzing.py"), name, "--seconds", str(ATHERIS_SECONDS), "--corpus", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)

@@ -1,4 +1,4 @@
-"""What all tests of the project's frame start from: the tree's own files, and every Python source of the product, parsed once."""
+"""Fixtures of the project tests: the tree's own files, and every Python source of the product, parsed once."""
 
 import ast
 import os

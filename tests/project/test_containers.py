@@ -1,4 +1,4 @@
-"""The container files keep their promises: no engine is needed to read them."""
+"""The container files follow the project's rules; the tests read them without a container engine."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def stages(root) -> list[list[str]]:
 
 
 def test_the_compose_file_is_of_the_specification(compose):
-    """The Compose specification's own schema accepts the file, and refuses a slip in it."""
+    """The Compose specification's own schema accepts the file, and refuses a mistake in it."""
     schema = json.loads((files("check_jsonschema") / "builtin_schemas/vendor/compose-spec.json").read_text())
     validator = jsonschema.Draft202012Validator(schema)
     assert [f"{list(error.absolute_path)}: {error.message}" for error in validator.iter_errors(compose)] == []
@@ -46,7 +46,7 @@ def test_the_compose_file_is_of_the_specification(compose):
 
 
 def test_there_is_one_container_for_each_service(services):
-    """The broker, the four services, and capture only where it is asked for."""
+    """The services are the broker, the four of Weft, and capture only on request."""
     assert set(services) == {"kafka", *OURS}
     assert {name: service.get("profiles") for name, service in services.items() if "profiles" in service} == {"capture": ["capture"]}
     assert {name: services[name]["command"][0] for name in OURS} == {name: name for name in OURS} | {"capture": "collect"}
@@ -75,7 +75,7 @@ def test_every_container_is_hardened(services):
 
 
 def test_every_container_tells_its_health(services):
-    """Each service has a health check with every bound spelt out, and comes back after a crash."""
+    """Each service has a health check with all limits, and restarts after a crash."""
     for name, service in services.items():
         check = service["healthcheck"]
         assert check["test"][0] in ("CMD", "CMD-SHELL"), name
@@ -84,7 +84,7 @@ def test_every_container_tells_its_health(services):
 
 
 def test_services_wait_for_a_healthy_broker(services):
-    """What talks to Kafka starts when Kafka answers."""
+    """Services that use Kafka start when Kafka answers."""
     for name in ("collect", "process", "analyze", "capture"):
         assert services[name]["depends_on"]["kafka"]["condition"] == "service_healthy", name
         assert services[name]["environment"]["WEFT_BUS__KIND"] == "kafka", name
@@ -118,7 +118,7 @@ def test_the_images_run_without_root(stages, services):
 
 
 def test_the_image_installs_from_the_lock_only(stages):
-    """The image holds what the lock's hashes say, and the package itself, with no other download."""
+    """The image contains the locked packages, verified by hash, and Weft itself, with no other download."""
     installs = [line for stage in stages for line in stage if "pip install" in line]
     assert len(installs) == 2
     assert all("--require-hashes -r" in line or "--no-deps --no-build-isolation" in line for line in installs)
@@ -146,7 +146,7 @@ print(sum(double.stats.cache_hits.values()), sum(double.stats.cache_misses.value
 
 
 def test_the_image_carries_compiled_kernels(stages, tmp_path):
-    """What the build compiled is found in the writable folder that the entry point fills, and the image stays as it is."""
+    """The compiled kernels are found in the writable folder that the entry point fills, and the image is not changed."""
     build, base = (next(stage for stage in stages if stage[0].endswith(f" AS {name}")) for name in ("build", "base"))
     assert "RUN NUMBA_CACHE_DIR=/opt/weft/kernels /opt/weft/bin/python -m weft.commands.compile" in build
     entry = json.loads(next(line for line in base if line.startswith("ENTRYPOINT ")).removeprefix("ENTRYPOINT "))
@@ -175,7 +175,7 @@ def test_the_image_carries_compiled_kernels(stages, tmp_path):
 
 
 def test_the_build_sees_what_the_wheel_needs_and_no_more(root, pyproject):
-    """The build context is a list of what is let in: the product's folders and the files that its build reads."""
+    """The build context admits only the product's folders and the files that its build reads."""
     rules = [line for line in (root / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
     let_in = {rule[1:] for rule in rules if rule.startswith("!")}
     assert rules[0] == "*"
@@ -186,7 +186,7 @@ def test_the_build_sees_what_the_wheel_needs_and_no_more(root, pyproject):
 
 @pytest.mark.parametrize("name", OURS)
 def test_the_commands_of_the_containers_exist(name, services):
-    """What a container runs, and what asks for its health, is a command that Weft has, with options it knows."""
+    """Each container's command and health check is a command of Weft with known options."""
     check = services[name]["healthcheck"]["test"][1:]
     for words in (services[name]["command"], check[1:] if check[0] == "weft" else []):
         code = "import sys; from weft.cli import main; sys.argv[0] = 'weft'; sys.exit(main())"

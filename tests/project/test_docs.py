@@ -1,4 +1,4 @@
-"""The docs say what the code does: generated pages are fresh, and nothing that a user can name is missing."""
+"""The docs match the code: generated pages are current, and no command, setting or collector is missing."""
 
 import re
 import runpy
@@ -22,20 +22,20 @@ def _plain(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_generated_pages_are_fresh() -> None:
-    """What `make docs` would write is what stands there."""
+    """The generated pages equal the output of `make docs`."""
     generated = runpy.run_path(str(ROOT / "tests" / "reference.py"))["pages"]()
     stale = [name for name, text in generated.items() if not (DOCS / name).exists() or (DOCS / name).read_text() != text]
     assert stale == [], "run 'make docs'"
 
 
 def test_every_collector_has_a_section() -> None:
-    """A collector that nobody can read about does not exist."""
+    """Every collector is documented."""
     sections = re.findall(r"^## (\S+)$", (DOCS / "20-collectors.md").read_text(), re.MULTILINE)
     assert sorted(sections) == sorted(COLLECTORS)
 
 
 def test_the_readme_names_only_commands_that_exist() -> None:
-    """Every `weft <command>` in the README and the docs is one."""
+    """Every `weft <command>` in the README and the docs exists."""
     text = "\n".join(path.read_text() for path in [ROOT / "README.md", *DOCS.glob("*.md")])
     named = set(re.findall(r"`(?:\.venv/bin/)?weft ([a-z]+)", text))
     assert named <= set(cli.COMMANDS), named - set(cli.COMMANDS)

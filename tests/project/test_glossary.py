@@ -28,7 +28,7 @@ def words(name: str) -> list[str]:
 
 
 def test_every_term_is_defined_once(glossary):
-    """Each term stands in one row, with a meaning."""
+    """Each term has one row, with a meaning."""
     terms = [term for section in ("The fabric", "Measurement", "The product") for term, _ in rows(glossary, section)]
     assert len(terms) > 60
     assert sorted(terms) == sorted(set(terms))

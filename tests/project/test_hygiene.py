@@ -24,7 +24,7 @@ CONFLICTS = re.compile(r"^(?:<{7}|>{7}) ", re.M)
 
 
 def found(pattern: re.Pattern[str], root, tree_files) -> list[str]:
-    """Return where a pattern stands, in any file of the tree."""
+    """Return every match of a pattern in the files of the tree."""
     hits = []
     for name in tree_files:
         text = (root / name).read_bytes().decode("utf-8", "replace")
@@ -33,17 +33,17 @@ def found(pattern: re.Pattern[str], root, tree_files) -> list[str]:
 
 
 def test_no_package_source_is_named(root, tree_files):
-    """Where packages come from is the installing machine's matter: no file names a host."""
+    """No file names a package host, because the installing machine chooses it."""
     assert found(HOSTS, root, tree_files) == []
 
 
 def test_no_path_of_one_machine_is_named(root, tree_files):
-    """No file points to a place that only one machine has."""
+    """No file contains a path that only one machine has."""
     assert found(MACHINE_PATHS, root, tree_files) == []
 
 
 def test_no_secret_is_kept(root, tree_files):
-    """No key or token stands in the tree."""
+    """The tree contains no key or token."""
     assert found(SECRETS, root, tree_files) == []
 
 

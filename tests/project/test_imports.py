@@ -1,4 +1,4 @@
-"""Every module that one of ours imports is there, also where it is imported only when a command runs."""
+"""Every imported module of the project exists, also those imported only when a command runs."""
 
 import ast
 import importlib.util
@@ -18,7 +18,7 @@ def imported(source) -> set[str]:
 
 
 def test_every_import_of_our_own_resolves(product_files):
-    """A module that was moved leaves nobody behind who still looks for it."""
+    """No file imports a module that was moved or removed."""
     names = {(source.path, name) for source in product_files for name in imported(source)}
     assert len(names) > 500
     missing = [f"{path}: {name}" for path, name in sorted(names) if importlib.util.find_spec(name) is None]

@@ -1,4 +1,4 @@
-"""The house stays as drawn: rooms, doors, sizes."""
+"""The structure of the tree: packages, imports between them, and sizes."""
 
 import ast
 import subprocess
@@ -49,7 +49,7 @@ def imported(tree: ast.AST) -> dict[int, set[str]]:
 
 
 def dotted_uses(tree: ast.AST) -> list[tuple[int, str]]:
-    """Return every name and attribute chain that starts at an import, spelt out in full, whatever it was imported as."""
+    """Return the full form of every name and attribute chain that starts at an import, under any alias."""
     alias_of: dict[str, str] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -92,7 +92,7 @@ def test_a_third_party_package_comes_in_by_one_door(package, product_files):
 
 
 def test_private_parts_of_kafkas_client_stay_in_one_file(product_files):
-    """Only one file of the bus may use what the client does not publish: private attributes of others, and its private modules."""
+    """Only one file of the bus may use private attributes or private modules of the client."""
     outside = [
         f"{source.path}:{node.lineno} {node.attr}"
         for source in product_files
@@ -113,7 +113,7 @@ def test_private_parts_of_kafkas_client_stay_in_one_file(product_files):
 
 
 def test_time_comes_from_the_clock_only(product_files):
-    """Nothing asks for the wall time or sleeps but the clock, so that any part runs under a clock of a test's."""
+    """Only the clock module reads the time or sleeps, so that any part runs under a test's clock."""
     outside = [
         f"{source.path}:{line} {name}"
         for source in product_files
@@ -125,14 +125,14 @@ def test_time_comes_from_the_clock_only(product_files):
 
 
 def test_the_time_rule_sees_through_other_names():
-    """The rule above finds a call under another name too, and leaves what is allowed."""
+    """The rule above finds a call under another name too, and allows other calls."""
     text = "import time as t\nfrom datetime import datetime as d\nfrom time import sleep\nt.time()\nd.now()\nsleep(1)\nt.monotonic_ns()\n"
     named = {name for _, name in dotted_uses(ast.parse(text)) if name in WALL_CLOCK}
     assert named == {"time.time", "datetime.datetime.now", "time.sleep"}
 
 
 def test_files_are_short(python_files):
-    """A file holds one noun: at most 450 lines in the product, 600 in a test."""
+    """A file has one subject: at most 450 lines in the product, 600 in a test."""
     long = {
         source.path: lines
         for source in python_files
@@ -183,7 +183,7 @@ def test_functions_are_short(python_files):
 
 
 def test_every_test_states_its_promise(python_files):
-    """Each test says in a sentence what it promises."""
+    """Each test has a docstring that states what it checks."""
     silent = [
         f"{source.path}:{node.lineno} {node.name}"
         for source in python_files
@@ -195,7 +195,7 @@ def test_every_test_states_its_promise(python_files):
 
 
 def test_every_module_says_why_it_exists(product_files):
-    """Each file of the product that holds code opens with why it is there."""
+    """Each file of the product with code has a docstring that states its purpose."""
     silent = [source.path for source in product_files if source.tree.body and not ast.get_docstring(source.tree)]
     assert silent == []
 

@@ -1,4 +1,4 @@
-"""The locks: what stands in them is exactly what gets installed, wherever the packages come from."""
+"""The locks: exactly the listed packages are installed, from any index."""
 
 import re
 
@@ -42,7 +42,7 @@ def test_every_pin_has_hashes(lock, root):
 
 @pytest.mark.parametrize("lock", LOCKS)
 def test_the_lock_answers_the_project_file(lock, root, pyproject):
-    """Each dependency that the project file asks for is locked at a version it allows."""
+    """Each dependency of the project file is locked at a version that it allows."""
     groups = pyproject["dependency-groups"]
     wanted = pyproject["project"]["dependencies"] + pyproject["build-system"]["requires"]
     if "dev" in lock:

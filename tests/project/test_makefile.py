@@ -1,4 +1,4 @@
-"""The first commands that anyone types: clear help, and a clear word where something is missing."""
+"""The first commands of a new user: clear help, and a clear message if something is missing."""
 
 import os
 import re
@@ -20,14 +20,14 @@ def make(folder, *words: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def alone(root, tmp_path):
-    """Put the Makefile and what its stamps look at into a folder of their own."""
+    """Copy the Makefile and the files that its stamps depend on into a separate folder."""
     for name in ("Makefile", "pyproject.toml", "requirements.lock", "requirements-dev.lock"):
         shutil.copy(root / name, tmp_path / name)
     return tmp_path
 
 
 def fake_python(folder, script: str) -> str:
-    """Write a program that stands where a Python would."""
+    """Write a program in the place of a Python."""
     path = folder / "python"
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)
@@ -43,7 +43,7 @@ def test_make_alone_prints_every_target(alone, root):
 
 
 def test_no_python_is_one_clear_line(alone):
-    """Without a Python, make says so and what to do."""
+    """Without a Python, make reports it with a hint."""
     run = make(alone, "install", "PYTHON=python-that-is-not-there")
     assert run.returncode != 0
     assert "error: no python-that-is-not-there found: install Python 3.11 or newer" in run.stderr
@@ -51,7 +51,7 @@ def test_no_python_is_one_clear_line(alone):
 
 
 def test_an_old_python_is_one_clear_line(alone):
-    """A Python that is too old is named with its version and the mend."""
+    """A Python that is too old is reported with its version and a hint."""
     old = fake_python(alone, 'case "$1" in -V) echo "Python 3.9.2" ;; *) exit 1 ;; esac')
     run = make(alone, "install", f"PYTHON={old}")
     assert run.returncode != 0
@@ -59,7 +59,7 @@ def test_an_old_python_is_one_clear_line(alone):
 
 
 def test_a_python_without_venv_is_one_clear_line(alone):
-    """Debian's Python without its venv package is told apart, with the package to install."""
+    """Debian's Python without its venv package is reported with the package to install."""
     bare = fake_python(alone, 'case "$2" in *ensurepip*) exit 1 ;; *) exit 0 ;; esac')
     run = make(alone, "install", f"PYTHON={bare}")
     assert run.returncode != 0

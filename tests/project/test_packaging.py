@@ -1,4 +1,4 @@
-"""What is installed is complete, and nothing else comes along."""
+"""The installed package is complete and contains nothing else."""
 
 import re
 import shutil
@@ -23,7 +23,7 @@ def built(root, tree_files, tmp_path_factory) -> Path:
         target = tree / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(root / name, target)
-    # What lies about in a tree that is lived in must not come along.
+    # Files that a working tree collects must not be packaged.
     (tree / "weft-data").mkdir()
     (tree / "weft-data" / "stray.md").write_text("not part of the product")
     for kind in ("wheel", "sdist"):
@@ -62,7 +62,7 @@ def test_the_wheel_says_who_it_is(wheel):
 
 
 def test_the_sdist_builds_the_same_wheel(built, wheel, tmp_path):
-    """From the source archive alone comes a wheel with the same files."""
+    """The source archive alone builds a wheel with the same files."""
     with tarfile.open(next(built.glob("*.tar.gz"))) as archive:
         # Python 3.11.0 to 3.11.3 have no filters yet, 3.12 warns without one.
         archive.extractall(tmp_path, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
@@ -75,7 +75,7 @@ def test_the_sdist_builds_the_same_wheel(built, wheel, tmp_path):
 
 
 def test_the_installed_wheel_works_without_the_tree(wheel, tmp_path):
-    """All modules of an unpacked wheel import, and its command answers, far from the tree that it was built from."""
+    """All modules of an unpacked wheel import, and its command runs, outside of the source tree."""
     site = tmp_path / "site"
     wheel.extractall(site)
     code = (

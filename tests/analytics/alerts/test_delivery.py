@@ -67,7 +67,8 @@ def test_from_a_row_to_a_webhook_and_its_end(scratch, receivers):
     assert ended["alerts"][0]["fingerprint"] == alert["fingerprint"]
 
 
-# A process that judges and sends until all is done; it says after each closed second how far it is, and what it is about to hand out.
+# A process that evaluates and sends until all is done. It prints its position after each closed second, and each delivery before it is
+# submitted.
 WORKER = """
 import sys
 from pathlib import Path
@@ -153,7 +154,7 @@ def test_kill_9_loses_and_repeats_nothing(tmp_path, receivers):
     assert work(tmp_path / "calm", "", seconds)[0]
     moments, handed = random.Random(7), []
     for _ in range(3):
-        # Each life goes on where the last one stood, so each kill falls into new work.
+        # Each process continues where the last one stopped, so each kill hits new work.
         ended, sent_now = work(tmp_path / "killed", receiver.base, seconds, kill_after=moments.randint(8, 13))
         assert not ended
         handed += sent_now

@@ -64,7 +64,7 @@ def meant(kinds, policy):
 
 
 def naive(kinds, for_s, keep_s, policy):
-    """Walk window by window, as the contract says; return (starts, fired, ends) of the alerts that fired."""
+    """Walk window by window, by the contract; return (starts, fired, ends) of the alerts that fired."""
     episodes, start, fired, breach, clear = [], None, None, 0, 0
     for second, kind in enumerate(meant(kinds, policy)):
         if kind == "breach":
@@ -137,7 +137,7 @@ def test_a_device_that_is_gone_for_a_day_is_forgotten():
 
 
 def test_an_alert_goes_from_pending_to_firing_to_resolved(database):
-    """The states follow the closed windows, with starts and ends in event time, whatever the wall clock says."""
+    """The states follow the closed windows, with starts and ends in event time, independent of the wall clock."""
     put(database, "leaf-1", [0.1, 0.9, 0.8, 0.7, 0.0, 0.0])
     evaluator = Evaluator([RULE], database)
     seen = []
@@ -190,7 +190,7 @@ def test_closing_the_same_or_earlier_windows_again_changes_nothing(database):
 VALUES = st.lists(st.sampled_from([0.9, 0.0, "absent", None, math.nan]), min_size=1, max_size=14)
 
 
-# Each example opens its own databases, so the fixture's one life is no matter.
+# Each example opens its own databases, so sharing the fixture between examples does no harm.
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_cut_of_the_windows_gives_the_same_tables(scratch, data):

@@ -277,7 +277,7 @@ def test_retries_are_spread_bounded_and_end(desk):
 
 
 def test_retry_after_is_a_lower_bound(desk):
-    """No attempt is made before the time that the receiver asked for."""
+    """No attempt is made before the time that the receiver requested."""
     desk.fire("a/1")
     desk.settle(desk.due(), Outcome.RETRY, retry_after_s=200.0)
     desk.clock.advance(199.9)
@@ -364,7 +364,7 @@ NAMES = ("a/1", "a/2", "b/1")
 STEPS = st.lists(
     st.sampled_from([("fire", n) for n in NAMES] + [("end", n) for n in NAMES] + [("send", "")] * 5 + [("kill", "")]), max_size=25
 )
-# What happens to an attempt: whether the receiver gets it, and what we hear.
+# The outcomes of an attempt: whether the receiver gets it, and the answer that Weft sees.
 ATTEMPTS = {
     "ok": (True, Outcome.DELIVERED, True),
     "lost answer": (True, Outcome.RETRY, False),
@@ -378,14 +378,14 @@ ATTEMPTS = {
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_the_receiver_ends_up_believing_what_is_true(scratch, data):
-    """After any firings, ends, failures and kills, no end was sent of an alert that was not, and in the end all is sent."""
+    """After any firings, ends, failures and kills, every end sent belongs to an alert that was sent, and finally all is sent."""
     desk, firing, believed, sent = Desk(scratch()), set(), set(), set()
 
     def send(kind):
         received, outcome, certain = ATTEMPTS[kind]
         handed = desk.due()
         if outcome is None:
-            # Nobody knows how far the sender has come with all that was handed to it.
+            # It is unknown which of the submitted deliveries the sender has made.
             sent.update(port for delivery in handed for port, status in statuses(delivery).items() if status == "firing")
         for delivery in handed:
             for port, status in statuses(delivery).items():

@@ -95,7 +95,7 @@ def test_a_disabled_rule_must_exist():
 
 
 def test_a_failed_rule_test_is_reported_with_file_and_line(tmp_path):
-    """A test that expects what does not happen is reported with the line at which it stands; one that holds is not."""
+    """A test whose expectation fails is reported with its line; one that passes is not."""
     cold = '\n[[test]]\nname = "cold"\ntable = "t"\nrows = [{ ts_s = 0, device = "a", x = -5.0 }]\nfires = '
     path = write(tmp_path, f"{GOOD}{cold}false\n{cold}true\n")
     lines = path.read_text().splitlines()
@@ -147,7 +147,7 @@ def test_a_profile_changes_condition_duration_and_whether_a_rule_runs(tmp_path):
     ],
 )
 def test_a_wrong_profile_section_is_an_error_in_every_profile(tmp_path, section, words):
-    """A profile that does not exist and a value that cannot be are refused, whichever profile is chosen."""
+    """An unknown profile and an impossible value are refused under every profile."""
     path = write(tmp_path, GOOD + section)
     with pytest.raises(ConfigError) as caught:
         load_rule(path, "training")
@@ -165,7 +165,7 @@ def test_the_fingerprint_is_prometheus_own():
 
 
 def test_templates_fill_labels_and_values():
-    """Known fields are filled in, unknown ones stay visible, a missing value says so, and a wrong format does no harm."""
+    """Known fields are filled in, unknown ones stay visible, a missing value is shown as missing, and a wrong format does no harm."""
     labels = {"device": "leaf {value}", "port": "a/b c"}
     assert render("{device} {value:.0%} {what}", labels, 0.256) == "leaf {value} 26% {what}"
     assert render("{value} {value:zz}", labels, 0.5) == "0.5 0.5"

@@ -1,4 +1,4 @@
-"""Slack messages: what they show, and that they stay within Slack's limits whatever the alerts say."""
+"""Slack messages: what they show, and that they stay within Slack's limits for any alerts."""
 
 import json
 

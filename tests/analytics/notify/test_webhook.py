@@ -99,7 +99,7 @@ def test_any_group_is_a_valid_alertmanager_message(notices, labels, limit):
 
 
 def test_the_payload_says_what_a_receiver_needs():
-    """Values, links and times stand where Alertmanager's receivers look for them."""
+    """Values, links and times are in the fields that Alertmanager's receivers read."""
     firing = Notice(
         "00000000000000aa", {"alertname": "hot", "port": "1"}, {"value": "0.5"}, 1_640_995_201_500_000_000, None, "bursts?port=1"
     )
@@ -115,14 +115,14 @@ def test_the_payload_says_what_a_receiver_needs():
 
 
 def test_times_are_rfc3339_to_the_nanosecond():
-    """A time loses nothing on its way into the payload."""
+    """A time keeps its precision in the payload."""
     assert rfc3339(0) == "1970-01-01T00:00:00Z"
     assert rfc3339(1_640_995_200_000_000_120) == "2022-01-01T00:00:00.00000012Z"
 
 
 # -- signature -------------------------------------------------------------------------------------------------------
 
-# The reference vector of the Standard Webhooks libraries; in two parts, since it looks like a secret and is none.
+# The reference vector of the Standard Webhooks libraries; in two parts, because secret scanners would report it.
 VECTOR_SECRET = "whsec_" + "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 VECTOR_SIGNATURE = "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
 
@@ -138,7 +138,7 @@ def test_the_signature_is_the_published_one():
     "text", ["", "# none\n", "whsec_short", "whsec_" + "?" * 40, base64.b64encode(b"x" * 32).decode(), "whsec_" + "QUFB" * 40]
 )
 def test_a_secret_that_is_none_is_refused_without_being_shown(text):
-    """A file without a proper secret is a configuration error that does not repeat what it holds."""
+    """A file without a valid secret is a configuration error that does not repeat the content."""
     with pytest.raises(ConfigError) as caught:
         parse_secrets(text, "secrets.txt")
     assert not text.strip("# \n") or text.strip() not in str(caught.value)
@@ -256,7 +256,7 @@ def test_a_broken_answer_is_an_uncertain_retry(receivers, behaviour):
 
 
 def test_a_huge_body_is_not_read(receivers):
-    """A success counts however long the receiver's answer is."""
+    """A success counts even with a very long answer."""
     receiver = receivers()
 
     def huge(handler):

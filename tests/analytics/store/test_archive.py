@@ -1,4 +1,4 @@
-"""Segments: rows that left the hot tables are seen exactly once in every snapshot, and what is too old goes."""
+"""Segments: rows that left the hot tables are seen exactly once in every snapshot, and rows that are too old are deleted."""
 
 import re
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ HOUR_S = 3600
     ("keep_days", "says"), [((("1s", -2.0),), "is kept for -2.0 days; write more than 0"), ((("2s", 1.0),), "there is no resolution '2s'")]
 )
 def test_what_is_kept_is_said_in_full_or_in_part(keep_days: tuple[tuple[str, float], ...], says: str) -> None:
-    """A setting of one resolution leaves the others as they are; one that cannot be is told."""
+    """Setting one resolution leaves the others unchanged; an impossible one is an error."""
     clock = ManualClock()
     report = Report("analyze", "test", clock)
     assert Archive(Store(Path("nowhere")), ArchiveConfig(keep_days=(("1s", 7.0),)), clock, report)
@@ -99,7 +99,7 @@ def test_hours_that_closed_long_ago_become_a_segment(rig: Rig) -> None:
 
 
 def test_too_many_rows_are_cut_in_half(rig: Rig) -> None:
-    """A table over ``hot_rows_max`` gives up the older half of its time, at a minute."""
+    """A table over ``hot_rows_max`` moves the older half of its time span, cut at a full minute."""
     seconds = list(range(0, 600, 5))
     rig.insert(seconds)
     rig.archive.run()
@@ -121,7 +121,7 @@ def test_rows_that_come_late_for_their_segment_are_not_lost(rig: Rig) -> None:
 
 
 def test_coarse_rows_that_still_grow_stay(rig: Rig) -> None:
-    """The newest row of a coarse table never goes, however many there are: the next batch adds to it."""
+    """The newest row of a coarse table never moves, because the next batch adds to it."""
     rig.insert([HOUR_S] * 150, "quality_1h")
     rig.archive.run()
     assert rig.hot("quality_1h") == [HOUR_S] * 150
@@ -153,7 +153,7 @@ def test_files_that_no_manifest_knows_are_removed(rig: Rig) -> None:
 
 
 def test_old_segments_expire_after_their_grace(rig: Rig) -> None:
-    """A segment cut longer ago than its resolution is kept leaves the manifest, and its file when no query can hold it."""
+    """A segment older than the retention of its resolution leaves the manifest; its file is deleted when no query can use it."""
     rig.insert([0, 3 * HOUR_S])
     rig.archive.run()
     rig.clock.advance(2 * 86_400 - 1)
@@ -169,7 +169,7 @@ def test_old_segments_expire_after_their_grace(rig: Rig) -> None:
 
 
 def test_an_older_snapshot_still_finds_its_files(rig: Rig) -> None:
-    """Who opened a snapshot before a cut or an expiry reads on: rows it has hot stay in it, files stay for the grace."""
+    """A snapshot opened before a cut or an expiry stays readable: its hot rows stay in it, and files stay for the grace time."""
     seconds = [0, 3 * HOUR_S]
     rig.insert(seconds)
     rig.seen()
@@ -186,7 +186,7 @@ def test_an_older_snapshot_still_finds_its_files(rig: Rig) -> None:
 
 
 def test_every_table_can_be_cut(rig: Rig) -> None:
-    """Any table that is a history, what is kept as it comes among them, gives its old rows to a segment of the same columns."""
+    """Every history table, also one of unchanged rows, moves its old rows to a segment with the same columns."""
     tables = {name: table for name, table in base_tables().items() if name != "inventory"}
     stamps = {name: "start_ts" if "start_ts" in table.polars else "ts" for name, table in tables.items()}
     for name, table in tables.items():
@@ -208,7 +208,7 @@ def test_every_table_can_be_cut(rig: Rig) -> None:
 
 
 def test_what_is_kept_as_it_comes_expires_by_its_receipt(tmp_path: Path) -> None:
-    """Rows of families go when what was received last is thirty days newer, hot or not; a store of an old recording keeps its own."""
+    """Rows of families are deleted when the last row received is thirty days newer; a store of an old recording keeps its rows."""
     rig = Rig(tmp_path)
     now = rig.clock.now_ns()
     recorded = pl.DataFrame({"ts": [T0], "recv_ts": [T0], "device": ["recorded"], "what": ["packets"]})
@@ -224,7 +224,7 @@ def test_what_is_kept_as_it_comes_expires_by_its_receipt(tmp_path: Path) -> None
 
 
 def test_the_writer_itself_sees_every_row_at_once(rig: Rig) -> None:
-    """Rules are judged on the writer's own views right after storing, so moved and bulk rows are in them before a snapshot is made."""
+    """Rules are evaluated on the writer's own views right after storing, so these have moved and bulk rows before a snapshot exists."""
     seconds = [0, 3 * HOUR_S]
     rig.insert(seconds)
     rig.archive.run()

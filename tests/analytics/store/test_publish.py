@@ -1,4 +1,4 @@
-"""Publishing: readers see whole states of the store, at any time, in any process, and old ones go when nobody needs them."""
+"""Publishing: readers in any process always see complete states of the store; old snapshots are deleted when unused."""
 
 import os
 import subprocess
@@ -70,7 +70,7 @@ def ask(child: "subprocess.Popen[str]", what: str = "") -> str:
 
 
 def test_any_client_reads_while_weft_writes(rig: Rig, children: Children) -> None:
-    """Plain DuckDB in another process reads the current link while rows are written and published; it holds what it opened."""
+    """Plain DuckDB in another process reads the current link while rows are written and published; what it opened stays readable."""
     child = children(READ, str(rig.folder / "current.duckdb"))
     assert ask(child) == "0 0"
     for offset in range(1, 6):
@@ -83,7 +83,7 @@ def test_any_client_reads_while_weft_writes(rig: Rig, children: Children) -> Non
 
 
 def test_a_snapshot_needs_no_log_and_no_writer(rig: Rig) -> None:
-    """A snapshot is whole: it can be copied away alone and read after the writer has gone."""
+    """A snapshot is complete: a copy of it can be read alone, after the writer has stopped."""
     rig.write(7)
     rig.publisher.publish()
     assert not list((rig.folder / "snapshots").glob("*.wal"))
@@ -105,7 +105,7 @@ def test_nothing_is_published_when_nothing_changed(rig: Rig) -> None:
 
 
 def test_old_snapshots_go_when_no_query_can_hold_them(rig: Rig) -> None:
-    """Three are kept always, older ones until their grace has passed; the current one is the newest."""
+    """The last three are always kept, older ones until their grace time has passed; the newest is current."""
     for _ in range(6):
         rig.write()
         rig.publisher.publish()
@@ -123,7 +123,7 @@ def test_old_snapshots_go_when_no_query_can_hold_them(rig: Rig) -> None:
 
 
 def test_a_new_publisher_goes_on_with_the_numbers(rig: Rig) -> None:
-    """After a restart numbers go up, torn files of a crash are removed, and what is stored is published at once."""
+    """After a restart numbers go up, partial files of a crash are removed, and the stored rows are published at once."""
     rig.write()
     rig.publisher.publish()
     (rig.folder / "snapshots" / "0000000099.part").write_bytes(b"torn")
@@ -152,7 +152,7 @@ def test_what_publishing_costs_bounds_how_often_it_happens(tmp_path: Path) -> No
     store.start()
     publisher = Publisher(store, PublishConfig(every_s=2.0), clock, Report("analyze", "test", clock))
     publisher.start()
-    # One second went by between the two looks at the clock, so ten must pass.
+    # The copy took one second by the clock, so ten must pass.
     assert publisher.due_ns() - clock.now_ns() == 10 * NS_PER_S
     store.stop()
 
@@ -171,7 +171,7 @@ def test_every_view_can_be_read_in_an_empty_store(rig: Rig) -> None:
 
 
 def test_extra_views_are_published_too(rig: Rig) -> None:
-    """Other parts add views of their own, and a changed set is published with the next snapshot."""
+    """Other packages can add views, and a changed set is published with the next snapshot."""
     extra = ("CREATE OR REPLACE VIEW main.mine AS SELECT 42 AS answer",)
     publisher = Publisher(rig.store, PublishConfig(), rig.clock, rig.report, extra)
     publisher.start()

@@ -1,4 +1,4 @@
-"""Roll-ups against a direct SQL merge of all rows of 1 s, whatever the batches; and rows with their positions, or neither."""
+"""Roll-ups equal a direct SQL merge of all rows of 1 s, for any batches; rows and positions are stored together or not at all."""
 
 import math
 from collections.abc import Iterator
@@ -184,7 +184,7 @@ class Rig:
 
 @pytest.fixture
 def rig(tmp_path: Path) -> Iterator[Rig]:
-    """Return a sink's surroundings."""
+    """Return a sink with its bus and store."""
     one = Rig(tmp_path)
     yield one
     one.close()
@@ -195,7 +195,7 @@ def count(store: Store, table: str) -> int:
 
 
 def test_rows_and_positions_are_stored_together_or_not_at_all(rig: Rig) -> None:
-    """When anything fails before the end of the transaction neither rows nor positions are there, and the next try stores all once."""
+    """A failure before the end of the transaction stores neither rows nor positions, and the next attempt stores all once."""
     table = STATES["port_samples"]
     frame = rows(table, 30, np.random.default_rng(0))
     rig.publish(table, frame)
@@ -217,7 +217,7 @@ def test_rows_and_positions_are_stored_together_or_not_at_all(rig: Rig) -> None:
 
 @pytest.mark.parametrize("folded", [None, *COARSER])
 def test_a_sink_reads_on_where_the_store_says(rig: Rig, folded: str | None) -> None:
-    """A new sink stores what is not stored and folds what is not folded, whatever its predecessor held and lost with its process."""
+    """A new sink stores and folds the rows that are missing, even if its predecessor was killed with rows in memory."""
     table = STATES["quality"]
     frames = [rows(table, 5, np.random.default_rng(seed)) for seed in range(3)]
     rig.publish(table, frames[0])
@@ -247,7 +247,7 @@ def test_a_sink_reads_on_where_the_store_says(rig: Rig, folded: str | None) -> N
 def test_whatever_is_folded_before_a_sink_dies_is_folded_once(
     tmp_path_factory: pytest.TempPathFactory, steps: list[str], seed: int
 ) -> None:
-    """Storing, folding up to any resolution and dying in any order, over two partitions, every resolution is the merge of all rows."""
+    """With stores, partial folds and kills in any order, over two partitions, every resolution is the merge of all rows."""
     rig = Rig(tmp_path_factory.mktemp("rig"))
     table, rng, published = STATES["quality"], np.random.default_rng(seed), [rows(STATES["quality"], 1, np.random.default_rng(seed))]
     rig.publish(table, published[0])
@@ -273,7 +273,7 @@ def test_whatever_is_folded_before_a_sink_dies_is_folded_once(
 
 
 def test_poison_on_the_state_topics_is_passed_by(rig: Rig) -> None:
-    """A message that cannot be read is counted and passed, and what came with it is stored."""
+    """A message that cannot be read is counted and skipped, and the others of its batch are stored."""
     table = STATES["latency"]
     with rig.producer.transaction() as transaction:
         transaction.publish(table.topic, "k", b"nonsense", headers(table), partition=0)
@@ -292,7 +292,7 @@ def test_poison_on_the_state_topics_is_passed_by(rig: Rig) -> None:
 
 @pytest.mark.parametrize("table", KEYED, ids=lambda table: table.name)
 def test_a_backlog_is_stored_like_a_trickle(rig: Rig, table: Table) -> None:
-    """So many rows at once that they bypass the hot tables give the same rows, each once, at every resolution."""
+    """A batch large enough to bypass the hot tables gives the same rows, each once, at every resolution."""
     frame = rows(table, 3 * BULK_ROWS, np.random.default_rng(3), seconds=3_000)
     # Every key once, so that there are enough rows: names take the place of random repeats.
     frame = frame.with_columns(

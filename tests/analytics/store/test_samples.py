@@ -1,4 +1,4 @@
-"""The ring of raw runs: what the bus brought, once, for as long as age and size allow."""
+"""Raw samples: each segment from the bus is stored once, as long as age and size allow."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +25,7 @@ TABLE = FAMILIES["burst_sample"]
 
 
 class Rig:
-    """A bus, a store and the ring between them."""
+    """A bus, a store and the raw samples between them."""
 
     def __init__(self, folder: Path, config: RawSamplesConfig | None = None) -> None:
         self.folder = folder / "store"
@@ -75,14 +75,14 @@ class Rig:
 
 @pytest.fixture
 def rig(tmp_path: Path) -> Iterator[Rig]:
-    """Return an empty ring."""
+    """Return a store without raw samples."""
     one = Rig(tmp_path)
     yield one
     one.close()
 
 
 def test_runs_are_written_every_few_seconds(rig: Rig) -> None:
-    """What the bus brings is held for ``every_s``, then one file holds it all, its samples as wide as they need."""
+    """Segments from the bus are buffered for ``every_s``, then written to one file with the narrowest sufficient type."""
     rig.publish(0)
     rig.publish(1, [2**40, 1])
     assert rig.ring.step()
@@ -95,7 +95,7 @@ def test_runs_are_written_every_few_seconds(rig: Rig) -> None:
 
 
 def test_a_restart_repeats_and_loses_nothing(rig: Rig) -> None:
-    """Runs that were read but not written before a crash are read again; written ones are not."""
+    """Segments that were read but not written before a crash are read again; written ones are not."""
     rig.publish(0)
     rig.ring.step()
     rig.ring.flush()
@@ -114,7 +114,7 @@ def test_a_restart_repeats_and_loses_nothing(rig: Rig) -> None:
 
 
 def test_files_that_no_transaction_knows_are_removed(rig: Rig) -> None:
-    """A file that was written but not committed before a crash goes at the next start, or its runs would be seen twice."""
+    """A file written but not committed before a crash is deleted at the next start, or its segments would be seen twice."""
     rig.publish(0)
     rig.ring.step()
     rig.ring.flush()
@@ -126,7 +126,7 @@ def test_files_that_no_transaction_knows_are_removed(rig: Rig) -> None:
 
 
 def test_the_ring_forgets_by_age(tmp_path: Path) -> None:
-    """A file written longer ago than ``age_s`` goes with the next one that is written."""
+    """A file older than ``age_s`` is deleted when the next one is written."""
     rig = Rig(tmp_path, RawSamplesConfig(age_s=10, every_s=0))
     for second in range(4):
         rig.publish(second)
@@ -138,7 +138,7 @@ def test_the_ring_forgets_by_age(tmp_path: Path) -> None:
 
 
 def test_the_ring_forgets_by_size(tmp_path: Path) -> None:
-    """The oldest files go when all of them are larger than ``bytes_max`` together."""
+    """The oldest files are deleted when all files together exceed ``bytes_max``."""
     rig = Rig(tmp_path, RawSamplesConfig(every_s=0))
     for second in range(3):
         rig.publish(second)
@@ -159,7 +159,7 @@ def test_the_ring_forgets_by_size(tmp_path: Path) -> None:
 
 
 def test_an_empty_ring_can_be_read(tmp_path: Path) -> None:
-    """With no room for anything the view is there and has no rows, before and after."""
+    """With a limit of zero the view exists and has no rows, before and after."""
     rig = Rig(tmp_path, RawSamplesConfig(bytes_max=0, every_s=0))
     assert rig.seen() == []
     rig.publish(0)
@@ -170,7 +170,7 @@ def test_an_empty_ring_can_be_read(tmp_path: Path) -> None:
 
 
 def test_poison_is_passed_by(rig: Rig) -> None:
-    """A message that cannot be read takes no room, and the ring goes on after it."""
+    """A message that cannot be read is skipped and takes no space."""
     with rig.producer.transaction() as transaction:
         transaction.publish(TABLE.topic, "d", b"nonsense", headers(TABLE))
     rig.publish(1)
@@ -181,7 +181,7 @@ def test_poison_is_passed_by(rig: Rig) -> None:
 
 
 def test_another_family_in_the_topic_is_passed_by(rig: Rig) -> None:
-    """A readable message of another table is no run of samples, and does not stop the ring."""
+    """A readable message of another table is no segment; it is skipped."""
     other = FAMILIES["event"]
     with rig.producer.transaction() as transaction:
         transaction.publish(TABLE.topic, "d", encode(pl.DataFrame({"ts": [T0], "kind": ["x"]}), other), headers(other))
@@ -192,7 +192,7 @@ def test_another_family_in_the_topic_is_passed_by(rig: Rig) -> None:
 
 
 def test_a_file_that_cannot_be_written_is_tried_again(rig: Rig) -> None:
-    """When the folder refuses, that is a ``StoreError``; nothing is counted as read, and the next flush writes it."""
+    """A folder that cannot be written is a ``StoreError``; nothing counts as read, and the next flush writes it."""
     rig.publish(0)
     rig.ring.step()
     samples = rig.folder / "samples"
@@ -205,7 +205,7 @@ def test_a_file_that_cannot_be_written_is_tried_again(rig: Rig) -> None:
 
 
 def test_how_far_it_is_counts_what_is_read(rig: Rig) -> None:
-    """Whoever waits for the ring waits for its reading: what is held gets its file at the end, or is read again after a crash."""
+    """A process that waits for raw samples waits until they are read: buffered ones are written at the end, or read again after a crash."""
     rig.publish(0)
     assert sum(rig.ring.positions().values()) == 0
     rig.ring.step()
@@ -218,7 +218,7 @@ def test_how_far_it_is_counts_what_is_read(rig: Rig) -> None:
 
 @pytest.mark.parametrize("kind", ["embedded", "kafka"])
 def test_all_that_is_on_the_bus_is_drained(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    """What was published before the end is in the ring, also where the first answers of a broker are empty."""
+    """Segments published before the end are stored, also if the first polls of a broker are empty."""
     clock = SystemClock()
     bus = open_bus(BusConfig(kind=kind, servers=request.getfixturevalue("kafka") if kind == "kafka" else ""), tmp_path / "data")
     store = Store(tmp_path / "store")

@@ -1,4 +1,4 @@
-"""The store: one writer, readers at any time, and nothing that was stored is lost by a kill, a full disk or a failure."""
+"""The store: one writer, readers at any time, and no stored row is lost by a kill, a full disk or a failure."""
 
 import os
 import signal
@@ -79,14 +79,14 @@ def stores() -> Iterator[Callable[[Path], Store]]:
 
 
 def attempt(children: Children, folder: Path) -> str:
-    """Return what another process says that tries to write the store."""
+    """Return the output of another process that tries to write the store."""
     child = children(OPEN, str(folder))
     said, _ = child.communicate("", timeout=60)
     return said.strip()
 
 
 def test_a_second_writer_is_refused(stores: Callable[[Path], Store], children: Children, tmp_path: Path) -> None:
-    """Another process that would write the store gets one sentence; after the first has closed it may."""
+    """A second writing process gets a one-sentence error; after the first has closed it may write."""
     store = stores(tmp_path)
     assert attempt(children, tmp_path) == f"store: another process writes {tmp_path}; stop it, or choose another folder with --data"
     store.stop()
@@ -105,7 +105,7 @@ def test_a_second_writer_is_refused_after_snapshots_too(stores: Callable[[Path],
 
 
 def test_whether_a_store_is_written_can_be_asked(children: Children, tmp_path: Path) -> None:
-    """``is_locked`` sees a writer in another process, and does not see one where there is none."""
+    """``is_locked`` is true with a writer in another process, and false without."""
     assert not is_locked(tmp_path)
     child = children(OPEN, str(tmp_path))
     assert child.stdout is not None
@@ -117,7 +117,7 @@ def test_whether_a_store_is_written_can_be_asked(children: Children, tmp_path: P
 
 @pytest.mark.parametrize("before", [None, 262_144])
 def test_new_stores_have_small_blocks(stores: Callable[[Path], Store], tmp_path: Path, before: int | None) -> None:
-    """A store that is made has blocks of 16 KiB, one that was there keeps its own."""
+    """A new store has blocks of 16 KiB, an existing one keeps its own."""
     if before is not None:
         duckdb.connect(
             str(tmp_path / "hot.duckdb"), config={"default_block_size": before, "storage_compatibility_version": STORAGE_VERSION}
@@ -128,7 +128,7 @@ def test_new_stores_have_small_blocks(stores: Callable[[Path], Store], tmp_path:
 
 
 def test_groups_of_rows_are_small(stores: Callable[[Path], Store], tmp_path: Path) -> None:
-    """A checkpoint writes the last group of rows of a table anew, so no group has many, also in a store that was made with large ones."""
+    """A checkpoint rewrites the last row group of a table, so groups are small, also in a store that was created with large ones."""
     duckdb.connect(str(tmp_path / "hot.duckdb"), config={"storage_compatibility_version": STORAGE_VERSION}).close()
     store = stores(tmp_path)
     store.execute("CREATE TABLE main.many AS SELECT range AS n FROM range(10_000)")
@@ -141,7 +141,7 @@ def test_groups_of_rows_are_small(stores: Callable[[Path], Store], tmp_path: Pat
 
 
 def test_what_rests_is_in_the_file(stores: Callable[[Path], Store], tmp_path: Path) -> None:
-    """A store at rest keeps next to nothing of what was written, and answers as before."""
+    """A store at rest caches almost nothing of what was written, and answers as before."""
     store = stores(tmp_path)
     store.execute("CREATE TABLE main.many AS SELECT range AS n, hash(range) AS h FROM range(3_000_000)")
     store.checkpoint()
@@ -154,7 +154,7 @@ def test_what_rests_is_in_the_file(stores: Callable[[Path], Store], tmp_path: Pa
 
 
 def test_a_look_by_plain_rows(stores: Callable[[Path], Store], tmp_path: Path) -> None:
-    """What is published can be asked without frames and not be changed; without a store or with a wrong query there is one clear error."""
+    """A published store can be queried without frames and cannot be changed; no store or a wrong query is one clear error."""
     with pytest.raises(StoreError, match="published"), light_reader(tmp_path / "nowhere"):
         pass
     store = stores(tmp_path)
@@ -170,7 +170,7 @@ def test_a_look_by_plain_rows(stores: Callable[[Path], Store], tmp_path: Path) -
 
 
 def test_a_store_that_was_moved_says_how_to_publish_it_anew(stores: Callable[[Path], Store], tmp_path: Path) -> None:
-    """The views of a snapshot name files where they were; after a move a query says so, and a publication mends it."""
+    """The views of a snapshot name files where they were; after a move a query reports it, and the next publication fixes it."""
     store = stores(tmp_path / "old" / "store")
     frame = pl.DataFrame([dict.fromkeys(STATES["quality"].polars) | {"ts": 10**18, "device": "d"}], schema=STATES["quality"].polars)
     archive = Archive(store, ArchiveConfig(), ManualClock(), Report("analyze", "test", ManualClock()))
@@ -190,7 +190,7 @@ def test_a_store_that_was_moved_says_how_to_publish_it_anew(stores: Callable[[Pa
 
 
 def test_a_newer_store_is_refused_and_let_go(stores: Callable[[Path], Store], children: Children, tmp_path: Path) -> None:
-    """Tables of a later Weft are not touched, and the refused store holds no lock."""
+    """Tables of a newer Weft are not changed, and the refused store is not locked."""
     store = stores(tmp_path)
     store.execute("UPDATE base.version SET version = ?", [TABLES_VERSION + 1])
     store.stop()
@@ -218,7 +218,7 @@ def test_a_store_opens_again_and_keeps_its_tables(stores: Callable[[Path], Store
 
 
 def test_the_one_mark_of_an_older_store_becomes_one_for_each_resolution(stores: Callable[[Path], Store], tmp_path: Path) -> None:
-    """What an older store had not folded into any coarser table is marked so for each of them."""
+    """Rows that an older store had not folded are marked as unfolded for every coarser table."""
     store = stores(tmp_path)
     for resolution in ("10s", "1m", "1h"):
         store.execute(f"ALTER TABLE base.positions DROP COLUMN unfolded_{resolution}")
@@ -230,14 +230,14 @@ def test_the_one_mark_of_an_older_store_becomes_one_for_each_resolution(stores: 
 
 
 def test_the_file_opens_in_every_duckdb_that_is_promised(stores: Callable[[Path], Store], tmp_path: Path) -> None:
-    """The storage version is set on purpose, so that an older client of a user can read the snapshots."""
+    """The storage version is fixed, so that an older client can read the snapshots."""
     store = stores(tmp_path)
     tags = store.query("SELECT tags FROM duckdb_databases() WHERE path IS NOT NULL")[0]["tags"]
     assert STORAGE_VERSION.removesuffix(".0") in str(tags)
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
-    """A file where the folder should be gives one sentence with the mend."""
+    """A file in place of the folder gives a one-sentence error with a hint."""
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match=r"cannot be written: .*; choose another folder with --data"):
         Store(tmp_path / "file" / "store").start()
@@ -259,7 +259,7 @@ def test_a_closed_store_says_so(tmp_path: Path) -> None:
 
 
 def test_a_transaction_is_whole_or_nothing(stores: Callable[[Path], Store], tmp_path: Path) -> None:
-    """What fails inside a block undoes all of it, counts as no write, and DuckDB's errors come as ``StoreError``."""
+    """A failure inside a block rolls all of it back, counts as no write, and DuckDB's errors become ``StoreError``."""
     store = stores(tmp_path)
     before = store.writes
     for error in (ZeroDivisionError, KeyboardInterrupt):
@@ -277,7 +277,7 @@ def test_a_transaction_is_whole_or_nothing(stores: Callable[[Path], Store], tmp_
 
 
 def test_a_writer_that_is_killed_leaves_whole_transactions(stores: Callable[[Path], Store], children: Children, tmp_path: Path) -> None:
-    """After ``kill -9`` at any moment the store opens, holds every transaction that was acknowledged, and none by half."""
+    """After ``kill -9`` at any moment the store opens with every acknowledged transaction, and none in part."""
     for _ in range(2):
         child = children(WRITE_FOR_EVER, str(tmp_path))
         assert child.stdout is not None
@@ -309,7 +309,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_is_named_and_survived(small_disk: Path) -> None:
-    """When the disk is full the transaction fails with one sentence, what was stored stays, and after a mend all goes on."""
+    """On a full disk the transaction fails with one sentence, stored rows stay, and with space again all continues."""
     filler = small_disk / "filler"
     filler.write_bytes(bytes(12 * 1024 * 1024))
     store = Store(small_disk / "store")
@@ -328,7 +328,7 @@ def test_a_full_disk_is_named_and_survived(small_disk: Path) -> None:
     store.stop()
     store.start()
     count = "SELECT count(*) AS n, count(DISTINCT n) AS parts FROM base.bulk"
-    # A transaction may have been written whole before its checkpoint found no room.
+    # A transaction may have been written completely before its checkpoint found the disk full.
     assert store.query(count)[0] in [{"n": parts * 20_000, "parts": parts} for parts in (stored, stored + 1)]
     before = int(str(store.query(count)[0]["n"]))
     with store.transaction():
@@ -339,7 +339,7 @@ def test_a_full_disk_is_named_and_survived(small_disk: Path) -> None:
 
 
 def test_a_snapshot_that_finds_no_room_leaves_the_last_one(small_disk: Path) -> None:
-    """Publishing on a full disk is an error; readers keep what they had, and no torn file stays."""
+    """Publishing on a full disk is an error; readers keep their snapshot, and no partial file stays."""
     store = Store(small_disk / "store")
     store.start()
     publishing = publisher(store)
@@ -362,7 +362,7 @@ def test_a_snapshot_that_finds_no_room_leaves_the_last_one(small_disk: Path) -> 
 
 @pytest.mark.parametrize("name", ["it's", 'double"quote', "glob[a]*", "blank and ünïcode", "semi;colon--"])
 def test_any_folder_name_will_do(stores: Callable[[Path], Store], tmp_path: Path, name: str) -> None:
-    """Signs that mean something to SQL or to patterns may stand in the path of the data."""
+    """The data path may contain characters that are special in SQL or in patterns."""
     folder = tmp_path / name
     publishing = publisher(stores(folder))
     publishing.start()
@@ -373,13 +373,13 @@ def test_any_folder_name_will_do(stores: Callable[[Path], Store], tmp_path: Path
 
 
 def test_reading_before_anything_is_published_says_what_to_do(tmp_path: Path) -> None:
-    """A reader of an empty folder gets one sentence with the mend."""
+    """A reader of an empty folder gets a one-sentence error with a hint."""
     with pytest.raises(StoreError, match=r"nothing is published in .* start 'weft up'"):
         Reader(tmp_path)
 
 
 def test_a_reader_says_what_is_wrong_with_a_query(stores: Callable[[Path], Store], tmp_path: Path) -> None:
-    """A wrong query is a ``StoreError`` with DuckDB's words; a right one may be bounded in rows."""
+    """A wrong query is a ``StoreError`` with DuckDB's message; a valid one can be limited in rows."""
     publisher(stores(tmp_path)).start()
     reader = Reader(tmp_path)
     with pytest.raises(StoreError, match="colour"):

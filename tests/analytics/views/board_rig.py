@@ -1,4 +1,4 @@
-"""A store with its views, into which tests put rows as the services do it."""
+"""A store with its views, into which tests insert rows as the services do."""
 
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ class Viewed:
             self.store.execute(statement)
 
     def keep(self, tables: dict[str, pl.DataFrame]) -> None:
-        """Store what a metric made: rows of state tables at every resolution, other rows as they are."""
+        """Store the output of a metric: rows of state tables at every resolution, other rows unchanged."""
         for name, frame in tables.items():
             if name in STATES and STATES[name].having("key"):
                 self.store.insert(f"base.{name}_1s", stored(STATES[name], frame))

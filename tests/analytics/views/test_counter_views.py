@@ -1,4 +1,4 @@
-"""What a user reads of counters: readings go through the metric into a store, and the views say what the formulas mean."""
+"""Views of counters: counter samples go through the metric into a store, and the views equal the formulas."""
 
 import math
 from collections.abc import Iterator
@@ -21,10 +21,10 @@ G400 = 400 * S
 
 
 class Board(Viewed):
-    """A store with its views, into which readings are put as the services do it."""
+    """A store with its views, into which counter samples are inserted as the services do."""
 
     def read(self, family: str, rows: list[dict], seconds: int = 600) -> None:
-        """Store what readings of a device make; ``t`` is seconds after T0."""
+        """Store the statistics of a device's counter samples; ``t`` is seconds after T0."""
         types = FAMILIES[family].polars
         base = {"recv_ts": T0, "source": "gnmi", "epoch": 0, "port": "p", "queue": "3", "direction": "tx"}
         full = [{name: {**base, **row, "ts": T0 + round(row["t"] * S)}.get(name) for name in types} for row in rows]
@@ -59,7 +59,7 @@ def test_a_port_that_is_only_counted_has_its_figures(board: Board) -> None:
 
 
 def test_samples_and_counters_meet_in_one_row(board: Board) -> None:
-    """Where a port is sampled and counted there is one row: bursts and bytes of the samples beside the counters of its direction."""
+    """A port with samples and counters has one row: bursts and bytes from the samples, the rest from the counters of its direction."""
     board.sample([5_000_000] * 1000)
     board.read("port", [{"t": t, "rx_bytes": 4 * 10**9 * t, "rx_errors": 2 * t, "tx_errors": t} for t in (-0.5 + 0.5, 0.5, 0.99)])
     row = board.one("SELECT * FROM ports_1s WHERE direction = 'rx'")
@@ -73,7 +73,7 @@ def test_samples_and_counters_meet_in_one_row(board: Board) -> None:
 
 
 def test_of_two_sources_one_is_shown(board: Board) -> None:
-    """Where two collectors count one port the one with most readings is shown, of equals the first by name; nothing is added up."""
+    """If two collectors read one port, the one with most counter samples is shown, on a tie the first by name; nothing is added up."""
     for source, step in (("sflow", 1), ("gnmi", 0.25)):
         board.read("port", [{"t": k * step, "source": source, "rx_bytes": int(10**6 * k * step)} for k in range(int(3 / step))])
     rows = board.rows("SELECT source, bytes FROM ports_1s WHERE direction = 'rx' ORDER BY ts")
@@ -82,7 +82,7 @@ def test_of_two_sources_one_is_shown(board: Board) -> None:
 
 
 def test_what_is_read_rarely_says_so(board: Board) -> None:
-    """Read every 30 s: the windows of a second in which readings lie are coarse, and a minute is ok."""
+    """Read every 30 s: the 1 s windows with counter samples are coarse, and a minute is ok."""
     board.read("port", [{"t": t, "rx_bytes": t} for t in range(0, 241, 30)])
     assert {row["quality"] for row in board.rows("SELECT quality FROM ports_1s WHERE bytes IS NOT NULL")} == {"coarse"}
     assert [row["counter_covered_ratio"] for row in board.rows("SELECT * FROM ports_1m WHERE direction = 'rx' ORDER BY ts")] == [
@@ -116,7 +116,7 @@ def test_error_correction_in_figures(board: Board) -> None:
 )
 @pytest.mark.parametrize("ratio", [0.5, 0.7])
 def test_the_predicted_loss_of_geometric_bins(board: Board, speed_bps: int, factor: float, ratio: float) -> None:
-    """Where each bin is a fixed part of the one before, the prediction is that series' tail from 16 to 20 errors, in closed form."""
+    """If each bin is a fixed share of the one before, the prediction equals the closed form of the series from 16 to 20 errors."""
     bins = [round(10**10 * ratio**k) for k in range(16)]
     board.read("port", [{"t": 1000 * t, "speed_bps": speed_bps, "fec_bins": [t * n for n in bins]} for t in (0, 1)], seconds=2000)
     row = board.one("SELECT flr_predicted FROM ports_1s WHERE direction = 'rx' AND flr_predicted IS NOT NULL")
@@ -126,7 +126,7 @@ def test_the_predicted_loss_of_geometric_bins(board: Board, speed_bps: int, fact
 
 
 def test_the_prediction_is_numpys_line(board: Board) -> None:
-    """On any bins it is the least squares line of those above ten codewords, as NumPy fits it; of fewer than two there is none."""
+    """For any bins it is NumPy's least squares line through those above ten codewords; with fewer than two there is none."""
     bins = np.array([10**12, 5 * 10**8, 10**6, 11, 4000, 10, 0, 900, 3, 0, 0, 0, 12, 0, 0, 0])
     k = np.arange(1, 16)[bins[1:] > 10]
     slope, start = np.polyfit(k, np.log10(bins[k] / bins.sum()), 1)
@@ -139,7 +139,7 @@ def test_the_prediction_is_numpys_line(board: Board) -> None:
 
 
 def test_a_link_that_flaps(board: Board) -> None:
-    """Flaps and the share of the time up stand on both directions, and the events tell when."""
+    """Flaps and the share of the time up are in both directions, and the events have the times."""
     board.read("port", [{"t": t / 4, "rx_bytes": t, "oper_up": t not in (5, 6)} for t in range(12)])
     rows = board.rows("SELECT DISTINCT ts, flaps, up_ratio FROM ports_1s ORDER BY ts")
     assert [(row["flaps"], row["up_ratio"]) for row in rows] == [(0, 1.0), (2, 0.5), (0, 1.0)]
@@ -147,7 +147,7 @@ def test_a_link_that_flaps(board: Board) -> None:
 
 
 def test_a_queue_in_figures(board: Board) -> None:
-    """Marks, drops, pauses and levels of a queue are ratios of what its counters moved to what they cover."""
+    """Marks, drops, pauses and levels of a queue are ratios of its counters' deltas to the time or amount covered."""
     step = {
         "packets": 900,
         "bytes": 10**9,
@@ -168,7 +168,7 @@ def test_a_queue_in_figures(board: Board) -> None:
 
 
 def test_pauses_that_are_only_counted_are_bounded(board: Board) -> None:
-    """Where only frames are known, the share of pause is at most 83.9 us each at 400G, and the row says that it is a bound."""
+    """Where only frames are known, the share of pause is at most 83.9 us each at 400G, and the row is marked as a bound."""
     board.read("port", [{"t": t, "speed_bps": G400} for t in (0, 1)])
     board.read("queue", [{"t": t, "pfc_rx_frames": 1000 * t, "packets": t} for t in (0, 1)])
     row = board.one("SELECT * FROM queues_1s WHERE packets IS NOT NULL")
@@ -177,7 +177,7 @@ def test_pauses_that_are_only_counted_are_bounded(board: Board) -> None:
 
 
 def test_how_pauses_are_known_is_told_by_direction(board: Board) -> None:
-    """Where pauses received are timed and pauses sent only counted, the row says so."""
+    """If pauses received are timed and pauses sent only counted, the row shows it."""
     board.read("port", [{"t": t, "speed_bps": G400} for t in (0, 1)])
     board.read("queue", [{"t": t, "pfc_rx_pause_us": 100_000 * t, "pfc_rx_frames": 9 * t, "pfc_tx_frames": 1000 * t} for t in (0, 1)])
     row = board.one("SELECT * FROM queues_1s WHERE pause_rx_ratio IS NOT NULL")
@@ -193,7 +193,7 @@ def test_pauses_in_quanta(board: Board) -> None:
 
 
 def test_what_nobody_counts_is_null(board: Board) -> None:
-    """A queue of which only its bytes are read has no ratio of anything else, at every resolution."""
+    """A queue with byte counters only has no other ratio, at every resolution."""
     board.read("queue", [{"t": t, "bytes": t} for t in (0, 1)])
     for resolution in ("1s", "10s", "1m", "1h"):
         row = board.one(f"SELECT * FROM queues_{resolution} WHERE bytes IS NOT NULL")
@@ -220,7 +220,7 @@ def test_pause_without_marks_is_told(board: Board) -> None:
 
 
 def test_drops_by_reason(board: Board) -> None:
-    """Drops that were told one by one are counted by device, port, reason and window."""
+    """Drops that were reported one by one are counted by device, port, reason and window."""
     rows = [("no_buffer_space", 0), ("red", 0), ("red", 1), ("red", 70)]
     frame = pl.DataFrame(
         {
@@ -243,7 +243,7 @@ def test_drops_by_reason(board: Board) -> None:
 
 
 def test_quality_tells_what_counters_lack(board: Board) -> None:
-    """Resets, wraps, gaps and the coverage of readings stand beside those of samples."""
+    """Resets, wraps, gaps and the coverage of counter samples are listed beside those of samples."""
     values = [(0, 100), (1, 200), (2, 50), (3, 60), (7, 70)]
     board.read("port", [{"t": t, "source": "sflow", "rx_packets": value} for t, value in values])
     names = ("samples", "resets", "gaps", "wraps")
@@ -253,7 +253,7 @@ def test_quality_tells_what_counters_lack(board: Board) -> None:
 
 
 def test_shares_stay_finite(board: Board) -> None:
-    """Counters without time, rate or movement divide by nothing."""
+    """Counters without covered time, line rate or delta cause no division by zero."""
     board.read("port", [{"t": 0, "rx_bytes": 0, "speed_bps": 0, "fec_bins": [0] * 17, "fec_uncorrectable": 0, "corrected_bits": 0}] * 2)
     board.read("queue", [{"t": t, "packets": 5, "pfc_rx_frames": 3, "speed_bps": 0} for t in (0, 1)])
     for view in ("ports_1s", "queues_1s", "ports_1h", "queues_1h"):

@@ -1,4 +1,4 @@
-"""What a user reads of adapters, scale-up links, GPUs and jobs: readings through the metrics into a store, and the views' formulas."""
+"""Views of adapters, scale-up links, GPUs and jobs: samples go through the metrics into a store, and the views equal the formulas."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,10 +19,10 @@ BASE = {"recv_ts": T0, "source": "host", "epoch": 0, "device": "host-0", "port":
 
 
 class Board(Viewed):
-    """A store with its views, into which readings are put as the services do it."""
+    """A store with its views, into which samples are inserted as the services do."""
 
     def read(self, family: str, rows: list[dict]) -> None:
-        """Store what readings of a host make; ``t`` is seconds after T0."""
+        """Store the statistics of a host's samples; ``t`` is seconds after T0."""
         types = FAMILIES[family].polars
         full = [{name: {**BASE, **row, "ts": T0 + round(row["t"] * S)}.get(name) for name in types} for row in rows]
         frame = pl.DataFrame(full, schema=types, orient="row")
@@ -61,7 +61,7 @@ MOVED = {
 
 
 def test_an_adapter_in_figures(board: Board) -> None:
-    """Notifications, reordering and retransmissions are told for each gigabyte, marks and goodput as shares, use over covered time."""
+    """Notifications, reordering and retransmissions are per gigabyte, marks and goodput are shares, utilisation is over covered time."""
     board.read("nic", [{"t": t, **{name: step * t for name, step in MOVED.items()}} for t in (0, 1)])
     row = board.one("SELECT * FROM nics_1s WHERE tx_bytes IS NOT NULL")
     expected = {
@@ -85,7 +85,7 @@ def test_an_adapter_in_figures(board: Board) -> None:
 
 
 def test_what_an_adapter_does_not_count_is_unknown(board: Board) -> None:
-    """A counter that is missing makes NULL, in sums and ratios, and never zero; so does a ratio to nothing."""
+    """A missing counter gives NULL, in sums and ratios, and never zero; so does a ratio to zero."""
     board.read("nic", [{"t": t, "tx_bytes": 10 * t, "cnp_sent": 2 * t, "rx_bytes": 7} for t in (0, 1)])
     row = board.one("SELECT * FROM nics_1s WHERE tx_bytes IS NOT NULL")
     assert row["cnp_sent"] == 2
@@ -94,7 +94,7 @@ def test_what_an_adapter_does_not_count_is_unknown(board: Board) -> None:
 
 
 def test_coarser_adapters_are_ratios_of_sums(board: Board) -> None:
-    """A minute's ratio is that of its sums, not a mean of the seconds' ratios, and of two sources the fuller one is told."""
+    """A minute's ratio is that of its sums, not a mean of the seconds' ratios, and of two sources the one with more counters is shown."""
     steps = [(1, 1000), (9, 1000)]
     sent = received = 0
     rows = [{"t": 0, "cnp_sent": 0, "rx_bytes": 0}]
@@ -108,7 +108,7 @@ def test_coarser_adapters_are_ratios_of_sums(board: Board) -> None:
 
 
 def test_a_scale_up_link_in_figures(board: Board) -> None:
-    """Use is of the busier direction; replays, recoveries and errors are sums, unknown where nobody counts them."""
+    """Utilisation is of the busier direction; replays, recoveries and errors are sums, NULL where they are not counted."""
     board.read(
         "nvlink", [{"t": t, "link": "4", "tx_bytes": 5 * 10**9 * t, "rx_bytes": 10**10 * t, "replay": 2 * t, "crc": t} for t in (0, 2)]
     )
@@ -119,7 +119,7 @@ def test_a_scale_up_link_in_figures(board: Board) -> None:
 
 
 def test_a_gpu_in_figures(board: Board) -> None:
-    """Mean, smallest and largest of shares and power, at every resolution over all its readings."""
+    """Mean, smallest and largest of shares and power, at every resolution over all its samples."""
     shares, watts = [0.2, 0.4, 0.9], [300.0, 500.0, 700.5]
     board.read(
         "gpu", [{"t": t, "sm_active_ratio": a, "power_w": b, "xid": 0} for t, a, b in zip((0.1, 0.6, 1.1), shares, watts, strict=True)]
@@ -140,7 +140,7 @@ def test_a_gpu_in_figures(board: Board) -> None:
 
 
 def test_the_honesty_of_hosts_is_in_quality(board: Board) -> None:
-    """How much of each window hosts' counters speak of, and what was wrong with them, stands beside that of ports."""
+    """The coverage and faults of hosts' counters in each window are listed beside those of ports."""
     board.read("nic", [{"t": t, "tx_bytes": v} for t, v in ((0, 5), (1, 9), (2, 1))])
     board.read("gpu", [{"t": 0, "power_w": -1.0}])
     rows = board.rows("SELECT port, signal, samples, coverage_ratio, resets, implausible FROM quality_1s ORDER BY signal, ts")

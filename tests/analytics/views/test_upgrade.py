@@ -1,4 +1,4 @@
-"""Ratios of roll-ups in a store that an upgrade has given a new statistic: older windows must not dilute them."""
+"""Ratios of roll-ups after an upgrade that added a statistic: older windows must not dilute them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +21,8 @@ KEYS = {"device": "d", "port": "p", "queue": "3", "direction": "tx", "source": "
 
 Sums = dict[str, float]
 
-# View, column, what older rows lack, and the column from the sums of the newer rows. A switch counts pauses in one unit only.
+# View, column, the statistics missing in older rows, and the column from the sums of the newer rows. A switch counts pauses in one unit
+# only.
 RATIOS: list[tuple[str, str, tuple[str, ...], Callable[[Sums], float]]] = [
     ("queues", "ecn_mark_ratio", ("ecn_marked_packets",), lambda s: s["ecn_marked_packets"] / s["packets"]),
     ("queues", "drop_ratio", ("dropped_packets",), lambda s: s["dropped_packets"] / (s["dropped_packets"] + s["packets"])),

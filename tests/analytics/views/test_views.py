@@ -1,4 +1,4 @@
-"""The views' formulas against NumPy: what a user reads is what the metric's definition says."""
+"""The views' formulas against NumPy: every column equals the metric's definition."""
 
 import math
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ Series = dict[tuple[str, str], list[int]]
 
 
 class Views(Viewed):
-    """A store whose views are there; rows are put in as the process service makes them."""
+    """A store with views, into which rows are inserted as the process service makes them."""
 
     def samples(self, series: Series, device: str = "leaf", speed_bps: int | None = SPEED, interval_ns: int = MS) -> None:
         """Store the statistics of series, by (port, signal)."""
@@ -71,7 +71,7 @@ def views(tmp_path: Path) -> Iterator[Views]:
 
 
 def bursty(seed: int, count: int = 1000) -> np.ndarray:
-    """Return a series of 1 ms that is hot now and then, in runs."""
+    """Return a series of 1 ms with some bursts."""
     rng = np.random.default_rng(seed)
     on = np.repeat(rng.random(count // 2) < 0.2, 2)
     return np.where(on, rng.integers(CAPACITY // 2 + 1, CAPACITY, count), rng.integers(0, CAPACITY // 3, count))
@@ -144,7 +144,7 @@ def test_one_window_shows_its_own_dispersion(views: Views) -> None:
 
 @pytest.mark.parametrize("hurst", [0.3, 0.5, 0.7, 0.9])
 def test_the_hurst_exponent_of_made_variances_is_found(views: Views, hurst: float) -> None:
-    """Where the variance of the means of m samples falls as m^(2H-2), the estimate is H."""
+    """If the variance of the means of m samples falls as m^(2H-2), the estimate is H."""
     n, mean, sigma2, columns = 1000, 10**9, 10.0**16, {}
     for m in HURST_SCALES:
         # Of sums of m samples: mean m times, variance m^2 m^(2H-2) = m^(2H) times that of one sample.
@@ -188,7 +188,7 @@ def test_a_clock_like_train_of_bursts_is_minus_one(views: Views) -> None:
 
 
 def test_a_silent_port_divides_by_nothing(views: Views) -> None:
-    """Zero bytes: what has no meaning is NULL, what has is zero, and nothing fails."""
+    """With zero bytes, undefined columns are NULL, the others are zero, and nothing fails."""
     views.samples({("p", "rx_bytes"): [0] * 1000})
     row = views.one("SELECT * FROM ports_1s")
     for name in ("burst_bytes_ratio", "clustering_ratio", "burstiness_cv", "peak_to_mean", "idc_1", "hurst", "goh_barabasi", "memory"):
@@ -223,7 +223,7 @@ def test_shares_of_marked_and_repeated_bytes(views: Views) -> None:
 
 
 def test_shares_are_of_samples_of_one_interval(views: Views) -> None:
-    """Of a port that was sampled at two intervals in one window each row's shares are of its own samples; sums at another interval do."""
+    """With two sampling intervals in one window, each row's shares come from its own samples; sums at another interval may be used."""
     for interval, count in ((MS, 10), (10 * MS, 30)):
         beside = {("p", "rx_ecn_bytes"): [count] * 10, ("p", "rx_retransmit_bytes"): [2 * count] * 10}
         views.samples({("p", "rx_bytes"): [1000] * 10} | beside, interval_ns=interval)
@@ -279,7 +279,7 @@ def test_bursts_are_measured_against_the_line(views: Views) -> None:
 
 @pytest.mark.parametrize("interval_ns", [1_000, WINDOW_NS])
 def test_the_fastest_port_overflows_nothing(views: Views, interval_ns: int) -> None:
-    """Figures of a hour of a full 1.6 Tbit/s port, and of rates and samples at the limit of what is taken, are finite."""
+    """Columns of an hour of a full 1.6 Tbit/s port, and of the largest accepted rates and samples, are finite."""
     count = 3600 * WINDOW_NS // interval_ns
     for speed, sample in ((1_600_000_000_000, 200 * interval_ns), (2**64 - 1, 2**20 * interval_ns)):
         keys = {"device": str(speed), "port": "p", "queue": "", "signal": "rx_bytes", "interval_ns": interval_ns, "speed_bps": speed}
@@ -312,14 +312,14 @@ def test_the_fastest_port_overflows_nothing(views: Views, interval_ns: int) -> N
 
 
 def test_partial_windows_say_so(views: Views) -> None:
-    """A window with fewer samples than it has room for is partial, and its coverage says how much is there."""
+    """A window with fewer samples than it has room for is partial, and its coverage is the share that is there."""
     views.samples({("p", "rx_bytes"): [1] * 500, ("q", "rx_bytes"): [1] * 999, ("r", "rx_bytes"): [1] * 998})
     rows = views.rows("SELECT port, coverage_ratio, quality FROM ports_1s ORDER BY port")
     assert [tuple(row.values()) for row in rows] == [("p", 0.5, "partial"), ("q", 0.999, "ok"), ("r", 0.998, "partial")]
 
 
 def test_quality_is_one_row_a_key(views: Views) -> None:
-    """However many messages had troubles in a window, there is one row of it, and samples are not counted twice."""
+    """A window has one row even if several messages had faults in it, and samples are not counted twice."""
     views.samples({("p", "rx_bytes"): [1] * 500})
     for late, double in ((1, 0), (2, 5)):
         views.put("quality_1s", device="leaf", port="p", signal="rx_bytes", late=late, duplicates=double)
@@ -329,7 +329,7 @@ def test_quality_is_one_row_a_key(views: Views) -> None:
 
 
 def test_no_quantile_is_outside_of_what_was_sampled(views: Views) -> None:
-    """Of samples that are all alike every quantile is their value, though their bucket stands for another within 1 %."""
+    """If all samples are equal, every quantile is their value, although the bucket's value may differ by 1 %."""
     views.samples({("p", "rx_bytes"): [1_000_001] * 1000})
     row = views.one("SELECT * FROM ports_1s")
     names = ("p50", "p90", "p99", "p999", "max")
@@ -383,7 +383,7 @@ def test_operations_have_names(views: Views, opcode: int, operation: str) -> Non
 
 
 def test_devices_are_listed_with_their_ports(views: Views) -> None:
-    """Every device that was heard of stands once, with its ports and the minutes of its first and last rows."""
+    """Every device with rows is listed once, with its ports and the minutes of its first and last rows."""
     for port in ("p", "q"):
         for minute in (0, 5):
             ts = T0 + minute * 60 * WINDOW_NS
@@ -397,7 +397,7 @@ def test_devices_are_listed_with_their_ports(views: Views) -> None:
 
 
 def test_every_column_is_described() -> None:
-    """Each column of each view has one meaning, and units stand in names."""
+    """Each column of each view has one meaning, and names contain units."""
     for view in VIEWS:
         names = [column.name for column in view.columns]
         assert len(names) == len(set(names)), view.name

@@ -1,4 +1,4 @@
-"""What exists, as users query it: the last word holds, places come from files or names, and links say whether their ends agree."""
+"""The inventory views: the last row is valid, places come from files or names, and links show whether their ends agree."""
 
 import csv
 from collections import Counter
@@ -28,7 +28,7 @@ Row = dict[str, Any]
 
 
 class Fleet:
-    """A store with its views, an archive and a publisher, into which inventory rows are put as the bus brings them."""
+    """A store with its views, an archive and a publisher, into which inventory rows are inserted as they arrive from the bus."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -42,7 +42,7 @@ class Fleet:
             self.store.execute(statement)
 
     def put(self, *rows: Row) -> None:
-        """Store rows; what they do not say is now, and source gnmi."""
+        """Store rows; by default their time is now and their source gnmi."""
         now = self.clock.now_ns()
         whole = [{"ts": now, "recv_ts": now, "source": "gnmi", "epoch": 0, **row} for row in rows]
         with self.store.transaction():
@@ -66,7 +66,7 @@ class Fleet:
 
 @pytest.fixture
 def fleet(tmp_path: Path) -> Iterator[Fleet]:
-    """Return a store that knows nothing yet."""
+    """Return an empty store."""
     one = Fleet(tmp_path)
     yield one
     one.store.stop()
@@ -85,14 +85,14 @@ def link(name: str, key: str, peer: str, peer_port: str | None = None, **more: A
 
 
 def test_the_last_row_of_a_key_wins(fleet: Fleet) -> None:
-    """Of what a device is told of again and again, the newest row by its time holds, in whatever order rows arrive."""
+    """Of repeated reports about a device the newest row by its time is valid, in any order of arrival."""
     fleet.put(link("leaf", "p1", "gpu-new", "eth0", ts=T0 + 5), link("leaf", "p1", "gpu-old", "eth0", ts=T0))
     (row,) = fleet.rows("SELECT peer_device FROM links WHERE device = 'leaf'")
     assert row == {"peer_device": "gpu-new"}
 
 
 def test_a_publication_replaces_the_one_before(fleet: Fleet) -> None:
-    """What a newer version of the files no longer has is gone; what another origin says stays."""
+    """Rows that a newer version of the files no longer has are gone; rows of another origin stay."""
     fleet.publish(device("a", rack="r1"), device("b", rack="r1"))
     fleet.publish(device("c"), origin=2)
     fleet.later()
@@ -101,7 +101,7 @@ def test_a_publication_replaces_the_one_before(fleet: Fleet) -> None:
 
 
 def test_a_publication_counts_once_it_is_whole(fleet: Fleet) -> None:
-    """While rows of a newer publication are still to come the older one holds, whole; a row that comes twice is one."""
+    """Until a newer publication is complete the older one stays valid as a whole; a row received twice counts once."""
     fleet.publish(device("a"), device("b"))
     fleet.later()
     fleet.publish(device("a"), device("c"), lost=1)
@@ -112,7 +112,7 @@ def test_a_publication_counts_once_it_is_whole(fleet: Fleet) -> None:
 
 
 def test_retention_keeps_the_last_row_for_ever(fleet: Fleet) -> None:
-    """Years without a word later the inventory is still there, however often it had been published, and has not grown."""
+    """After years without updates the inventory is still there and has not grown, although it was published many times."""
     for _ in range(20):
         fleet.publish(*(device(f"d{n}") for n in range(50)))
         fleet.put(link("d1", "p", "d2", "p"))
@@ -130,7 +130,7 @@ def test_retention_keeps_the_last_row_for_ever(fleet: Fleet) -> None:
 
 
 def test_compaction_changes_no_answer(fleet: Fleet) -> None:
-    """What compaction deletes was not seen before, and a publication that is not whole yet is left to become so."""
+    """Compaction deletes only rows that no view shows, and leaves an incomplete publication."""
     fleet.publish(device("a"), device("b", rack="r1"))
     fleet.later()
     fleet.publish(device("a"), device("b", rack="r2"))
@@ -166,7 +166,7 @@ def test_devices_are_those_heard_of_and_those_known(fleet: Fleet) -> None:
 
 
 def test_names_tell_places_where_no_file_does(fleet: Fleet) -> None:
-    """A pattern has to match the whole name; a file's word comes first, then the first pattern's that has one."""
+    """A pattern must match the whole name; a value in a file comes first, then that of the first matching pattern with one."""
     naming = [
         {"key": "device 0000", "pattern": r"(?P<rack>r\d+)-(?P<tier>leaf|spine)(?P<rail>\d)?", "rack": r"\1", "tier": r"\2", "rail": r"\3"},
         {"key": "device 0001", "pattern": r"(r\d+)-.*", "rack": r"row \1", "role": r"\0"},
@@ -192,7 +192,7 @@ def test_names_tell_places_where_no_file_does(fleet: Fleet) -> None:
 
 
 def test_a_link_is_seen_from_both_ends(fleet: Fleet) -> None:
-    """One row of a file gives both ends of a link, with speed, rail, rack and tier; nothing else speaks of it, so nobody agrees."""
+    """One row of a file gives both ends of a link, with speed, rail, rack and tier; no other source reports it, so agreement is unknown."""
     fleet.publish(
         device("leaf", rack="r1", rail="3", tier="leaf"),
         device("gpu", rack="r2", tier="host"),
@@ -247,7 +247,7 @@ def ends(fleet: Fleet) -> dict[tuple[object, object], object]:
     ],
 )
 def test_links_say_whether_two_statements_agree(fleet: Fleet, stated: list[Row], seen: list[Row], expected: dict) -> None:
-    """True where two statements agree, false at every end that a contradiction touches, NULL where there is but one statement."""
+    """True if two statements agree, false at every end of a contradiction, NULL with a single statement."""
     if stated:
         fleet.publish(*stated, port("b", "2", alias="two"))
     fleet.put(*seen)
@@ -255,7 +255,7 @@ def test_links_say_whether_two_statements_agree(fleet: Fleet, stated: list[Row],
 
 
 def test_what_is_seen_goes_before_what_is_configured(fleet: Fleet) -> None:
-    """The other end is the one that LLDP sees; what files say stands beside it, and a link that nobody sees is there without."""
+    """The other end is the one from LLDP; the one from files is beside it, and a link without LLDP has none."""
     fleet.publish(link("a", "1", "b", "2"), link("a", "9", "b", "8"))
     fleet.put(link("a", "1", "c", "3"))
     columns = "peer_device, peer_port, configured_device, configured_port, found_device, found_port"
@@ -286,7 +286,7 @@ def test_a_store_made_before_gains_the_columns(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not LINGJUN.is_file(), reason="the shared data folder is not here")
 def test_hosts_per_rack_of_a_real_cluster(fleet: Fleet) -> None:
-    """Hosts per rack of the published topology, asked for in SQL, are what a count of its lines gives."""
+    """Hosts per rack of the published topology, by SQL, equal a count of its lines."""
     with LINGJUN.open(newline="") as file:
         lines = list(csv.DictReader(file))
     expected = Counter("-".join((line["DSW"], line["PSW"], line["ASW"])) for line in lines)
