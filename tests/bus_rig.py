@@ -1,4 +1,4 @@
-"""What the tests of the bus share: a bus to test, reading with a bound, and the start of a child's program."""
+"""Helpers of the bus tests: a bus to test, reading with a time limit, and the start of a child's program."""
 
 import os
 import subprocess
@@ -28,7 +28,7 @@ def say(*words):
 
 
 class Rig:
-    """One bus to test: opens it, gives each test names of its own, closes what was opened."""
+    """One bus to test: opens it, gives each test its own names, and closes everything at the end."""
 
     def __init__(self, kind: str, servers: str, folder: Path, patience_s: float = 30) -> None:
         self.kind = kind

@@ -109,8 +109,7 @@ def _write_capture(path: Path, requests: int = 400) -> None:
 
 
 def _write_counters(folder: Path) -> None:
-    """Write counter samples of a switch's ports and lossless queues, four per second: one queue marks, one is paused, one drops, one is
-    idle."""
+    """Write counter samples of ports and lossless queues, four per second: one queue marks, one is paused, one drops, one is idle."""
     ports, steps = 4, 4 * SECONDS
     rng = np.random.default_rng(5)
     port, step = np.repeat(np.arange(ports), steps), np.tile(np.arange(steps), ports)

@@ -1,4 +1,4 @@
-"""What tests of live gNMI share: certificates, a scripted device, and a collector that is drained until a condition holds."""
+"""Helpers of the live gNMI tests: certificates, a scripted device, and a collector that is drained until a condition holds."""
 
 import datetime
 import ipaddress
@@ -133,7 +133,7 @@ def octets(port: str, number: int) -> gnmi_pb2.SubscribeResponse:
 
 
 class Authority:
-    """A certificate authority of a test, whose files lie in a folder."""
+    """A certificate authority for tests, with its files in a folder."""
 
     def __init__(self, folder: Path, name: str = "ca") -> None:
         self.folder, self._key = folder, ec.generate_private_key(ec.SECP256R1())

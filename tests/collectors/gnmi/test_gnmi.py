@@ -61,7 +61,7 @@ def agree(rows: list[dict], truth: pl.DataFrame, key: tuple[str, ...]) -> int:
 
 
 def test_openconfig_tells_the_truth(switch, script):
-    """Rows of ports and queues from the OpenConfig and LLDP packs are what the switch counted at that instant; links are its cabling."""
+    """Rows of ports and queues from the OpenConfig and LLDP packs equal the switch's counters at that time; links equal its cabling."""
     with Collecting(config(switch.port, "openconfig", "lldp")) as collecting:
         collecting.until(lambda: len(collecting.rows("queue")) > 3 * 64 and collecting.rows("inventory"))
     instants = sorted({row["ts"] for family in ("port", "queue") for row in collecting.rows(family)})
@@ -89,7 +89,7 @@ def test_sonic_tells_the_truth(switch, script):
 
 
 def test_a_restart_is_admitted(script):
-    """A target that goes away and comes back gives events of both, and a gap row from the last message before to the first after."""
+    """A target that disconnects and returns gives an event for each, and a gap row from the last message before to the first after."""
     server = Server(script, ServerConfig(), CLOCK)
     server.start()
     with Collecting(config(server.port, "openconfig")) as collecting:
@@ -325,7 +325,7 @@ FAKE = os.environ.get("WEFT_TEST_GNMI_FAKE") or shutil.which("fake_server") or s
 
 @pytest.mark.skipif(not FAKE, reason="OpenConfig's fake_server is not installed")
 def test_a_server_in_go_is_heard(tmp_path):
-    """OpenConfig's own test server, over TLS, is subscribed to, and what it sends becomes rows."""
+    """OpenConfig's own test server, over TLS, accepts the subscription, and its messages become rows."""
     cert, key = Authority(tmp_path).issue("server")
     names = "".join(f'elem {{ name: "{name}" }}' for name in ("state", "counters", "in-octets"))
     prefix = 'prefix { elem { name: "interfaces" } elem { name: "interface" key { key: "name" value: "eth1" } } }'
@@ -350,7 +350,7 @@ def test_a_server_in_go_is_heard(tmp_path):
 
 
 def test_it_is_off_without_targets():
-    """With no target there is nothing to run; a section with targets runs unless it is disabled."""
+    """Without a target the collector does not run; a section with targets runs unless it is disabled."""
     target = Target(address="leaf1:9339")
     assert [GnmiConfig().enabled, GnmiConfig(targets=(target,)).enabled, GnmiConfig(enabled=False, targets=(target,)).enabled] == [
         False,

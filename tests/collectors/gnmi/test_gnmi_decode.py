@@ -1,4 +1,4 @@
-"""gNMI messages to rows: against what another collector made of real devices' messages, and against protobuf and JSON libraries."""
+"""gNMI messages to rows: compared with another collector's output for real devices, and with protobuf and JSON libraries."""
 
 import json
 import math
@@ -27,7 +27,7 @@ quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCh
 
 
 def decode(*raw: bytes, decoder: Decoder | None = None, device: str = "leaf1", stream: int | None = None) -> Decoded:
-    """Return what a decoder, by default a new one, makes of messages of one stream."""
+    """Return the rows of a decoder, by default a new one, for messages of one stream."""
     decoder = decoder or Decoder()
     number = decoder.stream(device, names_devices=True) if stream is None else stream
     return decoder.decode(Messages(raw, np.full(len(raw), number, np.int32), np.full(len(raw), TS + 7, np.int64)))
@@ -109,7 +109,7 @@ def raw(one: object, scale: float) -> object:
 
 
 def values_by_path(decoded: Decoded) -> dict[tuple[int, str, str], list[object]]:
-    """Return all values by (time, object, each path that the dictionary says this column may come from)."""
+    """Return all values by (time, object, each path that the dictionary lists for this column)."""
     found: dict[tuple[int, str, str], list[object]] = {}
     for family in ("port", "queue"):
         for row in rows(decoded, family):
@@ -140,7 +140,7 @@ def test_real_devices_give_what_another_collector_reads(case):
         where = "/".join(tags[key] for key in ("name", "queue_number", "lane_number") if key in tags)
         for name, one in fields.items():
             expected += 1
-            # It shortens paths by its own subscriptions; the end of the path always stands.
+            # It shortens paths by its own subscriptions; the end of the path is always complete.
             values = [
                 seen for (at, thing, key), some in found.items() if (at, thing) == (ts, where) and key.endswith(f"/{name}") for seen in some
             ]

@@ -1,4 +1,4 @@
-"""What gNMI updates mean: paths in all their spellings, states that are kept, links, deletes, and the limits."""
+"""gNMI updates to rows: paths in all their spellings, stored states, links, deletes, and the limits."""
 
 import json
 
@@ -194,7 +194,7 @@ def test_sonic_ports_have_pause_and_bins(prefix, where, tree):
 
 
 def test_sonic_queues_and_groups_have_their_direction():
-    """SONiC's queues are tx, its ingress priority groups rx, named by port and number; a field by itself is as good as a tree."""
+    """SONiC's queues are tx, its ingress priority groups rx, named by port and number; a single field is read like a tree."""
     tree = {"Ethernet4:3": {"SAI_QUEUE_STAT_PACKETS": "9", "SAI_QUEUE_STAT_SHARED_WATERMARK_BYTES": "10"}}
     queues = (path("COUNTERS", "Ethernet*", "Queues"), gnmi_pb2.TypedValue(json_ietf_val=json.dumps(tree).encode()))
     group = "SAI_INGRESS_PRIORITY_GROUP_STAT_XOFF_ROOM_WATERMARK_BYTES"

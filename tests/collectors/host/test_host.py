@@ -24,7 +24,7 @@ from weft.pipeline.tables.families import FAMILIES
 MS = 1_000_000
 SECOND = 1_000_000_000
 SYS = Path("/sys/class/net")
-# What a test may wait for, at most; each ends as soon as it has come.
+# The longest wait of a test; each wait ends as soon as its condition holds.
 PATIENCE_S = 20
 
 pytestmark = [pytest.mark.alone, pytest.mark.skipif(not sys.platform.startswith("linux"), reason="interfaces are read on Linux only")]

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.alone
 
 MS = 1_000_000
 SECOND = 1_000_000_000
-# What a test may wait for, at most; each ends as soon as it has come.
+# The longest wait of a test; each wait ends as soon as its condition holds.
 PATIENCE_S = 20
 
 

@@ -347,7 +347,7 @@ def test_an_lldp_frame_names_its_sender_and_its_lossless_priorities(tmp_path: Pa
     ],
 )
 def test_a_sender_without_a_name_is_its_chassis(tmp_path: Path, chassis: bytes, expected: str) -> None:
-    """A MAC, an IPv4 or IPv6 address or a text, as the subtype says."""
+    """A MAC, an IPv4 or IPv6 address or a text, by the subtype."""
     batches, _ = captured(write(tmp_path / "one.pcap", lldp((1, chassis), PORT_NAME, TTL)))
     assert rows(batches, "port") == {(expected, "Ethernet0"): {}}
 
@@ -467,7 +467,7 @@ def test_half_a_surrogate_does_not_stop_a_file(tmp_path: Path) -> None:
     assert rows(batches, "port")["c", "Ethernet4"] == {"speed_bps": 10**11, "alias": "?"}
 
 
-# What runs live
+# Live collection
 
 
 def drained(live: Inventory, wanted: Any, seconds: float = 20) -> list[Batch]:

@@ -333,7 +333,7 @@ def test_a_certificate_that_is_not_there_says_so(tmp_path):
 
 
 def walked(content: bytes) -> tuple[np.ndarray, np.ndarray, bool]:
-    """Return what the kernel makes of a request."""
+    """Return the kernel's rows of a request."""
     return kernel.walk(np.frombuffer(content, np.uint8), kernel.SEED)
 
 

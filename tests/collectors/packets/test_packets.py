@@ -223,7 +223,7 @@ def test_drops_of_interface_statistics_become_gaps(tmp_path: Path):
 
 
 def test_pcapng_that_scapy_wrote(tmp_path: Path):
-    """A pcapng file that scapy wrote gives what scapy reads from it."""
+    """A pcapng file written by scapy gives the packets that scapy reads from it."""
     path = tmp_path / "scapy.pcapng"
     wrpcapng(str(path), [Ether(raw) for raw in PLAIN])
     frame, _, error = read(path)

@@ -67,7 +67,7 @@ def replayed(name: str, file: Path) -> set[str]:
 
 
 def sflow(folder: Path) -> None:
-    """Send what the lab's agent sends, by a socket and in a capture."""
+    """Feed the datagrams of the lab's agent, through a socket and as a capture."""
     from weft.collectors.sflow.receiver import SflowConfig, SflowListener
     from weft.lab.switch.roce import sampled
     from weft.lab.switch.script import Script
@@ -124,7 +124,7 @@ def packets(folder: Path) -> None:
 
 
 def main(name: str, folder: str) -> None:
-    """Print the kernels that ordinary input of a source made anew."""
+    """Print the kernels that ordinary input of a source compiled again."""
     warm = COLLECTORS[name].warm
     assert warm is not None and "numba" not in sys.modules
     warm()

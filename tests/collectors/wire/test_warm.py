@@ -1,4 +1,4 @@
-"""What ``warm`` of a source compiles: all that its live and recorded input runs."""
+"""``warm`` of a source compiles every kernel that its live and recorded input uses."""
 
 import json
 import subprocess

@@ -12,7 +12,7 @@ from weft.lab.bench.measure import Line, best_rate
 
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Return what three parts that measure nothing have done, in order."""
+    """Return the calls of three parts without measurements, in order."""
     done: list[str] = []
 
     def part(name: str):
@@ -28,7 +28,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_only_the_named_parts_run_in_the_order_of_the_table(ran: list[str]) -> None:
-    """Names choose parts whatever their order; without names all run."""
+    """Names select parts in any order; without names all run."""
     lines = list(bench_table.table({"three", "one"}, 4))
     assert ran == ["one 1 of 4 s", "one 2 of 4 s", "three 1 of 4 s", "three 2 of 4 s"]
     assert [line[:46].strip() for line in lines] == ["what", "one 1", "one 2", "three 1", "three 2"]
@@ -36,7 +36,7 @@ def test_only_the_named_parts_run_in_the_order_of_the_table(ran: list[str]) -> N
 
 
 def test_a_line_comes_as_soon_as_it_is_measured(ran: list[str]) -> None:
-    """Columns stand below their heads, and a line does not wait for the next measurement."""
+    """Columns are aligned with their headings, and a line is printed before the next measurement."""
     lines = bench_table.table({"two"}, 1)
     head, first = next(lines), next(lines)
     assert ran == ["two 1 of 1 s"]

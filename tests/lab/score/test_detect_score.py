@@ -30,7 +30,7 @@ def test_both_ends_of_a_link_are_its_place():
 
 
 def test_time_to_detect_is_that_of_the_first_right_alert():
-    """Wrong alerts before it do not count, nor do right ones before the fault; over runs it is the median."""
+    """The delay ignores wrong alerts, and right ones before the fault; over runs it is the median."""
     one = run(alert(1, "leaf-0", "Ethernet8"), alert(3.5, "leaf-7", "Ethernet0"), alert(4.25, "leaf-0", "Ethernet8", "late"))
     other = run(alert(3.75, "host-1", "mlx5_0", "soon"))
     assert score("fault", [one]).detect_s == 1.25

@@ -27,7 +27,7 @@ LIMIT_S = 60
 
 @pytest.fixture
 def lab_process(tmp_path: Path) -> Iterator[Callable[..., tuple[subprocess.Popen[bytes], str]]]:
-    """Return a function that runs ``weft lab serve`` and returns it with what it printed up to its configuration's end."""
+    """Return a function that runs ``weft lab serve`` and returns it with its output up to the end of the configuration."""
     started: list[subprocess.Popen[bytes]] = []
 
     def run(*arguments: str, sections: int) -> tuple[subprocess.Popen[bytes], str]:
@@ -111,7 +111,7 @@ def test_certificates_make_it_safe(lab_process, certificates: Path):
 
 
 def test_it_ends_after_its_seconds(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """With --seconds it stops by itself after printing its addresses."""
+    """With --seconds it prints its addresses and stops after that time."""
     assert cli.main(["lab", "serve", "--only", "hft,gnmi", "--port", "gnmi=0", "--seconds", "0.1", "--data", str(tmp_path)]) == 0
     assert sorted(tomllib.loads(capsys.readouterr().out)["collect"]) == ["gnmi", "hft"]
 
