@@ -14,7 +14,7 @@ from weft.analytics.alerts.queries import columns_of
 from weft.analytics.alerts.rules import DEFAULT_RULES, PROFILES, load_rule, load_rules
 from weft.analytics.store.publish import catalog
 from weft.analytics.store.writer import Store
-from weft.dashboards.pages import VIEWS as PAGES
+from weft.dashboards.pages import PAGES
 from weft.pipeline.errors import ConfigError
 
 S = 1_000_000_000
