@@ -4,7 +4,7 @@ A collector computes no metric and keeps no window. A source is ``Live``, ``Reco
 one every 100 ms; a recorded one turns a file into batches in time order, always the same ones, so that a killed replay can resume.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import polars as pl
 
 from ..pipeline.clock import Clock
+from ..pipeline.tables.families import FAMILIES
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,19 @@ class Batch:
     family: str
     frame: pl.DataFrame
     ended: tuple[str, ...] = ()
+
+
+def gaps(
+    source: str, losses: Sequence[tuple[str, str, int | None, str, int | None]], ts: int | Sequence[int], recv_ts: int | None = None
+) -> list[Batch]:
+    """Return losses (device, what, missed, reason, first sequence number) at ``ts`` as rows of ``gap``."""
+    if not losses:
+        return []
+    device, what, missed, reason, first = zip(*losses, strict=True)
+    last = [None if low is None else low + number - 1 for low, number in zip(first, missed, strict=True)]
+    rows = {"ts": ts, "recv_ts": ts if recv_ts is None else recv_ts, "source": source, "device": device, "epoch": 0, "what": what}
+    rows |= {"from_sequence": first, "to_sequence": last, "missed": missed, "reason": reason}
+    return [Batch("gap", FAMILIES["gap"].frame(rows))]
 
 
 class Live(Protocol):

@@ -16,9 +16,8 @@ from ..pipeline.clock import NS_PER_S, Clock
 from ..pipeline.errors import BusError, FencedError
 from ..pipeline.memory import give_back, keep_freed
 from ..pipeline.report import Report
-from ..pipeline.tables.families import FAMILIES
 from . import COLLECTORS
-from .base import Batch, Live
+from .base import Batch, Live, gaps
 from .publish import BatchPublisher
 
 DRAIN_S = 0.1
@@ -116,7 +115,8 @@ class CollectService:
             self._report.count("weft_collectors_dropped_rows_total", oldest.frame.height, label=oldest.family)
 
     def _flush(self) -> None:
-        batches = [*self._waiting, *([self._gap()] if self._dropped else [])]
+        losses = [(device, f"rows of {family}", missed, "bus_away", None) for (device, family), missed in self._dropped.items()]
+        batches = [*self._waiting, *gaps(self._name, losses, self._clock.now_ns())]
         if not batches:
             return
         try:
@@ -139,21 +139,3 @@ class CollectService:
             self._open()
         except (BusError, FencedError) as error:
             self._report.complain(str(error), "bus")
-
-    def _gap(self) -> Batch:
-        """Return a gap row for each device and family that lost rows here."""
-        now = self._clock.now_ns()
-        rows = [
-            {
-                "ts": now,
-                "recv_ts": now,
-                "source": self._name,
-                "device": device,
-                "epoch": 0,
-                "what": f"rows of {family}",
-                "missed": missed,
-                "reason": "bus_away",
-            }
-            for (device, family), missed in self._dropped.items()
-        ]
-        return Batch("gap", pl.DataFrame(rows, schema_overrides=FAMILIES["gap"].polars))

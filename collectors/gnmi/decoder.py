@@ -9,6 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -221,8 +222,8 @@ class Decoder:
         """Return rows of ports or queues."""
         values, valid, epoch, _ = table
         name = "port" if family == PORT else "queue"
-        known = self._known_things()
-        columns = {**self._common(made, head), "epoch": pl.Series(epoch), "port": known["port"].gather(thing)}
+        known = self._known()
+        columns = {**self._common(made, head), "epoch": epoch, "port": known["port"].gather(thing)}
         if family == QUEUE:
             columns |= {one: known[one].gather(thing) for one in ("queue", "direction")}
         dtypes = FAMILIES[name].polars
@@ -246,12 +247,12 @@ class Decoder:
         has_text = (kind == TEXT) | (kind == RAW) | (kind == LIST) | is_bytes
         text, broken = frames.texts("text", buffer, begin, size, has_text)
         self.counts["not_utf8"] += broken
-        known, things = self._known_names(), self._known_things()
+        known = self._known()
         columns = {
             **self._common(made, picked[:, NOTE]),
-            "kind": things["kind"].gather(meanings.thing[node]),
-            "object": things["object"].gather(meanings.thing[node]),
-            "name": known.gather(meanings.name[node]),
+            "kind": known["kind"].gather(meanings.thing[node]),
+            "object": known["object"].gather(meanings.thing[node]),
+            "name": known["name"].gather(meanings.name[node]),
             "value": frames.numbers("value", value, has_value, pl.Float64),
             "count": frames.numbers("count", count, has_count, pl.UInt64),
             "text": text,
@@ -291,55 +292,34 @@ class Decoder:
         if not links:
             return []
         at, _, ports, peers, peer_ports = zip(*links, strict=True)
-        columns = {
-            **self._common(made, np.array(at)),
-            "kind": _same("link", len(links)),
-            "key": pl.Series(ports, dtype=pl.String),
-            "peer_device": pl.Series(peers, dtype=pl.String),
-            "peer_port": pl.Series(peer_ports, dtype=pl.String),
-        }
-        return [_batch("inventory", columns)]
+        columns = {"kind": "link", "key": ports, "peer_device": peers, "peer_port": peer_ports}
+        return [_batch("inventory", self._common(made, np.array(at)) | columns)]
 
     def _admit(self, made: _Pass, refused: np.ndarray) -> list[Batch]:
         """Return gap rows for updates whose paths were refused."""
         at = made.updates[refused, NOTE]
         self.counts["paths_full"] += len(at)
-        device, first, missed = np.unique(made.device[at], return_index=True, return_counts=True)
-        columns = {
-            **self._common(made, at[first]),
-            "what": _same("updates", len(device)),
-            "missed": pl.Series(missed, dtype=pl.UInt64),
-            "reason": _same("paths_full", len(device)),
-        }
-        return [_batch("gap", columns)]
+        _, first, missed = np.unique(made.device[at], return_index=True, return_counts=True)
+        columns = {"what": "updates", "missed": missed, "reason": "paths_full"}
+        return [_batch("gap", self._common(made, at[first]) | columns)]
 
-    def _common(self, made: _Pass, at: np.ndarray) -> dict[str, pl.Series]:
+    def _common(self, made: _Pass, at: np.ndarray) -> dict[str, Any]:
         """Return the common columns of rows, given the notification of each."""
-        if len(self._series.get("device", ())) != len(self._devices):
-            self._series["device"] = pl.Series(self._devices, dtype=pl.String)
         device = made.device[at]
-        return {
-            "ts": pl.Series(made.ts[at]),
-            "recv_ts": pl.Series(made.recv_ts[at]),
-            "source": _same(SOURCE, len(at)),
-            "device": self._series["device"].gather(device),
-            "epoch": pl.Series(self._states.arrays.epochs[device]),
-        }
+        epoch, names = self._states.arrays.epochs[device], self._known()["device"].gather(device)
+        return {"ts": made.ts[at], "recv_ts": made.recv_ts[at], "source": SOURCE, "device": names, "epoch": epoch}
 
-    def _known_things(self) -> dict[str, pl.Series]:
-        """Return the columns of all things by number: port, queue and direction, or kind and object."""
+    def _known(self) -> dict[str, pl.Series]:
+        """Return columns by number: device; name; of things port, queue and direction, or kind and object."""
         things = self._meanings.things.texts
         if len(self._series.get("port", ())) != len(things):
             for place, names in enumerate((("port", "kind"), ("queue", "object"), ("direction",))):
                 column = pl.Series([thing[place] if place < len(thing) else "" for thing in things], dtype=pl.String)
                 self._series |= dict.fromkeys(names, column)
+        for name, texts in (("device", self._devices), ("name", self._meanings.names.texts)):
+            if len(self._series.get(name, ())) != len(texts):
+                self._series[name] = pl.Series(texts, dtype=pl.String)
         return self._series
-
-    def _known_names(self) -> pl.Series:
-        names = self._meanings.names.texts
-        if len(self._series.get("name", ())) != len(names):
-            self._series["name"] = pl.Series(names, dtype=pl.String)
-        return self._series["name"]
 
 
 def warm() -> None:
@@ -366,18 +346,8 @@ def _joined(*pieces: np.ndarray) -> np.ndarray:
     return joined
 
 
-def _same(value: object, count: int) -> pl.Series:
-    return pl.Series([value]).new_from_index(0, count)
-
-
-def _batch(family: str, columns: Mapping[str, pl.Series]) -> Batch:
-    """Return a batch; missing columns are null."""
-    count = len(columns["ts"])
-    made = [
-        columns[name].cast(dtype).alias(name) if name in columns else frames.nulls(name, count, dtype)
-        for name, dtype in FAMILIES[family].polars.items()
-    ]
-    return Batch(family, pl.DataFrame(made))
+def _batch(family: str, columns: Mapping[str, Any]) -> Batch:
+    return Batch(family, FAMILIES[family].frame(columns))
 
 
 def _spell(kind: int, raw: bytes) -> str:

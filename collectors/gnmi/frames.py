@@ -1,28 +1,17 @@
 """Arrays of numbers and slices of bytes to columns of frames."""
 
-from functools import cache
-
 import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from ...pipeline.tables.field import nulls
 from .rows import gather
-
-
-def nulls(name: str, count: int, dtype: pl.DataType | type[pl.DataType]) -> pl.Series:
-    """Return a column of nulls."""
-    return _null(dtype).new_from_index(0, count).alias(name)
-
-
-@cache
-def _null(dtype: pl.DataType | type[pl.DataType]) -> pl.Series:
-    return pl.Series([None], dtype=dtype)
 
 
 def numbers(name: str, values: np.ndarray, valid: np.ndarray, dtype: pl.DataType | type[pl.DataType]) -> pl.Series:
     """Return a column of 64-bit values, null where not valid; ``dtype`` is unsigned, Boolean or float."""
     if not valid.any():
-        return nulls(name, len(values), dtype)
+        return nulls(name, dtype, len(values))
     seen = values if values.dtype == np.float64 else values != 0 if dtype == pl.Boolean else values.view(np.uint64)
     return pl.Series(name, seen if valid.all() else pl.from_arrow(pa.array(seen, mask=~valid)))
 
@@ -42,7 +31,7 @@ def bins(name: str, values: np.ndarray, valid: np.ndarray) -> pl.Series:
 def texts(name: str, buffer: np.ndarray, begin: np.ndarray, size: np.ndarray, valid: np.ndarray) -> tuple[pl.Series, int]:
     """Return a column of slices of ``buffer``, null where not valid, and how many were not UTF-8 (their errors are replaced)."""
     if not valid.any():
-        return nulls(name, len(valid), pl.String), 0
+        return nulls(name, pl.String, len(valid)), 0
     size = np.where(valid, size, 0).astype(np.int64)
     ends = np.cumsum(size)
     out = np.empty(int(ends[-1]), np.uint8)

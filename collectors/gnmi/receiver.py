@@ -102,7 +102,7 @@ class Gnmi:
             dial.metadata()
         self._states = [_State(dial, self._decoder.stream(dial.name, names_devices=dial.gateway)) for dial in dials]
         ready = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(ready,), name="gnmi", daemon=True)
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._main(ready)), name="gnmi", daemon=True)
         self._thread.start()
         ready.wait()
 
@@ -159,10 +159,8 @@ class Gnmi:
                 readings.append({**head, "ts": now, "recv_ts": now, **subject, "value": float(state.up), "count": int(state.up)})
         if now >= self._up_due_ns:
             self._up_due_ns = now + _UP_EVERY_NS
-        return [_rows(family, rows) for family, rows in (("event", events), ("gap", gaps), ("reading", readings)) if rows]
-
-    def _run(self, ready: threading.Event) -> None:
-        asyncio.run(self._main(ready))
+        made = {"event": events, "gap": gaps, "reading": readings}
+        return [Batch(family, pl.DataFrame(rows, schema=FAMILIES[family].polars)) for family, rows in made.items() if rows]
 
     async def _main(self, ready: threading.Event) -> None:
         self._loop, self._ended = asyncio.get_running_loop(), asyncio.Event()
@@ -332,8 +330,3 @@ def _refused(pack: Pack, wanted: Wanted, error: grpc.aio.AioRpcError) -> Trouble
         f"does not serve {wanted.path} ({error.details() or error.code().name})",
         f"only this path is missing; choose packs without {pack.name!r} for this device to stop this message",
     )
-
-
-def _rows(family: str, rows: list[dict[str, Any]]) -> Batch:
-    columns = [pl.Series(name, [row.get(name) for row in rows], dtype=dtype) for name, dtype in FAMILIES[family].polars.items()]
-    return Batch(family, pl.DataFrame(columns))

@@ -12,7 +12,7 @@ import numpy as np
 
 from ...pipeline.clock import NS_PER_MS, NS_PER_S
 from ..base import Batch
-from ..sampling import kernel, readings
+from ..base import gaps as gap_batches
 from ..sampling.readings import Ledger, Pace
 from ..sampling.sai import series
 from .config import SOURCE
@@ -104,15 +104,17 @@ class Streams:
 
     def forget(self, exporter: int, now_ns: int) -> list[Batch]:
         """Return the last rows of an exporter that has left, and forget it."""
-        gone = [key for key in self._streams if key[0] == exporter]
-        return [batch for key in gone for batch in self._retire(key, now_ns)]
+        gone = [self._streams.pop(key).ledger for key in list(self._streams) if key[0] == exporter]
+        for ledger in gone:
+            self._counts.update(ledger.totals())
+        return [batch for ledger in gone for batch in ledger.flush(now_ns)]
 
     def counters(self) -> Mapping[str, float]:
         """Return counter samples, samples and refusals since the start, and the current numbers of series and streams."""
         ledgers = [stream.ledger for stream in self._streams.values()]
         counts: Counter[str] = Counter(self._counts)
         for ledger in ledgers:
-            counts.update(_ledger_counts(ledger))
+            counts.update(ledger.totals())
         known = {"streams": len(ledgers), "series": sum(len(one.series) for one in ledgers)}
         return counts | known | {"unknown_series": sum(ledger.unknown for ledger in ledgers)}
 
@@ -157,17 +159,8 @@ class Streams:
             self._counts["streams_continued"] += 1
         if before is None:
             return []
-        self._counts.update(_ledger_counts(before))
+        self._counts.update(before.totals())
         return before.flush(now_ns)
-
-    def _retire(self, key: tuple[int, int, int], now_ns: int | None) -> list[Batch]:
-        stream = self._streams.pop(key)
-        self._counts.update(_ledger_counts(stream.ledger))
-        return stream.ledger.flush(now_ns)
-
-
-def _ledger_counts(ledger: Ledger) -> dict[str, int]:
-    return {"samples": ledger.samples, **dict(zip(kernel.COUNTS, ledger.counts.tolist(), strict=True))}
 
 
 def _series(template: Template, names: Names) -> list:
@@ -193,4 +186,4 @@ def _slices(pieces: Sequence[tuple[_Stream, np.ndarray, np.ndarray]]) -> Iterato
 
 def gaps(losses: Sequence[tuple[str, IpfixLoss]], now_ns: int) -> list[Batch]:
     """Return losses of devices as rows of ``gap``."""
-    return readings.gaps(SOURCE, [(device, loss.what, loss.missed, loss.reason, loss.first) for device, loss in losses], now_ns)
+    return gap_batches(SOURCE, [(device, loss.what, loss.missed, loss.reason, loss.first) for device, loss in losses], now_ns)

@@ -24,7 +24,7 @@ import polars as pl
 from ...pipeline.clock import NS_PER_S, Clock
 from ...pipeline.errors import ConfigError, InputError
 from ...pipeline.tables.families import FAMILIES
-from ..base import Batch, Collector, Options
+from ..base import Batch, Collector, Options, gaps
 from .clab import PLACE, read_clab
 from .sonic import is_sonic, read_sonic
 from .topology import NAME_CHARS_MAX, ROWS_MAX, STAMPS, InventoryRows, is_clos, is_table, read_clos, read_csv, read_toml
@@ -169,13 +169,8 @@ def publication(origin: str, topologies: Sequence[InventoryRows], names: pl.Data
     head = pl.DataFrame([row], schema=rows.schema)
     readings = pl.concat([topology.values() for topology in topologies]) if topologies else pl.DataFrame()
     frames = {"inventory": pl.concat([head, merged.select(rows.columns)]), "reading": readings}
-    return [_stamped(family, frame, ts, epoch) for family, frame in frames.items() if frame.height]
-
-
-def _stamped(family: str, frame: pl.DataFrame, ts: int, epoch: int) -> Batch:
-    stamps = {"ts": pl.lit(ts), "recv_ts": pl.lit(ts), "source": pl.lit(SOURCE), "epoch": pl.lit(epoch)}
-    types = FAMILIES[family].polars
-    return Batch(family, frame.select(stamps.get(name, pl.col(name)).cast(dtype).alias(name) for name, dtype in types.items()))
+    stamps = {"ts": ts, "recv_ts": ts, "source": SOURCE, "epoch": epoch}
+    return [Batch(family, FAMILIES[family].frame(frame.to_dict() | stamps)) for family, frame in frames.items() if frame.height]
 
 
 @dataclass(slots=True)
@@ -253,11 +248,10 @@ class Inventory:
             self._read(file)
         except InputError as error:
             _log.warning("inventory: %s; its earlier content stays in use", error)
-            now = self._clock.now_ns()
-            row = {"ts": now, "source": SOURCE, "device": self._name, "epoch": 0, "what": "inventory", "reason": "unreadable_file"}
+            loss = (self._name, "inventory", None, "unreadable_file", None)
             with self._lock:
                 self._counts["unreadable_files"] += 1
-                self._gaps.append(Batch("gap", pl.DataFrame([row], schema=FAMILIES["gap"].polars)))
+                self._gaps += gaps(SOURCE, [loss], self._clock.now_ns())
             return False
         return True
 

@@ -181,8 +181,7 @@ def read_csv(path: Path, content: bytes) -> InventoryRows:
 
 
 def _of_frame(path: Path, frame: pl.DataFrame, fault: InputError | None) -> InventoryRows:
-    absent = [pl.lit(None, dtype=dtype).alias(name) for name, dtype in INVENTORY.items() if name not in (*STAMPS, *frame.columns)]
-    frame = frame.with_columns(absent).select(pl.col(name).cast(dtype) for name, dtype in INVENTORY.items() if name not in STAMPS)
+    frame = FAMILIES["inventory"].frame(frame).drop(STAMPS)
     return InventoryRows(path, frame=frame, faults=[fault] if fault else [], faulty=int(fault is not None))
 
 

@@ -191,7 +191,7 @@ def _segments(frame: pl.DataFrame, header: _Header, fallback: str, rate: int) ->
     order = rows["row"].to_numpy()
     bins = frame.select(header.bins).to_numpy(order="c")[order]
     sums = {signal: frame[column].to_numpy()[order] for column, signal in header.aggregates}
-    breaks = pl.struct("device", "port").rle_id() if header.window_start is None else pl.struct("device", "port", "stretch").rle_id()
+    breaks = pl.struct("device", "port", "stretch").rle_id()
     stretch = rows.with_columns(stretch=_stretch(rows, len(header.bins))).select(breaks).to_series().to_numpy()
     edges = np.concatenate(([0], np.flatnonzero(np.diff(stretch)) + 1, [len(rows)])) if len(rows) else np.array([0])
     window_ns = SAMPLE_NS * len(header.bins)
@@ -227,16 +227,12 @@ def recognises(path: Path, head: bytes) -> bool:
     return bool(re.search(rb"(?i)(^|,)\"?ingressbytes_?0\b", head.split(b"\n", 1)[0]))
 
 
-def _recorded(path: Path, options: Options) -> Millisampler:
-    return Millisampler(path, options)
-
-
 MILLISAMPLER = Collector(
     name="millisampler",
     doc="Millisampler recordings of hosts at 1 ms: the dataset's gzip JSON, or tables made of it",
     families=("burst_sample",),
     config=MillisamplerConfig,
     registers=None,
-    recorded=_recorded,
+    recorded=Millisampler,
     recognises=recognises,
 )

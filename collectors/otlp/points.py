@@ -17,10 +17,9 @@ import polars as pl
 
 from ...pipeline.clock import NS_PER_MS, NS_PER_S
 from ...pipeline.tables.families import FAMILIES
-from ..base import Batch
-from ..sampling import kernel as readings_kernel
+from ..base import Batch, gaps
 from ..sampling import sai
-from ..sampling.readings import Ledger, Pace, gaps
+from ..sampling.readings import Ledger, Pace
 from . import kernel
 from .config import SOURCE
 
@@ -110,7 +109,7 @@ class OtlpSeries:
         """Return counts of samples and refused points since the start, and the number of series."""
         counts: Counter[str] = Counter(self._counts)
         for ledger in self._ledgers:
-            counts.update({"samples": ledger.samples, **dict(zip(readings_kernel.COUNTS, ledger.counts.tolist(), strict=True))})
+            counts.update(ledger.totals())
         unknown = sum(ledger.unknown for ledger in self._ledgers)
         return counts | {"series": len(self._where), "unknown_series": unknown, "devices": len(self._ledgers)}
 
@@ -197,21 +196,16 @@ class OtlpSeries:
             return []
         series = pl.Series(-1 - points[:, 1])
         if self._other_frame.height < len(self._others):
-            self._other_frame = pl.DataFrame({name: [getattr(one, name) for one in self._others] for name in ("device", "object", "name")})
+            self._other_frame = pl.DataFrame(self._others)
         whole = pl.Series(points[:, 4] == kernel.INTEGER)
         numbers, doubles = pl.Series(points[:, 3].copy()), pl.Series(points[:, 3].copy().view(np.float64))
         frame = self._other_frame[series.to_numpy()].with_columns(
-            pl.Series("ts", points[:, 2]),
-            pl.lit(now_ns, pl.Int64).alias("recv_ts"),
-            pl.lit(SOURCE).alias("source"),
-            pl.lit(0, pl.Int64).alias("epoch"),
-            pl.lit("device").alias("kind"),
             pl.when(whole).then(numbers.cast(pl.Float64)).otherwise(doubles).alias("value"),
             pl.when(whole & (numbers >= 0)).then(numbers.cast(pl.UInt64, strict=False)).alias("count"),
-            pl.lit(None, pl.String).alias("text"),
         )
         self._counts["readings_generic"] += frame.height
-        return [Batch("reading", frame.select(pl.col(name).cast(dtype) for name, dtype in FAMILIES["reading"].polars.items()))]
+        common = {"ts": points[:, 2], "recv_ts": now_ns, "source": SOURCE, "epoch": 0, "kind": "device"}
+        return [Batch("reading", FAMILIES["reading"].frame(frame.to_dict() | common))]
 
 
 def warm() -> None:

@@ -16,12 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import polars as pl
-
 from ...pipeline.clock import Clock
 from ...pipeline.errors import ConfigError, InputError, ServiceError
 from ...pipeline.tables.families import FAMILIES
-from ..base import Batch, Collector, Options
+from ..base import Batch, Collector, Options, gaps
 
 if TYPE_CHECKING:
     from ..wire.capture import Piece
@@ -30,7 +28,7 @@ if TYPE_CHECKING:
 SOURCE = "packets"
 BATCH_PACKETS = 20_000
 
-_PACKET, _GAP = FAMILIES["packet"], FAMILIES["gap"]
+_PACKET = FAMILIES["packet"]
 
 # Texts for ``roce.REASONS``.
 _SKIPPED = {
@@ -102,31 +100,16 @@ class _PacketFrames:
         batches = self.gap(at, piece.dropped, "kernel_drop", recv_ts)
         for reason in ("cut", "icrc"):
             batches += self.gap(at, decoded.skipped[reason], reason, recv_ts)
-        frame = self._complete(decoded.frame.sort("ts", maintain_order=True), recv_ts)
+        rows = decoded.frame.sort("ts", maintain_order=True).to_dict()
+        common = {"recv_ts": rows["ts"] if recv_ts is None else recv_ts, "source": SOURCE, "device": self.device, "epoch": 0}
+        frame = _PACKET.frame(rows | common)
         return batches + [Batch("packet", part) for part in frame.iter_slices(BATCH_PACKETS) if part.height]
 
     def gap(self, ts: int, missed: int, reason: str, recv_ts: int | None = None) -> list[Batch]:
         if not missed:
             return []
         self.count(f"missed_{reason}", missed)
-        row = pl.DataFrame({"ts": [ts], "what": ["packets"], "missed": [missed], "reason": [reason]})
-        nulls = [pl.lit(None, pl.UInt64).alias(name) for name in ("from_sequence", "to_sequence")]
-        frame = self._common(row.with_columns(nulls), recv_ts)
-        return [Batch("gap", frame.select(pl.col(name).cast(dtype) for name, dtype in _GAP.polars.items()))]
-
-    def empty(self) -> Batch:
-        return Batch("packet", _PACKET.empty())
-
-    def _complete(self, frame: pl.DataFrame, recv_ts: int | None) -> pl.DataFrame:
-        return self._common(frame, recv_ts).select(list(_PACKET.polars))
-
-    def _common(self, frame: pl.DataFrame, recv_ts: int | None) -> pl.DataFrame:
-        return frame.with_columns(
-            (pl.col("ts") if recv_ts is None else pl.lit(recv_ts, pl.Int64)).alias("recv_ts"),
-            pl.lit(SOURCE).alias("source"),
-            pl.lit(self.device).alias("device"),
-            pl.lit(0, pl.Int64).alias("epoch"),
-        )
+        return gaps(SOURCE, [(self.device, "packets", missed, reason, None)], ts, recv_ts)
 
 
 class PacketRecording:
@@ -158,7 +141,7 @@ class PacketRecording:
             problem = error
         if pending is None and problem is not None:
             raise problem
-        last = pending or self._frames.empty()
+        last = pending or Batch("packet", _PACKET.empty())
         yield Batch(last.family, last.frame, (self._frames.device,))
         for line in self._summary():
             log.info("%s: %s", self._path, line)

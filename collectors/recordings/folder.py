@@ -29,6 +29,7 @@ import polars as pl
 from ...pipeline.clock import NS_PER_S
 from ...pipeline.errors import InputError
 from ..base import Batch, Recorded
+from ..sampling.runs import closing
 
 INDEX = "recordings.toml"
 INDEX_BYTES_MAX = 4 * 2**20
@@ -61,17 +62,13 @@ class FolderRecording:
 
         Raises ``InputError`` with the first problem of any file, after everything good of all.
         """
+        return closing(self._merged())
+
+    def _merged(self) -> Iterator[Batch]:
         faults: list[InputError] = []
-        devices: set[str] = set()
         streams = [self._seconds(number, part, faults) for number, part in enumerate(self._parts)]
-        last: Batch | None = None
         for _, _, batch in heapq.merge(*streams, key=lambda piece: piece[:2]):
-            devices.update(batch.frame["device"].drop_nulls().unique().to_list())
-            if last is not None:
-                yield last
-            last = batch
-        if last is not None:
-            yield Batch(last.family, last.frame, tuple(sorted(devices)))
+            yield batch
         if faults:
             raise faults[0]
 

@@ -189,16 +189,12 @@ def recognises(path: Path, head: bytes) -> bool:
     return path.suffix.lower() == ".csv" and fits_a_family(head.split(b"\n", 1)[0])
 
 
-def _recorded(path: Path, options: Options) -> Recording:
-    return Recording(path, options)
-
-
 RECORDING = Collector(
     name="recording",
     doc="what weft record wrote, and Parquet or CSV files whose columns are a family's",
     families=tuple(FAMILIES),
     config=RecordingConfig,
     registers=None,
-    recorded=_recorded,
+    recorded=Recording,
     recognises=recognises,
 )

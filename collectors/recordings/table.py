@@ -165,24 +165,12 @@ def _completed(table: Table, frame: pl.DataFrame, options: Options) -> pl.DataFr
     defaults = {"recv_ts": pl.col("ts"), "source": pl.lit("recording"), "epoch": pl.lit(0), "queue": pl.lit(""), "port": pl.lit("")}
     if options.line_rate_bps is not None:
         defaults["speed_bps"] = pl.lit(options.line_rate_bps)
-    columns = []
-    for name, dtype in table.polars.items():
-        if name == "values" and LONG_VALUE in frame.columns:
-            columns.append(pl.col(LONG_VALUE))
-            continue
-        default = defaults.get(name, pl.lit(None))
-        columns.append(
-            (
-                pl.col(name).fill_null(default)
-                if name in frame.columns and name in defaults
-                else pl.col(name)
-                if name in frame.columns
-                else default
-            )
-            .cast(dtype)
-            .alias(name)
-        )
-    return frame.select(columns)
+    present = frame.columns
+    frame = frame.with_columns(
+        (pl.col(name).fill_null(default) if name in present else default).alias(name) for name, default in defaults.items()
+    )
+    made = table.frame(frame)
+    return made.drop("values").with_columns(frame[LONG_VALUE]) if table is BURST_SAMPLE and LONG_VALUE in present else made
 
 
 def _plausible(path: Path, frame: pl.DataFrame) -> tuple[pl.DataFrame, InputError | None]:

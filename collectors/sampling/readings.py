@@ -8,16 +8,17 @@ their highest value.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from ...pipeline import histogram
 from ...pipeline.clock import NS_PER_MS, NS_PER_S
 from ...pipeline.tables.families import FAMILIES
 from ..base import Batch
 from . import kernel
-from .runs import list_column
 from .sai import Series
 
 # The length of a window; a sample that covers more belongs to none.
@@ -53,6 +54,10 @@ class Ledger:
         self._columns: dict[str, int] = {}
         self._described: pl.DataFrame | None = None
         self._keys: dict[tuple[int, int, str], int] = {}
+
+    def totals(self) -> dict[str, int]:
+        """Return counts since the start: samples, and ``kernel.COUNTS``."""
+        return {"samples": self.samples, **dict(zip(kernel.COUNTS, self.counts.tolist(), strict=True))}
 
     @property
     def interval_ns(self) -> int:
@@ -146,11 +151,10 @@ class Ledger:
         ids, ts = segments[:, 0], segments[:, 1] * segments[:, 2]
         offsets = np.concatenate(([0], np.cumsum(segments[:, 4])))
         described = self._describe()
-        made = {name: described[name].gather(ids) for name in ("port", "signal", "speed_bps")}
-        made["queue"] = described["sampled_queue"].gather(ids)
-        made |= {"ts": pl.Series(ts), "epoch": pl.Series(segments[:, 3].copy()), "interval_ns": pl.Series(segments[:, 2].copy())}
-        made["values"] = list_column("values", samples.values, offsets)
-        frame = self._frame("burst_sample", made, len(segments), recv_ts)
+        made: dict[str, Any] = {name: described[name].gather(ids) for name in ("port", "signal", "speed_bps")}
+        made |= {"queue": described["sampled_queue"].gather(ids), "values": histogram.lists("values", offsets, pl.Series(samples.values))}
+        made |= {"ts": ts, "epoch": segments[:, 3].copy(), "interval_ns": segments[:, 2].copy()}
+        frame = self._frame("burst_sample", made, recv_ts)
         return [Batch("burst_sample", frame if (np.diff(ts) >= 0).all() else frame.sort("ts", maintain_order=True))]
 
     def _describe(self) -> pl.DataFrame:
@@ -204,8 +208,8 @@ class Ledger:
         height = len(first)
         epoch = np.zeros(height, np.int64)
         np.maximum.at(epoch, row, epochs)
-        made = {name: described[name].gather(ids[first]) for name in ("port", "queue", "direction", "speed_bps")}
-        made |= {"ts": pl.Series(ts[first]), "epoch": pl.Series(epoch)}
+        made: dict[str, Any] = {name: described[name].gather(ids[first]) for name in ("port", "queue", "direction", "speed_bps")}
+        made |= {"ts": ts[first], "epoch": epoch}
         numbers, names = described["number"].to_numpy()[ids], list(self._columns)
         for number in np.unique(numbers).tolist():
             mine = numbers == number
@@ -213,74 +217,37 @@ class Ledger:
                 made[_FEC_BINS] = _bins(described["index"].to_numpy()[ids[mine]], row[mine], values[mine], height)
             else:
                 made[names[number]] = _scattered(row[mine], values[mine], height)
-        return self._frame(family, made, height, recv_ts)
+        return self._frame(family, made, recv_ts)
 
     def _readings(
         self, family: str, ids: np.ndarray, ts: np.ndarray, values: np.ndarray, epochs: np.ndarray, recv_ts: int | None
     ) -> pl.DataFrame:
         """Return one row per series and time."""
         described = self._describe()
-        made = {
-            "kind": described["object_kind"].gather(ids),
-            "object": described["object"].gather(ids),
-            "name": described["column"].gather(ids),
-        }
-        made |= {"ts": pl.Series(ts), "epoch": pl.Series(epochs), "value": pl.Series(values.astype(np.float64)), "count": pl.Series(values)}
-        return self._frame(family, made, len(ids), recv_ts)
+        names = {"kind": "object_kind", "object": "object", "name": "column"}
+        made = {name: described[column].gather(ids) for name, column in names.items()}
+        made |= {"ts": ts, "epoch": epochs, "value": values.astype(np.float64), "count": values}
+        return self._frame(family, made, recv_ts)
 
     def _gaps(self, missed: np.ndarray, recv_ts: int | None) -> list[Batch]:
         found = [index for index in range(len(kernel.MISSED)) if missed[index, 0]]
         if not found:
             return []
-        made = {
-            "ts": pl.Series(missed[found, 1]),
-            "epoch": pl.Series(np.zeros(len(found), np.int64)),
-            "what": pl.Series(["samples"] * len(found)),
-            "missed": pl.Series(missed[found, 0].astype(np.uint64)),
-            "reason": pl.Series([kernel.MISSED[index] for index in found]),
-        }
-        return [Batch("gap", self._frame("gap", made, len(found), recv_ts))]
+        made = {"ts": missed[found, 1], "epoch": 0, "what": "samples", "missed": missed[found, 0]}
+        return [Batch("gap", self._frame("gap", made | {"reason": [kernel.MISSED[index] for index in found]}, recv_ts))]
 
-    def _frame(self, family: str, made: dict[str, pl.Series], height: int, recv_ts: int | None) -> pl.DataFrame:
-        """Return rows of a family; missing columns are null."""
-        made["recv_ts"] = made["ts"] if recv_ts is None else pl.repeat(recv_ts, height, dtype=pl.Int64, eager=True)
-        for name, value in (("source", self.source), ("device", self.device)):
-            made[name] = pl.repeat(value, height, dtype=pl.String, eager=True)
-        return pl.DataFrame(
-            [
-                made[name].cast(dtype).alias(name) if name in made else pl.repeat(None, height, dtype=dtype, eager=True).alias(name)
-                for name, dtype in FAMILIES[family].polars.items()
-            ]
-        )
+    def _frame(self, family: str, made: dict[str, Any], recv_ts: int | None) -> pl.DataFrame:
+        common = {"recv_ts": made["ts"] if recv_ts is None else recv_ts, "source": self.source, "device": self.device}
+        return FAMILIES[family].frame(made | common)
 
 
 def _bins(index: np.ndarray, row: np.ndarray, values: np.ndarray, height: int) -> pl.Series:
     """Return a list of bins for each row that has any, all as long as the highest bin requires."""
     length = int(index.max()) + 1
     flat = _scattered(row * length + index, values, height * length)
-    lists = pa.LargeListArray.from_arrays(pa.array(np.arange(height + 1) * length), flat.to_arrow())
     found = np.zeros(height, bool)
     found[row] = True
-    return pl.select(pl.when(pl.Series(found)).then(pl.Series(_FEC_BINS, pl.from_arrow(lists)))).to_series()
-
-
-def gaps(source: str, losses: Sequence[tuple[str, str, int, str, int | None]], now_ns: int) -> list[Batch]:
-    """Return losses (device, what, missed, reason, first sequence number) as rows of ``gap``."""
-    if not losses:
-        return []
-    rows = {
-        "ts": [now_ns] * len(losses),
-        "recv_ts": [now_ns] * len(losses),
-        "source": [source] * len(losses),
-        "device": [device for device, *_ in losses],
-        "epoch": [0] * len(losses),
-        "what": [what for _, what, *_ in losses],
-        "from_sequence": [first for *_, first in losses],
-        "to_sequence": [None if first is None else first + missed - 1 for _, _, missed, _, first in losses],
-        "missed": [missed for _, _, missed, *_ in losses],
-        "reason": [reason for *_, reason, _ in losses],
-    }
-    return [Batch("gap", pl.DataFrame(rows, schema=FAMILIES["gap"].polars))]
+    return pl.select(pl.when(pl.Series(found)).then(histogram.lists(_FEC_BINS, np.arange(height + 1) * length, flat))).to_series()
 
 
 def _scattered(row: np.ndarray, values: np.ndarray, height: int) -> pl.Series:
@@ -292,22 +259,9 @@ def _scattered(row: np.ndarray, values: np.ndarray, height: int) -> pl.Series:
 
 
 def _empty_state() -> kernel.SeriesState:
-    int64, uint64 = np.zeros(0, np.int64), np.zeros(0, np.uint64)
-    small = np.zeros(0, np.uint8)
-    return kernel.SeriesState(
-        np.zeros((0, kernel.TRACK_COLUMNS), np.int64),
-        np.zeros((0, kernel.STEPS_KEPT), np.int64),
-        int64,
-        int64,
-        small,
-        small,
-        int64,
-        uint64,
-        uint64,
-        uint64,
-        small,
-        int64,
-    )
+    int64, uint64, small = (np.zeros(0, dtype) for dtype in (np.int64, np.uint64, np.uint8))
+    tracks, steps = (np.zeros((0, columns), np.int64) for columns in (kernel.TRACK_COLUMNS, kernel.STEPS_KEPT))
+    return kernel.SeriesState(tracks, steps, int64, int64, small, small, int64, uint64, uint64, uint64, small, int64)
 
 
 def _grown(state: kernel.SeriesState, tracks: int, series: int) -> kernel.SeriesState:

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 
+from ...pipeline import histogram
 from ...pipeline.clock import NS_PER_S
 from ...pipeline.errors import InputError
 from ...pipeline.tables.families import FAMILIES
@@ -37,12 +37,6 @@ class Segment:
     @property
     def end_ts(self) -> int:
         return self.ts + len(self.values) * self.interval_ns
-
-
-def list_column(name: str, values: np.ndarray, offsets: np.ndarray) -> pl.Series:
-    """Return a column of lists: row ``i`` holds ``values[offsets[i]:offsets[i + 1]]``, unsigned 64 bits wide."""
-    lists = pa.LargeListArray.from_arrays(pa.array(offsets.astype(np.int64)), pa.array(values.astype(np.uint64, copy=False)))
-    return pl.Series(name, pl.from_arrow(lists))
 
 
 def slices(segments: Sequence[Segment], source: str, run_samples: int) -> Iterator[Batch]:
@@ -83,7 +77,7 @@ def _cut(segments: Sequence[Segment], source: str, from_ts: int, to_ts: int, run
         return BURST_SAMPLE.empty()
     offsets = np.concatenate(([0], np.cumsum(np.concatenate(lengths))))
     cut = pl.DataFrame({"owner": np.concatenate(owner), "first": np.concatenate(firsts)}).with_columns(
-        list_column("values", np.concatenate(pieces), offsets)
+        histogram.lists("values", offsets, pl.Series(np.concatenate(pieces)))
     )
     return _described(cut, segments, source).sort("device", "ts", "port", "queue", "signal", maintain_order=True)
 
@@ -96,7 +90,7 @@ def _described(cut: pl.DataFrame, segments: Sequence[Segment], source: str) -> p
     )
     ts = pl.col("start") + pl.col("first") * pl.col("interval_ns")
     joined = cut.join(known, on="owner", how="left", maintain_order="left").with_columns(ts=ts, recv_ts=ts, source=pl.lit(source))
-    return joined.select(pl.col(name).cast(dtype) for name, dtype in BURST_SAMPLE.polars.items())
+    return BURST_SAMPLE.frame(joined)
 
 
 def closing(batches: Iterable[Batch]) -> Iterator[Batch]:

@@ -14,7 +14,7 @@ import polars as pl
 
 from ...pipeline.tables.families import FAMILIES
 from ...pipeline.tables.field import WINDOW_NS
-from ..base import Batch
+from ..base import Batch, gaps
 from ..wire import capture, listen, roce, udp
 from ..wire.hash_table import ENTRIES
 from ..wire.headers import ROCE_PORT
@@ -142,7 +142,7 @@ class Rows:
         first = last - tracked.missed[behind] + 1
         # Numbers wrap at 32 bits.
         numbers = {"from_sequence": first % 2**32, "to_sequence": last % 2**32, "missed": tracked.missed[behind]}
-        skipped = frames.frame("gap", {**view.common(behind), **numbers, "what": "datagrams", "reason": "sequence"})
+        skipped = FAMILIES["gap"].frame({**view.common(behind), **numbers, "what": "datagrams", "reason": "sequence"})
         # By window, device, what and reason: how many, and the newest datagram that shows it.
         missing: dict[tuple[int, str, str, str], list[int]] = {}
 
@@ -157,8 +157,9 @@ class Rows:
             fault, agent = FAULTS[samples.faults[k]] or "agents_max", int(tracked.agent[k])
             device = self._devices[agent] if agent >= 0 else sender_of(k)
             miss(k, device, "datagrams", 1, "over_limit" if fault.endswith("_max") else "malformed")
-        rows = [(int(ts[k]), device, what, missed, reason) for (_, device, what, reason), (missed, k) in missing.items()]
-        return pl.concat([skipped, frames.of_gaps(rows)]).sort("ts", maintain_order=True)
+        losses = [(device, what, missed, reason, None) for (_, device, what, reason), (missed, _) in missing.items()]
+        others = gaps(frames.SOURCE, losses, [int(ts[k]) for _, k in missing.values()])
+        return pl.concat([skipped, *(batch.frame for batch in others)]).sort("ts", maintain_order=True)
 
     def _of_flows(self, buffer: np.ndarray, samples: Samples, view: frames.CommonColumns) -> list[tuple[str, pl.DataFrame]]:
         flows = samples.flows
@@ -193,8 +194,7 @@ class Rows:
         self.counts["roce_samples"] += decoded.frame.height
         self.counts["roce_partial"] += decoded.partial
         rows = decoded.frame["ts"].to_numpy()
-        return frames.frame(
-            "packet",
+        return FAMILIES["packet"].frame(
             {
                 **view.common(flows["datagram"][rows]),
                 **{name: decoded.frame[name] for name in decoded.frame.columns if name != "ts"},

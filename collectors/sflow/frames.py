@@ -8,7 +8,7 @@ sFlow carries no time, so ``ts`` is the time of arrival. Frames are made column 
 expression engine costs more than the work itself.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from functools import cache
 
 import numpy as np
@@ -40,40 +40,15 @@ class CommonColumns:
     def common(self, datagram: np.ndarray) -> Columns:
         """Return the columns that every family has."""
         ts = self._ts[datagram]
-        return {"ts": ts, "recv_ts": ts, "device": self._devices.gather(self._agent[datagram]), "epoch": self._epoch[datagram]}
+        device, epoch = self._devices.gather(self._agent[datagram]), self._epoch[datagram]
+        return {"ts": ts, "recv_ts": ts, "source": SOURCE, "device": device, "epoch": epoch}
 
     def port(self, place: np.ndarray) -> pl.Series:
         """Return the names of interfaces, empty for none (-1)."""
         if not len(place) or (place >= 0).all():
             return self._ports.gather(place)
         # The last name stands for no interface.
-        return pl.concat([self._ports, _constant("", 1, pl.String)]).gather(np.where(place < 0, len(self._ports), place))
-
-
-def frame(family: str, columns: Mapping[str, "np.ndarray | pl.Series | str"]) -> pl.DataFrame:
-    """Return a frame with the columns of its family; a text fills all rows, a missing column is null."""
-    count = len(columns["ts"])
-    made = []
-    for name, dtype in FAMILIES[family].polars.items():
-        given = SOURCE if name == "source" else columns.get(name)
-        if given is None or isinstance(given, str):
-            series = _constant(given, count, dtype)
-        else:
-            series = given if isinstance(given, pl.Series) else pl.Series(given)
-        made.append((series if series.dtype == dtype else series.cast(dtype)).alias(name))
-    return pl.DataFrame(made)
-
-
-def _constant(value: object, count: int, dtype: pl.DataType | type[pl.DataType]) -> pl.Series:
-    return pl.Series([value], dtype=dtype).new_from_index(0, count)
-
-
-def of_gaps(rows: Sequence[tuple[int, str, str, int, str]]) -> pl.DataFrame:
-    """Return rows of ``gap`` from (time, device, what, missed, reason)."""
-    if not rows:
-        return FAMILIES["gap"].empty()
-    columns = pl.DataFrame(rows, schema=["ts", "device", "what", "missed", "reason"], orient="row").to_dict()
-    return frame("gap", {**columns, "recv_ts": columns["ts"], "epoch": np.zeros(len(rows), np.int64)})
+        return pl.concat([self._ports, pl.Series([""])]).gather(np.where(place < 0, len(self._ports), place))
 
 
 def of_counters(buffer: np.ndarray, samples: Samples, view: CommonColumns) -> Frames:
@@ -113,7 +88,7 @@ def _ports(samples: Samples, view: CommonColumns) -> pl.DataFrame:
         made[f"{side}_packets"] = roce.nullable(total, np.any(masks, axis=0) if masks else None)
     silent = rows["status"] == _UNKNOWN_WORD
     made |= {name: roce.nullable(rows["status"] & bit != 0, silent) for name, bit in (("admin_up", 1), ("oper_up", 2))}
-    return frame("port", {**view.common(rows["datagram"]), **made, "port": view.port(rows["place"])})
+    return FAMILIES["port"].frame({**view.common(rows["datagram"]), **made, "port": view.port(rows["place"])})
 
 
 def _states(rows: np.ndarray, view: CommonColumns) -> pl.DataFrame:
@@ -136,7 +111,7 @@ def _records(buffer: np.ndarray, records: np.ndarray, view: CommonColumns) -> Fr
 
 
 def _processor(buffer: np.ndarray, rows: np.ndarray, view: CommonColumns) -> list[pl.DataFrame]:
-    return _values(buffer, rows, rows["at"], tables.PROCESSOR_VALUES, "device", _constant("", len(rows), pl.String), view)
+    return _values(buffer, rows, rows["at"], tables.PROCESSOR_VALUES, "device", pl.repeat("", len(rows), eager=True), view)
 
 
 def _queue(buffer: np.ndarray, rows: np.ndarray, view: CommonColumns) -> list[pl.DataFrame]:
@@ -184,7 +159,7 @@ def _readings(
         # Values near 2^64 come only from a broken agent; one that would overflow has no exact count.
         too_many = raw > np.uint64(2**64 - 1) // np.uint64(scale)
         made["count"] = roce.nullable(np.where(too_many, np.uint64(0), raw) * np.uint64(scale), too_many)
-    return frame("reading", {**view.common(rows["datagram"]), **made})
+    return FAMILIES["reading"].frame({**view.common(rows["datagram"]), **made})
 
 
 @cache
@@ -210,7 +185,7 @@ def _depths(rows: np.ndarray, view: CommonColumns, _ends: np.ndarray) -> pl.Data
     Packets of one datagram have one time; for each queue the largest occupancy counts.
     """
     names = {"port": view.port(rows["output"]), "queue": pl.Series(rows["queue"]), "direction": "tx"}
-    found = frame("queue", {**view.common(rows["datagram"]), **names, "occupancy_bytes": rows["depth_bytes"]})
+    found = FAMILIES["queue"].frame({**view.common(rows["datagram"]), **names, "occupancy_bytes": rows["depth_bytes"]})
     fullest = pl.col("occupancy_bytes").rank("ordinal", descending=True).over("ts", "device", "port", "queue") == 1
     return found.filter(fullest)
 
@@ -222,7 +197,7 @@ def _delays(rows: np.ndarray, view: CommonColumns, ends: np.ndarray) -> pl.DataF
     window = (pl.col("ts") // WINDOW_NS).alias("window")
     grouped = pl.DataFrame(columns).group_by("device", "epoch", "src", "dst", window, maintain_order=True)
     paths = grouped.agg(pl.col("ts").first(), pl.col("recv_ts").last(), pl.col("values_ns"))
-    return frame("latency", {**paths.drop("window").to_dict(), "kind": "transit"})
+    return FAMILIES["latency"].frame({**paths.to_dict(), "source": SOURCE, "kind": "transit"})
 
 
 def _drops(rows: np.ndarray, view: CommonColumns, ends: np.ndarray) -> pl.DataFrame:
@@ -245,18 +220,12 @@ def _drops(rows: np.ndarray, view: CommonColumns, ends: np.ndarray) -> pl.DataFr
     texts = pl.DataFrame({name: _text(value, known) for name, value, known in facts})
     details = [pl.format(name + "={}", pl.col(name)) for name in texts.columns]
     reasons = pl.DataFrame({"code": rows["reason"]}).join(_REASON_NAMES, on="code", how="left", maintain_order="left")
-    return frame(
-        "event",
-        {
-            **view.common(rows["datagram"]),
-            "port": view.port(np.where(rows["output"] >= 0, rows["output"], rows["input"])),
-            "kind": "drop",
-            "reason": reasons.select(pl.col("reason").fill_null("reason_" + pl.col("code").cast(pl.String))).to_series(),
-            "detail": texts.select(pl.concat_str(details, separator=" ", ignore_nulls=True)).to_series(),
-        },
-    )
+    names = {"port": view.port(np.where(rows["output"] >= 0, rows["output"], rows["input"])), "kind": "drop"}
+    names["reason"] = reasons.select(pl.col("reason").fill_null("reason_" + pl.col("code").cast(pl.String))).to_series()
+    names["detail"] = texts.select(pl.concat_str(details, separator=" ", ignore_nulls=True)).to_series()
+    return FAMILIES["event"].frame({**view.common(rows["datagram"]), **names})
 
 
 def _text(values: pl.Series, known: np.ndarray) -> pl.Series:
     """Return values as text, null where unknown."""
-    return values.cast(pl.String).zip_with(pl.Series(known), _constant(None, len(values), pl.String))
+    return values.cast(pl.String).zip_with(pl.Series(known), pl.Series([None], dtype=pl.String))

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from ...pipeline.clock import Clock
 from ...pipeline.errors import InputError
-from ..base import Batch, Collector, Options, lazy
+from ...pipeline.tables.families import FAMILIES
+from ..base import Batch, Collector, Options, gaps, lazy
 from ..wire.listen import DATAGRAM_BYTES_MAX, Sources, UdpListener
 
 if TYPE_CHECKING:
@@ -92,15 +93,13 @@ class SflowListener:
 
     def drain(self) -> list[Batch]:
         """Return the rows of all datagrams received since the last call, and the losses on this machine."""
-        from .frames import of_gaps
-
         got = self._listener.take()
         batches = self._rows.of(got.buffer, got.offsets, got.lengths, got.recv_ts, lambda k: got.senders[got.sender[k]])
         lost = self._listener.lost()
         if lost:
             # The agents are unknown here; their own gaps appear when their numbers go on.
             now, here = self._clock.now_ns(), socket.gethostname()
-            batches.append(Batch("gap", of_gaps([(now, here, "datagrams", missed, reason) for reason, missed in lost.items()])))
+            batches += gaps(SOURCE, [(here, "datagrams", missed, reason, None) for reason, missed in lost.items()], now)
         return batches
 
     def counters(self) -> Mapping[str, float]:
@@ -140,9 +139,7 @@ class SflowRecording:
 
         Raises ``InputError`` where the file is damaged, after everything good before that place.
         """
-        from ...pipeline.tables.families import FAMILIES
         from .batches import Naming, Rows
-        from .frames import of_gaps
 
         rows = Rows(Naming(nameless=self._options.device or self._path.stem))
         self.counts = rows.counts
@@ -152,7 +149,7 @@ class SflowRecording:
                 yield from rows.of(piece.buffer, piece.offsets, piece.lengths, piece.recv_ts, piece.sender_of)
                 if piece.missed:
                     here = self._options.device or self._path.stem
-                    yield Batch("gap", of_gaps([(piece.missed_ts, here, "datagrams", piece.missed, "kernel_drop")]))
+                    yield from gaps(SOURCE, [(here, "datagrams", piece.missed, "kernel_drop", None)], piece.missed_ts)
         except InputError as error:
             problem = error
         if rows.devices:

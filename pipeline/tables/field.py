@@ -71,10 +71,10 @@ class Table:
         return pl.DataFrame(schema=self.polars)
 
     def frame(self, columns: pl.DataFrame | Mapping[str, Any]) -> pl.DataFrame:
-        """Return ``columns`` in the order and types of this table: missing ones are null, others are dropped."""
-        given = columns if isinstance(columns, pl.DataFrame) else pl.DataFrame(columns)
-        found = {column.name: column for column in given.get_columns()}
-        return pl.DataFrame([_typed(found.get(name), name, dtype, given.height) for name, dtype in self.polars.items()])
+        """Return ``columns`` in the order and types of this table: a scalar fills all rows, missing ones are null, others are dropped."""
+        found = columns.to_dict() if isinstance(columns, pl.DataFrame) else columns
+        height = next((len(column) for column in found.values() if not _is_scalar(column)), 1)
+        return pl.DataFrame([_typed(found.get(name), name, dtype, height) for name, dtype in self.polars.items()])
 
 
 def nulls(name: str, dtype: pl.DataType | type[pl.DataType], height: int) -> pl.Series:
@@ -87,10 +87,16 @@ def _null(name: str, dtype: pl.DataType | type[pl.DataType]) -> pl.Series:
     return pl.Series(name, [None], dtype=dtype)
 
 
-def _typed(column: pl.Series | None, name: str, dtype: pl.DataType | type[pl.DataType], height: int) -> pl.Series:
+def _is_scalar(column: Any) -> bool:
+    return column is None or isinstance(column, str | int | float)
+
+
+def _typed(column: Any, name: str, dtype: pl.DataType | type[pl.DataType], height: int) -> pl.Series:
     if column is None:
         return nulls(name, dtype, height)
-    return column if column.dtype == dtype else column.cast(dtype)
+    if _is_scalar(column):
+        return pl.Series(name, [column], dtype=dtype).new_from_index(0, height)
+    return pl.Series(name, column, dtype=dtype)
 
 
 def keys(*fields: Field) -> tuple[Field, ...]:
