@@ -278,7 +278,7 @@ def test_json_trees_become_their_leaves(tree, indent, ascii_only):
     """For any tree of JSON objects, written in any way, each leaf is a reading under its path, with its value."""
     raw = json.dumps(tree, indent=indent, ensure_ascii=ascii_only).encode()
     decoded = decode(message({"/top": gnmi_pb2.TypedValue(json_ietf_val=raw)}))
-    expected = list(json_leaves(tree, "/root"))
+    expected = list(json_leaves(tree, "/top"))
     found = rows(decoded, "reading")
     assert [row["name"] for row in found] == [where for where, _ in expected]
     for row, (_, one) in zip(found, expected, strict=True):
