@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from ...pipeline.tables.field import RESOLUTIONS_NS
 from ...pipeline.tables.states import STATES
 
-# In the SQL of a view, ``[a where b]`` is the sum of column ``a`` over the windows in which ``b`` is known.
+# In the SQL of a view, ``[a where b]`` is the sum of column ``a`` over the windows in which ``b`` is known: in a roll-up a statistic
+# may be unknown in some of the windows, such as those that an older version stored.
 _CONDITIONAL = re.compile(r"\[(\w+) where (\w+)\]")
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column: name, SQL over the source, unit, meaning.
+    """One column: name, SQL over the source, meaning, unit.
 
     Where a view joins samples with counters, ``sql`` is over the statistics of samples (empty where they have none), and
     ``counters`` is over counters, used where ``sql`` is NULL.
@@ -20,8 +21,8 @@ class Column:
 
     name: str
     sql: str
-    unit: str
     doc: str
+    unit: str = ""
     counters: str = ""
 
     @property
@@ -57,12 +58,16 @@ class View:
         return {table.name: {pair for pair in pairs if set(pair) <= table.polars.keys()} for table in tables}
 
 
-def where(value: str, known: str) -> str:
-    """Return the SQL of a ratio's part: the sum of ``value`` over the windows in which ``known`` is known.
+def plain(name: str, doc: str, unit: str = "") -> Column:
+    """Return the column that shows a column of the source unchanged."""
+    return Column(name, name, doc, unit)
 
-    In a roll-up a statistic may be unknown in some of the windows, such as those that an older version stored.
-    """
-    return f"[{value} where {known}]"
+
+def one_source(table: str, keys: str, names: tuple[str, ...], replaced: str = "") -> str:
+    """Return, of each object and window, the row of the source with most counters: two sources have different intervals."""
+    known = " + ".join(f"({name} IS NOT NULL)::INT" for name in names)
+    return f"""(SELECT *{replaced} FROM state.{table}_{{r}}
+    QUALIFY row_number() OVER (PARTITION BY ts, {keys} ORDER BY {known} DESC, readings DESC, source) = 1)"""
 
 
 def conditional_name(value: str, known: str) -> str:
@@ -84,3 +89,16 @@ def quantile(q: float) -> str:
 def percent(q: float) -> str:
     """Return p50 for 0.5, p999 for 0.999."""
     return "p" + f"{q * 100:g}".replace(".", "")
+
+
+# The columns of every view of counters.
+SOURCE = plain("source", "the collector that read the counters; of several the one with most of them")
+READINGS = plain("readings", "counter samples in the window")
+COVERED = Column(
+    "covered_ratio", "covered_ns / {ns}", "time covered by the counters over the window; above 1 where they are read less often"
+)
+QUALITY = Column(
+    "quality",
+    "CASE WHEN covered_ns < 0.9 * {ns} THEN 'partial' WHEN covered_ns > 2 * {ns} THEN 'coarse' ELSE 'ok' END",
+    "ok; partial where the counters cover less than 90 % of the window; coarse where their intervals are longer than it",
+)

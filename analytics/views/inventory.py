@@ -6,7 +6,7 @@ LLDP neighbours), the last row of a key is valid. Places that are not stated are
 have patterns, and values in which ``\\1`` to ``\\9`` stand for their groups.
 """
 
-from .base import Column, View
+from .base import Column, View, plain
 
 PLACE = ("rack", "rail", "plane", "tier", "role")
 
@@ -124,29 +124,25 @@ _LINKS = f"""(
     LEFT JOIN places h ON h.device = e.device LEFT JOIN places p ON p.device = e.peer_device)"""
 
 
-def _plain(name: str, doc: str, unit: str = "") -> Column:
-    return Column(name, f'"{name}"', unit, doc)
-
-
 INVENTORY = View(
     "inventory",
     "what exists according to files and devices, one row for each object and source",
     _INVENTORY,
     (
-        _plain("kind", "device, port, link, job or naming"),
-        _plain("device", "switch or host"),
-        _plain("key", "its name; of a link, the port of the device, empty where unknown"),
-        *(_plain(name, name) for name in PLACE),
-        _plain("peer_device", "of a link, the other end"),
-        _plain("peer_port", "its port; NULL where unknown"),
-        _plain("job", "of a job, its name"),
-        _plain("speed_bps", "line rate", "bit/s"),
-        _plain("alias", "of a port, the other name by which its neighbours may know it"),
-        _plain("pattern", "of a naming, the pattern that the whole name must match"),
-        _plain("source", "inventory (a file), recording, or the collector to which the device reported it"),
-        _plain("epoch", "of source inventory, which publication"),
-        _plain("ts", "time of the statement, UTC"),
-        _plain("recv_ts", "time of its last repetition, UTC"),
+        plain("kind", "device, port, link, job or naming"),
+        plain("device", "switch or host"),
+        plain("key", "its name; of a link, the port of the device, empty where unknown"),
+        *(plain(name, name) for name in PLACE),
+        plain("peer_device", "of a link, the other end"),
+        plain("peer_port", "its port; NULL where unknown"),
+        plain("job", "of a job, its name"),
+        plain("speed_bps", "line rate", "bit/s"),
+        plain("alias", "of a port, the other name by which its neighbours may know it"),
+        plain("pattern", "of a naming, the pattern that the whole name must match"),
+        plain("source", "inventory (a file), recording, or the collector to which the device reported it"),
+        plain("epoch", "of source inventory, which publication"),
+        plain("ts", "time of the statement, UTC"),
+        plain("recv_ts", "time of its last repetition, UTC"),
     ),
     resolutions=False,
 )
@@ -156,17 +152,17 @@ DEVICES = View(
     "every device that has data or is in the inventory",
     _DEVICES,
     (
-        _plain("device", "switch or host"),
-        _plain("ports", "ports with samples or counters"),
-        _plain("first_ts", "first minute with data, UTC; NULL where there are none"),
-        _plain("last_ts", "last minute with data, UTC; NULL where there are none"),
-        _plain("rack", "its rack; this and the next four columns are NULL where neither a file nor its name gives them"),
-        _plain("rail", "rail that it serves"),
-        _plain("plane", "plane of the fabric that it is in"),
-        _plain("tier", "host, leaf, spine or core, or the value in its file"),
-        _plain("role", "what it is for, from its file"),
-        _plain("known_ports", "ports in the inventory"),
-        _plain("known", "whether it is in the inventory"),
+        plain("device", "switch or host"),
+        plain("ports", "ports with samples or counters"),
+        plain("first_ts", "first minute with data, UTC; NULL where there are none"),
+        plain("last_ts", "last minute with data, UTC; NULL where there are none"),
+        plain("rack", "its rack; like the next four columns, NULL where neither stated nor derived from its name"),
+        plain("rail", "rail that it serves"),
+        plain("plane", "plane of the fabric that it is in"),
+        plain("tier", "host, leaf, spine or core, or as its file says"),
+        plain("role", "what it is, as its file says"),
+        plain("known_ports", "ports in the inventory"),
+        plain("known", "whether it is in the inventory"),
     ),
     resolutions=False,
 )
@@ -176,23 +172,23 @@ LINKS = View(
     "every end of every link: as configured, as reported by the devices, and whether both agree",
     _LINKS,
     (
-        _plain("device", "this end: switch or host"),
-        _plain("port", "its interface, empty where unknown"),
-        _plain("peer_device", "other end as reported by devices, else as configured"),
-        _plain("peer_port", "its interface; NULL where unknown"),
-        _plain("speed_bps", "line rate in the inventory", "bit/s"),
-        _plain("rack", "rack of this end"),
-        _plain("peer_rack", "rack of the other"),
-        _plain("rail", "rail: of the link, else of one of its ports, else of one of its devices"),
-        _plain("plane", "plane, found the same way"),
-        _plain("tier", "tier of this end"),
-        _plain("peer_tier", "tier of the other"),
-        _plain("configured_device", "other end according to files; NULL where none has it"),
-        _plain("configured_port", "its interface according to them"),
-        _plain("found_device", "other end according to LLDP; NULL where neither end reports one"),
-        _plain("found_port", "its interface according to LLDP"),
-        _plain("found_ts", "time of the last report by LLDP, UTC"),
-        _plain(
+        plain("device", "this end: switch or host"),
+        plain("port", "its interface, empty where unknown"),
+        plain("peer_device", "other end as reported by devices, else as configured"),
+        plain("peer_port", "its interface; NULL where unknown"),
+        plain("speed_bps", "line rate in the inventory", "bit/s"),
+        plain("rack", "rack of this end"),
+        plain("peer_rack", "rack of the other"),
+        plain("rail", "rail: of the link, else of one of its ports, else of one of its devices"),
+        plain("plane", "plane, found the same way"),
+        plain("tier", "tier of this end"),
+        plain("peer_tier", "tier of the other"),
+        plain("configured_device", "other end according to files; NULL where none has it"),
+        plain("configured_port", "its interface according to them"),
+        plain("found_device", "other end according to LLDP; NULL where neither end reports one"),
+        plain("found_port", "its interface according to LLDP"),
+        plain("found_ts", "time of the last report by LLDP, UTC"),
+        plain(
             "agrees",
             "false where two statements about this link contradict each other, true where they agree, NULL where there is only one",
         ),
@@ -205,11 +201,11 @@ JOBS = View(
     "which hosts a job runs on, one row for each",
     "main.inventory",
     (
-        Column("job", "coalesce(job, key)", "", "its name"),
-        _plain("device", "host"),
-        _plain("role", "what the host does in it; NULL where unknown"),
-        _plain("source", "inventory (a file), recording, or a collector"),
-        _plain("ts", "time of the statement, UTC"),
+        Column("job", "coalesce(job, key)", "its name"),
+        plain("device", "host"),
+        plain("role", "what the host does in it; NULL where unknown"),
+        plain("source", "inventory (a file), recording, or a collector"),
+        plain("ts", "time of the statement, UTC"),
     ),
     resolutions=False,
     where="kind = 'job'",

@@ -1,7 +1,7 @@
 """The view of ports: burst samples and counters of one port and direction side by side."""
 
 from ...pipeline.tables.field import FEC_BINS, LADDER
-from .base import Column, View, percent, quantile, where
+from .base import SOURCE, Column, View, one_source, percent, plain, quantile
 
 BLOCKS = (1, *LADDER)
 
@@ -22,7 +22,6 @@ def _idc(m: int) -> Column:
     return Column(
         f"idc_{m}",
         sql,
-        "",
         f"index of dispersion of the bytes in {m} samples, in {UNIT_BYTES}-byte units; 1 = Poisson, grows with m where traffic clusters",
     )
 
@@ -73,16 +72,16 @@ _SAMPLES = f"""SELECT p.*, p.interval_ns AS sample_interval_ns, left(p.signal, 2
 _OF_SIDE = {
     "bytes": ("rx_bytes", "tx_bytes"),
     "bytes_covered_ns": ("rx_covered_ns", "tx_covered_ns"),
-    "covered_bytes": (where("rx_bytes", "rx_covered_ns"), where("tx_bytes", "tx_covered_ns")),
+    "covered_bytes": ("[rx_bytes where rx_covered_ns]", "[tx_bytes where tx_covered_ns]"),
     "packets": ("rx_packets", "tx_packets"),
     "discards": ("rx_discards", "tx_discards"),
     "errors": ("rx_errors", "tx_errors"),
     "pause_frames": ("rx_pause_frames", "tx_pause_frames"),
     "ecn_marked_packets": ("NULL", "ecn_marked_packets"),
-    "fec_corrected": (where("fec_corrected", "fec_uncorrectable"), "NULL"),
-    "fec_clean": (where("fec_bin_0", "fec_uncorrectable"), "NULL"),
+    "fec_corrected": ("[fec_corrected where fec_uncorrectable]", "NULL"),
+    "fec_clean": ("[fec_bin_0 where fec_uncorrectable]", "NULL"),
     "fec_uncorrectable": ("fec_uncorrectable", "NULL"),
-    "corrected_bits": (where("corrected_bits", "fec_covered_ns"), "NULL"),
+    "corrected_bits": ("[corrected_bits where fec_covered_ns]", "NULL"),
     **{f"fec_bin_{k}": (f"fec_bin_{k}", "NULL") for k in range(FEC_BINS)},
 }
 _OF_PORT = ("source", "readings", "covered_ns", "fec_covered_ns", "flaps", "up_ns", "down_ns", "speed_bps")
@@ -95,13 +94,10 @@ def _same(left: str, right: str) -> str:
     return " AND ".join(f"{left}.{name} = {right}.{name}" for name in _KEY)
 
 
-# One source per port and window, the one with most counters: two sources have different intervals.
-_KNOWN = " + ".join(f"({name} IS NOT NULL)::INT" for name in ("rx_bytes", "rx_packets", "rx_errors", "corrected_bits", "up_ns"))
 _COUNTERS = f"""SELECT ts, device, port, direction, {", ".join(f"{name} AS c_{name}" for name in _OF_PORT)},
     {", ".join(f"CASE direction WHEN 'rx' THEN {rx} ELSE {tx} END AS c_{name}" for name, (rx, tx) in _OF_SIDE.items())}
-  FROM (
-    SELECT * FROM state.port_counters_{{r}} QUALIFY row_number() OVER (PARTITION BY ts, device, port ORDER BY {_KNOWN} DESC, readings DESC, source) = 1
-  ), (VALUES ('rx'), ('tx')) AS directions(direction)"""
+  FROM {one_source("port_counters", "device, port", ("rx_bytes", "rx_packets", "rx_errors", "corrected_bits", "up_ns"))},
+    (VALUES ('rx'), ('tx')) AS directions(direction)"""
 
 # A union instead of a full join, so that a condition on the key is pushed down to every table.
 _PORTS_SOURCE = f"""(
@@ -115,8 +111,8 @@ _PORTS_SOURCE = f"""(
 _BINS = f"[{', '.join(f'c_fec_bin_{k}' for k in range(FEC_BINS))}]"
 
 
-def _counted(name: str, unit: str, doc: str) -> Column:
-    return Column(name, "", unit, doc, f"c_{name}")
+def _counted(name: str, doc: str, unit: str = "", sql: str = "") -> Column:
+    return Column(name, "", doc, unit, sql or f"c_{name}")
 
 
 PORTS = View(
@@ -124,89 +120,75 @@ PORTS = View(
     "one port and direction in one window, from its burst samples and its counters",
     _PORTS_SOURCE,
     (
-        Column("ts", "ts", "", "start of the window, UTC"),
-        Column("device", "device", "", "switch or host"),
-        Column("port", "port", "", "interface"),
-        Column("direction", "direction", "", "rx or tx, as the port's owner sees it"),
-        Column(
-            "sample_interval_ns",
-            "sample_interval_ns",
-            "ns",
-            "time that one sample covers; burst figures of different intervals do not compare",
-        ),
-        Column("speed_bps", "speed_bps", "bit/s", "line rate", "c_speed_bps"),
-        Column("samples", "samples", "", "samples in the window"),
-        Column("coverage_ratio", "samples * sample_interval_ns / {ns}", "", "share of the window that was sampled"),
+        plain("ts", "start of the window, UTC"),
+        plain("device", "switch or host"),
+        plain("port", "interface"),
+        plain("direction", "rx or tx, as the port's owner sees it"),
+        plain("sample_interval_ns", "time that one sample covers; burst figures of different intervals do not compare", "ns"),
+        Column("speed_bps", "speed_bps", "line rate", "bit/s", counters="c_speed_bps"),
+        plain("samples", "samples in the window"),
+        Column("coverage_ratio", "samples * sample_interval_ns / {ns}", "share of the window that was sampled"),
         Column(
             "quality",
             "CASE WHEN samples * sample_interval_ns >= 0.999 * {ns} THEN 'ok' WHEN samples > 0 THEN 'partial' END",
-            "",
             """ok; partial where less than 99.9 % of the window was sampled or, without samples, the counters cover less than 90 %
  of it; coarse where, without samples, their intervals are longer than the window""".replace("\n", ""),
-            "CASE WHEN c_covered_ns < 0.9 * {ns} THEN 'partial' WHEN c_covered_ns > 2 * {ns} THEN 'coarse' ELSE 'ok' END",
+            counters="CASE WHEN c_covered_ns < 0.9 * {ns} THEN 'partial' WHEN c_covered_ns > 2 * {ns} THEN 'coarse' ELSE 'ok' END",
         ),
-        Column("bytes", "total", "bytes", "bytes in all samples; without samples from the counters", "c_bytes"),
+        Column("bytes", "total", "bytes in all samples; without samples from the counters", "bytes", counters="c_bytes"),
         Column(
             "utilization_mean_ratio",
             f"total / samples / {_CAPACITY}",
-            "",
             "mean utilisation of the line over the samples; without samples over the time covered by the counters",
-            "c_covered_bytes * 8e9 / c_speed_bps / nullif(c_bytes_covered_ns, 0)",
+            counters="c_covered_bytes * 8e9 / c_speed_bps / nullif(c_bytes_covered_ns, 0)",
         ),
         *(
             Column(
                 f"utilization_{percent(q)}_ratio",
                 f"({quantile(q)}) / {_CAPACITY}",
-                "",
                 f"{q:g} quantile of the samples' utilisation, within 1 %",
             )
             for q in (0.50, 0.90, 0.99, 0.999)
         ),
-        Column("utilization_max_ratio", f"high / {_CAPACITY}", "", "largest sample's utilisation"),
-        Column("burst_count", "bursts", "", "bursts that start in the window: consecutive samples above the burst threshold"),
+        Column("utilization_max_ratio", f"high / {_CAPACITY}", "largest sample's utilisation"),
+        Column("burst_count", "bursts", "bursts that start in the window: consecutive samples above the burst threshold"),
         Column(
             "burst_threshold_ratio",
             "threshold_ratio",
-            "",
             "burst threshold over the line rate; of several the largest, NULL where an older version stored the window",
         ),
-        Column("burst_time_ratio", "hot / samples", "", "share of the samples that are in bursts"),
-        Column("burst_bytes", "hot_total", "bytes", "bytes in bursts"),
-        Column("burst_bytes_ratio", "weft_ratio(hot_total, total)", "", "share of the bytes that are in bursts"),
+        Column("burst_time_ratio", "hot / samples", "share of the samples that are in bursts"),
+        Column("burst_bytes", "hot_total", "bytes in bursts", "bytes"),
+        Column("burst_bytes_ratio", "weft_ratio(hot_total, total)", "share of the bytes that are in bursts"),
         Column(
-            "burst_gap_mean_ns", "weft_ratio(gap_total * sample_interval_ns, gaps)", "ns", "mean time from a burst's end to the next start"
+            "burst_gap_mean_ns", "weft_ratio(gap_total * sample_interval_ns, gaps)", "mean time from a burst's end to the next start", "ns"
         ),
-        Column("burst_gap_p50_ns", "gap_hist_p50 * sample_interval_ns", "ns", "median of it, within 1 %"),
+        Column("burst_gap_p50_ns", "gap_hist_p50 * sample_interval_ns", "median of it, within 1 %", "ns"),
         Column(
             "clustering_ratio",
             f"CASE WHEN hot_hot + hot_cold > 0 AND cold_hot > 0 THEN {_P11} / {_P01} END",
-            "",
             "p(hot after hot) / p(hot after cold); 1 = independent",
         ),
         Column(
             "burstiness_cv",
             "CASE WHEN total > 0 THEN sqrt(weft_variance(samples, total, squares)) / (total / samples) END",
-            "",
             "standard deviation of the samples over their mean",
         ),
-        Column("peak_to_mean", "CASE WHEN total > 0 THEN high * samples / total END", "", "largest sample over the mean"),
+        Column("peak_to_mean", "CASE WHEN total > 0 THEN high * samples / total END", "largest sample over the mean"),
         *(_idc(m) for m in BLOCKS),
         Column(
             "hurst",
             _hurst(),
-            "",
             "Hurst exponent by aggregated variance over 1 to 64 samples; 0.5 = no memory. Periodic traffic is not self-similar: look for a period first",
         ),
         Column(
             "goh_barabasi",
             f"CASE WHEN tau_count > 1 THEN ({_TAU_R} - 1) / ({_TAU_R} + 1) END",
-            "",
             "burstiness B of the times between burst starts: -1 periodic, 0 Poisson, 1 bursty",
         ),
         Column(
             "goh_barabasi_finite",
             f"CASE WHEN tau_count > 1 THEN (sqrt(tau_count + 1) * {_TAU_R} - sqrt(tau_count - 1)) / ((sqrt(tau_count + 1) - 2) * {_TAU_R} + sqrt(tau_count - 1)) END",
-            "",
             "the same corrected for few events (Kim and Jo, 2016)",
         ),
         Column(
@@ -214,67 +196,54 @@ PORTS = View(
             """CASE WHEN pair_count > 1 AND weft_variance(pair_count, pair_x, pair_xx) > 0 AND weft_variance(pair_count, pair_y, pair_yy) > 0 THEN
             (pair_count::HUGEINT * pair_xy::HUGEINT - pair_x::HUGEINT * pair_y::HUGEINT)::DOUBLE / (pair_count::DOUBLE * pair_count)
             / sqrt(weft_variance(pair_count, pair_x, pair_xx) * weft_variance(pair_count, pair_y, pair_yy)) END""",
-            "",
             "correlation of consecutive times between burst starts; above 0: bursts of bursts",
         ),
         Column(
             "ce_ratio",
             "weft_ratio(ecn_total, total)",
-            "",
             "congestion-marked share of the received bytes; NULL where not sampled for the same time",
         ),
         Column(
             "retransmit_ratio",
             "weft_ratio(retransmit_total, total)",
-            "",
             "retransmitted share of the bytes; NULL where not sampled for the same time",
         ),
-        Column("hist", "hist", "bytes", "histogram of the samples, for weft_quantile and weft_merge"),
-        Column("profile", "profile", "bytes", "bytes in each 10 ms of the window; at 1 s only"),
-        _counted("packets", "", "packets, from the counters"),
-        _counted("discards", "", "packets discarded, from the counters"),
-        _counted("errors", "", "packets in error, from the counters"),
-        Column(
+        plain("hist", "histogram of the samples, for weft_quantile and weft_merge", "bytes"),
+        plain("profile", "bytes in each 10 ms of the window; at 1 s only", "bytes"),
+        _counted("packets", "packets, from the counters"),
+        _counted("discards", "packets discarded, from the counters"),
+        _counted("errors", "packets in error, from the counters"),
+        _counted(
             "prefec_ber",
-            "",
-            "",
             "bits that FEC corrected over the bits that the line carries at its rate; rx only",
-            "c_corrected_bits * 1e9 / c_speed_bps / nullif(c_fec_covered_ns, 0)",
+            sql="c_corrected_bits * 1e9 / c_speed_bps / nullif(c_fec_covered_ns, 0)",
         ),
-        Column("cer", "", "", "share of the codewords that FEC could not correct; rx only", _CER),
-        Column(
+        _counted("cer", "share of the codewords that FEC could not correct; rx only", sql=_CER),
+        _counted(
             "flr_observed",
-            "",
-            "",
             "frame loss ratio that follows from it (IEEE 802.3: interleaving of codewords)",
-            f"weft_flr({_CER}, c_speed_bps)",
+            sql=f"weft_flr({_CER}, c_speed_bps)",
         ),
-        Column(
+        _counted(
             "flr_predicted",
-            "",
-            "",
             "the same by a straight line through the logarithm of the codewords with 1 to 15 symbol errors; rx only",
-            f"weft_flr(weft_cer_predicted({_BINS}), c_speed_bps)",
+            sql=f"weft_flr(weft_cer_predicted({_BINS}), c_speed_bps)",
         ),
-        Column(
+        _counted(
             "fec_max_bin",
-            "",
-            "",
             "most symbol errors in one codeword, which is lost above 15; rises before the first loss; rx only",
-            "greatest(" + ", ".join(f"CASE WHEN c_fec_bin_{k} > 0 THEN {k} END" for k in range(FEC_BINS)) + ")",
+            sql="greatest(" + ", ".join(f"CASE WHEN c_fec_bin_{k} > 0 THEN {k} END" for k in range(FEC_BINS)) + ")",
         ),
-        _counted("flaps", "", "changes of the link's state, either way"),
-        Column("up_ratio", "", "", "share of the time in which the link was up", "weft_ratio(c_up_ns, c_up_ns + c_down_ns)"),
-        _counted("ecn_marked_packets", "", "packets marked congestion experienced; tx only"),
-        _counted("pause_frames", "", "pause frames of the port, not of a priority"),
-        Column("counter_bytes", "", "bytes", "bytes from the counters, also where there are samples", "c_bytes"),
-        Column(
+        _counted("flaps", "changes of the link's state, either way"),
+        _counted("up_ratio", "share of the time in which the link was up", sql="weft_ratio(c_up_ns, c_up_ns + c_down_ns)"),
+        _counted("ecn_marked_packets", "packets marked congestion experienced; tx only"),
+        _counted("pause_frames", "pause frames of the port, not of a priority"),
+        _counted("counter_bytes", "bytes from the counters, also where there are samples", "bytes", sql="c_bytes"),
+        _counted(
             "counter_covered_ratio",
-            "",
-            "",
             "time covered by the counters over the window: intervals count where they end, so above 1 where they are longer than it",
-            "c_covered_ns / {ns}",
+            sql="c_covered_ns / {ns}",
         ),
-        _counted("source", "", "the collector that read the counters; of several the one with most of them"),
+        Column("source", "", SOURCE.doc, counters="c_source"),
     ),
 )

@@ -1,18 +1,19 @@
 """The views of queues, priorities and buffers, and of drops by reason."""
 
-from .base import Column, View, where
+from .base import COVERED, QUALITY, READINGS, SOURCE, Column, View, one_source, plain
 
-# One source per queue and window, the one with most counters: two sources have different intervals. The largest occupancies are
-# those of any source.
-_KNOWN = " + ".join(
-    f"({name} IS NOT NULL)::INT" for name in ("bytes", "packets", "pfc_rx_frames", "pfc_rx_pause_us", "dropped_packets", "watermark_high")
+_KEYS = "device, port, queue, direction"
+# The largest occupancies are those of any source.
+_FULLEST = ", ".join(
+    f"max({name}) OVER (PARTITION BY ts, {_KEYS}) AS {name}"
+    for name in ("occupancy_high", "watermark_high", "headroom_high", "delay_high_ns")
 )
-_FULLEST = ", ".join(f"max({name}) OVER one AS {name}" for name in ("occupancy_high", "watermark_high", "headroom_high", "delay_high_ns"))
+_KNOWN = ("bytes", "packets", "pfc_rx_frames", "pfc_rx_pause_us", "dropped_packets", "watermark_high")
 
 
 def _pause_ns(side: str) -> str:
     """Return the time in pause, over the windows in which the time that it was counted in is known."""
-    us, quanta = (where(f"pfc_{side}_pause_{unit}", f"pause_{side}_covered_ns") for unit in ("us", "quanta"))
+    us, quanta = (f"[pfc_{side}_pause_{unit} where pause_{side}_covered_ns]" for unit in ("us", "quanta"))
     return f"coalesce({us} * 1000.0, {quanta} * 512e9 / coalesce(q.speed_bps, p.speed_bps))"
 
 
@@ -21,11 +22,7 @@ _QUEUES_SOURCE = f"""(
   SELECT q.* EXCLUDE (speed_bps), coalesce(q.speed_bps, p.speed_bps) AS speed_bps,
     coalesce(q.dropped_packets, q.wred_dropped_packets) AS drops,
     {_pause_ns("rx")} AS pause_rx_ns, {_pause_ns("tx")} AS pause_tx_ns
-  FROM (
-    SELECT * REPLACE ({_FULLEST}) FROM state.queue_counters_{{r}}
-    WINDOW one AS (PARTITION BY ts, device, port, queue, direction)
-    QUALIFY row_number() OVER (PARTITION BY ts, device, port, queue, direction ORDER BY {_KNOWN} DESC, readings DESC, source) = 1
-  ) q
+  FROM {one_source("queue_counters", _KEYS, _KNOWN, f" REPLACE ({_FULLEST})")} q
   LEFT JOIN (SELECT ts, device, port, max(speed_bps) AS speed_bps FROM state.port_counters_{{r}} GROUP BY ALL) p
     ON q.ts = p.ts AND q.device = p.device AND q.port = p.port)"""
 
@@ -34,7 +31,7 @@ _XOFF_NS = "(65535 * 512e9 / speed_bps)"
 
 
 def _bounded(frames: str) -> str:
-    return f"weft_share({frames} * {_XOFF_NS}, {where('covered_ns', frames)})"
+    return f"weft_share({frames} * {_XOFF_NS}, [covered_ns where {frames}])"
 
 
 def _paused(side: str) -> str:
@@ -48,86 +45,72 @@ QUEUES = View(
     "one queue, priority or buffer in one window, from its counters",
     _QUEUES_SOURCE,
     (
-        Column("ts", "ts", "", "start of the window, UTC"),
-        Column("device", "device", "", "switch or host"),
-        Column("port", "port", "", "interface; empty for a shared buffer"),
-        Column("queue", "queue", "", "queue, priority or buffer"),
-        Column("direction", "direction", "", "tx: egress queue or priority; rx: ingress priority group; pool: shared buffer"),
-        Column("source", "source", "", "the collector that read the counters; of several the one with most of them"),
-        Column("speed_bps", "speed_bps", "bit/s", "line rate of the port"),
-        Column("readings", "readings", "", "counter samples in the window"),
-        Column(
-            "covered_ratio", "covered_ns / {ns}", "", "time covered by the counters over the window; above 1 where they are read less often"
-        ),
-        Column(
-            "quality",
-            "CASE WHEN covered_ns < 0.9 * {ns} THEN 'partial' WHEN covered_ns > 2 * {ns} THEN 'coarse' ELSE 'ok' END",
-            "",
-            "ok; partial where the counters cover less than 90 % of the window; coarse where their intervals are longer than it",
-        ),
-        Column("packets", "packets", "", "packets sent from it"),
-        Column("bytes", "bytes", "bytes", "bytes sent from it"),
-        Column("utilization", f"bytes * 8e9 / speed_bps / nullif({where('covered_ns', 'bytes')}, 0)", "", "utilisation of the line by it"),
-        Column("ecn_marked_packets", "ecn_marked_packets", "", "packets marked congestion experienced"),
-        Column(
-            "ecn_mark_ratio", f"weft_ratio(ecn_marked_packets, {where('packets', 'ecn_marked_packets')})", "", "marked share of the packets"
-        ),
+        plain("ts", "start of the window, UTC"),
+        plain("device", "switch or host"),
+        plain("port", "interface; empty for a shared buffer"),
+        plain("queue", "queue, priority or buffer"),
+        plain("direction", "tx: egress queue or priority; rx: ingress priority group; pool: shared buffer"),
+        SOURCE,
+        plain("speed_bps", "line rate of the port", "bit/s"),
+        READINGS,
+        COVERED,
+        QUALITY,
+        plain("packets", "packets sent from it"),
+        plain("bytes", "bytes sent from it", "bytes"),
+        Column("utilization", "bytes * 8e9 / speed_bps / nullif([covered_ns where bytes], 0)", "utilisation of the line by it"),
+        plain("ecn_marked_packets", "packets marked congestion experienced"),
+        Column("ecn_mark_ratio", "weft_ratio(ecn_marked_packets, [packets where ecn_marked_packets])", "marked share of the packets"),
         Column(
             "pause_rx_ratio",
             _paused("rx"),
-            "",
             "share of the time in which received pauses stopped it; the bound where durations are not counted, see pause_by",
         ),
-        Column("pause_tx_ratio", _paused("tx"), "", "share of the time in which it paused its peer; likewise"),
+        Column("pause_tx_ratio", _paused("tx"), "share of the time in which it paused its peer; likewise"),
         Column(
             "pause_rx_bound_ratio",
             _bounded("pfc_rx_frames"),
-            "",
             "upper bound from the pause frames received: 65535 quanta of 512 bit times each",
         ),
-        Column("pause_tx_bound_ratio", _bounded("pfc_tx_frames"), "", "the same for the frames sent"),
+        Column("pause_tx_bound_ratio", _bounded("pfc_tx_frames"), "the same for the frames sent"),
         Column(
             "pause_by",
             """CASE WHEN pause_rx_ns IS NULL AND pfc_rx_frames IS NOT NULL OR pause_tx_ns IS NULL AND pfc_tx_frames IS NOT NULL
       THEN CASE WHEN pause_rx_ns IS NOT NULL THEN 'rx duration, tx frames' WHEN pause_tx_ns IS NOT NULL THEN 'rx frames, tx duration' ELSE 'frames' END
       WHEN pause_rx_ns IS NOT NULL OR pause_tx_ns IS NOT NULL THEN 'duration' END""",
-            "",
             "duration: measured; frames: an upper bound; both with their direction; NULL where pauses are not counted",
         ),
         Column(
             "pause_mean_ns",
-            f"weft_ratio(pause_rx_ns, coalesce({where('pfc_on2off', 'pfc_rx_pause_us')}, {where('pfc_on2off', 'pfc_rx_pause_quanta')}))",
-            "ns",
+            "weft_ratio(pause_rx_ns, coalesce([pfc_on2off where pfc_rx_pause_us], [pfc_on2off where pfc_rx_pause_quanta]))",
             "mean length of a pause received",
+            "ns",
         ),
-        Column("pause_rx_frames", "pfc_rx_frames", "", "pause frames received"),
-        Column("pause_tx_frames", "pfc_tx_frames", "", "pause frames sent"),
-        Column("storm_ratio", f"weft_share(storm_ns, {where('covered_ns', 'storm_ns')})", "", "share of the time in a storm of pauses"),
+        Column("pause_rx_frames", "pfc_rx_frames", "pause frames received"),
+        Column("pause_tx_frames", "pfc_tx_frames", "pause frames sent"),
+        Column("storm_ratio", "weft_share(storm_ns, [covered_ns where storm_ns])", "share of the time in a storm of pauses"),
         Column(
             "pfc_before_ecn",
             "CASE WHEN ecn_marked_packets IS NOT NULL THEN greatest(coalesce(pfc_rx_frames, 0), coalesce(pfc_tx_frames, 0)) > 0 AND ecn_marked_packets = 0 END",
-            "",
             "paused although no packet was marked: the ECN thresholds are too high",
         ),
         Column(
             "occupancy_mean_bytes",
             "weft_ratio(occupancy_total, occupancy_count)",
-            "bytes",
             "mean of the occupancies read; of high-frequency telemetry, mean of the largest of each second",
+            "bytes",
         ),
-        Column("occupancy_max_bytes", "occupancy_high", "bytes", "largest occupancy read"),
-        Column("watermark_max_bytes", "watermark_high", "bytes", "largest watermark of the occupancy"),
-        Column("headroom_max_bytes", "headroom_high", "bytes", "largest watermark of the headroom"),
-        Column("delay_max_ns", "delay_high_ns", "ns", "largest watermark of the delay"),
-        Column("drops", "drops", "", "packets dropped"),
+        Column("occupancy_max_bytes", "occupancy_high", "largest occupancy read", "bytes"),
+        Column("watermark_max_bytes", "watermark_high", "largest watermark of the occupancy", "bytes"),
+        Column("headroom_max_bytes", "headroom_high", "largest watermark of the headroom", "bytes"),
+        Column("delay_max_ns", "delay_high_ns", "largest watermark of the delay", "ns"),
+        plain("drops", "packets dropped"),
         Column(
             "drop_ratio",
-            f"weft_ratio(drops, drops + coalesce({where('packets', 'dropped_packets')}, {where('packets', 'wred_dropped_packets')}))",
-            "",
+            "weft_ratio(drops, drops + coalesce([packets where dropped_packets], [packets where wred_dropped_packets]))",
             "share of the packets that were dropped",
         ),
-        Column("wred_drops", "wred_dropped_packets", "", "of these, by random early detection"),
-        Column("trimmed", "trimmed_packets", "", "packets cut to their header because it was full"),
+        Column("wred_drops", "wred_dropped_packets", "of these, by random early detection"),
+        Column("trimmed", "trimmed_packets", "packets cut to their header because it was full"),
     ),
 )
 
@@ -136,12 +119,12 @@ DROPS = View(
     "drops that devices report one by one, by reason",
     "(SELECT make_timestamp_ns(epoch_ns(ts) // {ns} * {ns}) AS bucket, * FROM state.event WHERE kind = 'drop')",
     (
-        Column("ts", "bucket", "", "start of the window, UTC"),
-        Column("device", "device", "", "switch or host"),
-        Column("port", "port", "", "interface"),
-        Column("reason", "reason", "", "the reason, as the source names it"),
-        Column("source", "source", "", "the collector"),
-        Column("drops", "count(*)", "", "drops reported"),
+        Column("ts", "bucket", "start of the window, UTC"),
+        plain("device", "switch or host"),
+        plain("port", "interface"),
+        plain("reason", "the reason, as the source names it"),
+        plain("source", "the collector"),
+        Column("drops", "count(*)", "drops reported"),
     ),
     where="true GROUP BY bucket, device, port, reason, source",
 )

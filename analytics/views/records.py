@@ -1,6 +1,6 @@
 """The views of rows that are stored unchanged, and of the quality of the data."""
 
-from .base import Column, View
+from .base import Column, View, plain
 
 _LACKS = ("late", "duplicates", "implausible", "resets", "wraps", "gaps")
 
@@ -27,23 +27,18 @@ QUALITY = View(
     "completeness of the data of one port and signal in one window",
     _QUALITY_SOURCE,
     (
-        Column("ts", "ts", "", "start of the window, UTC"),
-        Column("device", "device", "", "switch or host"),
-        Column("port", "port", "", "interface; for GPUs and scale-up links a name such as gpu0/3"),
-        Column("signal", "signal", "", "the signal sampled; port, queue, nic, nvlink or gpu for counters and gauges"),
-        Column("samples", "samples", "", "samples or counter samples that were used"),
-        Column("coverage_ratio", "coverage_ratio", "", "share of the window that was sampled, or covered by the counters"),
-        Column("late", "late", "", "samples or counter samples that arrived after their window was closed; not used"),
-        Column("duplicates", "duplicates", "", "samples received twice; not used"),
-        Column(
-            "implausible",
-            "implausible",
-            "",
-            "impossible samples, and counter samples whose delta exceeds the line rate; not used",
-        ),
-        Column("resets", "resets", "", "counter samples after a reset; the delta is unknown and not used"),
-        Column("wraps", "wraps", "", "counter samples after a wrap; used"),
-        Column("gaps", "gaps", "", "counter samples that came much later than usual; used"),
+        plain("ts", "start of the window, UTC"),
+        plain("device", "switch or host"),
+        plain("port", "interface; of a GPU and its scale-up links, such as gpu0/3"),
+        plain("signal", "what is sampled; port, queue, nic, nvlink or gpu where counters and gauges are read"),
+        plain("samples", "samples, or counter samples, that count"),
+        plain("coverage_ratio", "share of the window that was sampled, or covered by the counters"),
+        plain("late", "samples or counter samples that came after their window had closed; not counted"),
+        plain("duplicates", "samples received twice; not counted"),
+        plain("implausible", "impossible samples, and counter samples that moved more than the line can carry; not counted"),
+        plain("resets", "counter samples after a reset; the difference is unknown and not counted"),
+        plain("wraps", "counter samples after a wrap; counted"),
+        plain("gaps", "counter samples that come much later than usual; counted"),
     ),
 )
 
@@ -52,25 +47,20 @@ BURSTS = View(
     "one row per burst",
     "state.bursts",
     (
-        Column("device", "device", "", "switch or host"),
-        Column("port", "port", "", "interface"),
-        Column("signal", "signal", "", "rx_bytes or tx_bytes"),
-        Column("direction", "left(signal, 2)", "", "rx or tx"),
-        Column("start_ts", "start_ts", "", "start of its first sample, UTC"),
-        Column("duration_ns", "duration_ns", "ns", "its samples times their interval"),
-        Column("bytes", "bytes", "bytes", "sum of its samples"),
-        Column("peak_utilization_ratio", "peak / (speed_bps * interval_ns / 8e9)", "", "its largest sample against the line rate"),
-        Column("mean_utilization_ratio", "bytes / (speed_bps * duration_ns / 8e9)", "", "mean of its samples against the line rate"),
-        Column("interval_ns", "interval_ns", "ns", "time that one sample covers"),
-        Column("speed_bps", "speed_bps", "bit/s", "line rate"),
-        Column(
-            "contention_max",
-            "contention_max",
-            "",
-            "largest number of the device's ports in a burst in one of its intervals, itself included",
-        ),
-        Column("ecn_bytes", "ecn_bytes", "bytes", "congestion-marked bytes in it; NULL where not sampled"),
-        Column("retransmit_bytes", "retransmit_bytes", "bytes", "retransmitted bytes in it; NULL where not sampled"),
+        plain("device", "switch or host"),
+        plain("port", "interface"),
+        plain("signal", "rx_bytes or tx_bytes"),
+        Column("direction", "left(signal, 2)", "rx or tx"),
+        plain("start_ts", "start of its first sample, UTC"),
+        plain("duration_ns", "its samples times their interval", "ns"),
+        plain("bytes", "sum of its samples", "bytes"),
+        Column("peak_utilization_ratio", "peak / (speed_bps * interval_ns / 8e9)", "its largest sample against the line rate"),
+        Column("mean_utilization_ratio", "bytes / (speed_bps * duration_ns / 8e9)", "mean of its samples against the line rate"),
+        plain("interval_ns", "time that one sample covers", "ns"),
+        plain("speed_bps", "line rate", "bit/s"),
+        plain("contention_max", "most ports of the device hot in one of its samples, itself included"),
+        plain("ecn_bytes", "congestion-marked bytes in it; NULL where not sampled", "bytes"),
+        plain("retransmit_bytes", "retransmitted bytes in it; NULL where not sampled", "bytes"),
     ),
     resolutions=False,
 )
@@ -80,14 +70,14 @@ SAMPLES = View(
     "raw samples of the last minutes, one row per segment",
     "state.samples",
     (
-        Column("ts", "ts", "", "start of the first sample, UTC"),
-        Column("device", "device", "", "switch or host"),
-        Column("port", "port", "", "interface"),
-        Column("queue", "queue", "", "queue, empty for the port itself"),
-        Column("signal", "signal", "", "what is sampled"),
-        Column("interval_ns", "interval_ns", "ns", "time that one sample covers"),
-        Column("speed_bps", "speed_bps", "bit/s", "line rate"),
-        Column("values", '"values"', "bytes", "the samples in time order"),
+        plain("ts", "start of the first sample, UTC"),
+        plain("device", "switch or host"),
+        plain("port", "interface"),
+        plain("queue", "queue, empty for the port itself"),
+        plain("signal", "what is sampled"),
+        plain("interval_ns", "time that one sample covers", "ns"),
+        plain("speed_bps", "line rate", "bit/s"),
+        Column("values", '"values"', "the samples in time order", "bytes"),
     ),
     resolutions=False,
 )
@@ -95,7 +85,7 @@ SAMPLES = View(
 
 def _record(name: str, table: str, doc: str, *columns: tuple[str, str]) -> View:
     return View(
-        name, doc, f"state.{table}", tuple(Column(column, f'"{column}"', "", meaning) for column, meaning in columns), resolutions=False
+        name, doc, f"state.{table}", tuple(Column(column, f'"{column}"', meaning) for column, meaning in columns), resolutions=False
     )
 
 
