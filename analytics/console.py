@@ -129,13 +129,11 @@ def answer(folder: Path, sql: str, config: ConsoleConfig | None = None) -> Answe
     )
     try:
         reply, _ = child.communicate(request, config.timeout_s + KILL_AFTER_S + START_S)
-    except subprocess.TimeoutExpired:
+    except BaseException as error:
         child.kill()
         child.communicate()
-        raise _too_long(config) from None
-    except BaseException:
-        child.kill()
-        child.communicate()
+        if isinstance(error, subprocess.TimeoutExpired):
+            raise _too_long(config) from None
         raise
     result = _read(reply, child.returncode, config)
     log.info("console query of %d characters: %d rows in %.3f s", len(sql), result.frame.height, result.elapsed_s)

@@ -2,18 +2,19 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from ..store.rows import ROWS, as_text
 from . import ALERT_COLUMNS, Database
 from .state import Alert
 
-# Rows of one INSERT statement: bounds the number of its parameters.
-ROWS_PER_INSERT = 200
 ERROR_CHARS_MAX = 500
 
 _COLUMNS = ", ".join(ALERT_COLUMNS)
+
+# Columns that hold the field of an alert with the same name.
+_SHARED = tuple(field.name for field in fields(Alert) if field.name in ALERT_COLUMNS and field.name != "labels")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,65 +83,37 @@ class AlertTable:
 
     def save_rules(self, states: Mapping[str, RuleState]) -> None:
         """Write the states of these rules."""
-        names = sorted(states)
-        for first in range(0, len(names), ROWS_PER_INSERT):
-            chunk = names[first : first + ROWS_PER_INSERT]
-            marks = ", ".join("?" * len(chunk))
-            self._database.execute(f"DELETE FROM state.alert_rules WHERE rule IN ({marks})", chunk)
-            rows: list[object] = []
-            for name in chunk:
-                state = states[name]
-                rows += [
-                    name,
-                    state.evaluated_to_ns,
-                    "error" if state.last_error else "ok",
-                    state.last_error[:ERROR_CHARS_MAX],
-                    state.errors,
-                ]
-            values = ", ".join(["(?, ?, ?, ?, ?)"] * len(chunk))
-            self._database.execute(
-                f"INSERT INTO state.alert_rules (rule, evaluated_to_ns, state, last_error, errors) VALUES {values}", rows
-            )
+        if not states:
+            return
+        rows = as_text(
+            (name, state.evaluated_to_ns, "error" if state.last_error else "ok", state.last_error[:ERROR_CHARS_MAX], state.errors)
+            for name, state in states.items()
+        )
+        self._database.execute(f"DELETE FROM state.alert_rules WHERE rule IN (SELECT row[1] FROM {ROWS})", [rows])
+        self._database.execute(
+            "INSERT INTO state.alert_rules (rule, evaluated_to_ns, state, last_error, errors) "
+            f"SELECT row[1], CAST(row[2] AS BIGINT), row[3], row[4], CAST(row[5] AS BIGINT) FROM {ROWS}",
+            [rows],
+        )
 
 
 def _alert(row: Mapping[str, Any]) -> Alert:
     phase = row["state"]
     if phase == "no_data":
         phase = "pending" if row["fired_at"] is None else "firing"
-    return Alert(
-        fingerprint=row["fingerprint"],
-        rule=row["rule"],
-        labels=json.loads(row["labels"]),
-        phase=phase,
-        value=row["value"],
-        starts_at=row["starts_at"],
-        fired_at=row["fired_at"],
-        ends_at=row["ends_at"],
-        last_seen=row["last_seen"],
-        breach_ns=row["breach_ns"],
-        clear_ns=row["clear_ns"],
-        absent_ns=row["absent_ns"],
-    )
+    return Alert(**{name: row[name] for name in _SHARED}, labels=json.loads(row["labels"]), phase=phase)
 
 
 def _row(row: AlertRow) -> tuple[object, ...]:
     """Return the columns of ``ALERT_COLUMNS`` as ``as_text`` takes them."""
     alert = row.alert
-    return (
-        alert.fingerprint,
-        alert.rule,
-        json.dumps(dict(alert.labels), sort_keys=True, ensure_ascii=False),
-        json.dumps(dict(row.annotations), sort_keys=True, ensure_ascii=False),
-        alert.state,
-        None if alert.value is None else repr(float(alert.value)),
-        alert.starts_at,
-        alert.fired_at,
-        alert.ends_at,
-        alert.last_seen,
-        row.window_ts,
-        alert.breach_ns,
-        alert.clear_ns,
-        alert.absent_ns,
-        row.path,
-        row.evidence_sql,
-    )
+    columns = {name: getattr(alert, name) for name in _SHARED} | {
+        "labels": json.dumps(dict(alert.labels), sort_keys=True, ensure_ascii=False),
+        "annotations": json.dumps(dict(row.annotations), sort_keys=True, ensure_ascii=False),
+        "state": alert.state,
+        "value": None if alert.value is None else repr(float(alert.value)),
+        "window_ts": row.window_ts,
+        "path": row.path,
+        "evidence_sql": row.evidence_sql,
+    }
+    return tuple(columns[name] for name in ALERT_COLUMNS)

@@ -18,7 +18,7 @@ import json
 import logging
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from ...pipeline.clock import NS_PER_S, Clock
@@ -211,22 +211,13 @@ class Outbox:
 
     def _newest_rows(self) -> dict[tuple[str, str], _Row]:
         rows: list[dict[str, Any]] = self._database.query(
-            "SELECT id, endpoint, group_key, firing, resolved, sure, maybe, state, attempts, risky, next_attempt_ns, done_ns "
-            "FROM state.outbox WHERE id IN (SELECT max(id) FROM state.outbox GROUP BY endpoint, group_key) "
-            "AND NOT (state = 'sent' AND firing = '[]')"
+            "SELECT * EXCLUDE (payload) REPLACE (coalesce(done_ns, 0) AS done_ns) FROM state.outbox WHERE id IN "
+            "(SELECT max(id) FROM state.outbox GROUP BY endpoint, group_key) AND NOT (state = 'sent' AND firing = '[]')"
         )
+        sets = ("firing", "resolved", "sure", "maybe")
         return {
             (row["endpoint"], row["group_key"]): _Row(
-                row["id"],
-                json.loads(row["firing"]),
-                json.loads(row["resolved"]),
-                json.loads(row["sure"]),
-                json.loads(row["maybe"]),
-                row["state"],
-                row["attempts"],
-                row["risky"],
-                row["next_attempt_ns"],
-                row["done_ns"] or 0,
+                **{field.name: json.loads(row[field.name]) if field.name in sets else row[field.name] for field in fields(_Row)}
             )
             for row in rows
         }
