@@ -24,16 +24,16 @@ help: ## print this list
 run: $(VENV)/.compiled ## install what is missing, show a virtual fabric and this machine, print the dashboard's address
 	@exec $(BIN)/weft demo $(ARGS)
 
-install: $(VENV)/.compiled ## virtual environment with Weft in it
+install: $(VENV)/.compiled ## create a virtual environment with Weft
 
-dev: $(VENV)/.developed ## the same, with what the tests and checks need
+dev: $(VENV)/.developed ## the same, with the tools for tests and checks
 
 test: $(VENV)/.developed needs ## install what the tests need, then run them
 	@exec $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: lint test ## format, lint, types, import rules, then the tests
 
-lint: $(VENV)/.developed ## the static half of check
+lint: $(VENV)/.developed ## check without the tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	@mkdir -p $(VENV)/types && ln -sfn ../.. $(VENV)/types/weft
@@ -43,14 +43,14 @@ lint: $(VENV)/.developed ## the static half of check
 bench: $(VENV)/.compiled ## print the benchmark tables
 	@exec $(BIN)/weft bench $(ARGS)
 
-fuzz: $(VENV)/.developed ## fuzz every decoder, ten minutes each (ARGS="--seconds 60 roce" for one and less)
+fuzz: $(VENV)/.developed ## fuzz every decoder, ten minutes each (ARGS="--seconds 60 roce" for one decoder, one minute)
 	@exec $(BIN)/python tests/fuzz/fuzzing.py $(ARGS)
 
 lock: $(VENV)/.developed ## take the newest allowed dependencies into both locks
 	$(LOCK) --upgrade --group build --output-file requirements.lock
 	$(LOCK) --upgrade --group dev --constraint requirements.lock --output-file requirements-dev.lock
 
-docs: $(VENV)/.developed ## write the generated pages of the docs again
+docs: $(VENV)/.developed ## regenerate the generated pages of the docs
 	$(BIN)/python tests/reference.py
 
 clean: ## remove the virtual environment and everything built; keeps weft-data and weft-demo

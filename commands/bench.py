@@ -20,7 +20,7 @@ def options(parser: ArgumentParser) -> None:
         nargs="*",
         type=_part,
         metavar="PART",
-        help=f"only these of {', '.join(PARTS)}; or detect, which scores the rules against known faults",
+        help=f"parts to run: {', '.join(PARTS)}; or detect, which scores the rules against known faults",
     )
     parser.add_argument("--only", choices=tuple(PARTS), action="append", help="the same as PART; may be repeated")
     parser.add_argument(
@@ -37,7 +37,7 @@ def bench(chosen: Namespace) -> int:
     """Run the parts and print a table as they finish; ``detect`` has tables of its own."""
     if "detect" in chosen.part:
         if len(chosen.part) > 1 or chosen.only:
-            raise ServiceError("bench: detect has tables of its own", "run it alone: weft bench detect")
+            raise ServiceError("bench: detect prints its own tables", "run it alone: weft bench detect")
         return detect(chosen)
     for line in table({*chosen.part, *(chosen.only or ())}, chosen.seconds):
         print(line, flush=True)
@@ -63,7 +63,7 @@ def _detect_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--rules", type=Path, metavar="DIR", help="detect: folder of the rules to score (default: all default rules, profile training)"
     )
-    parser.add_argument("--format", choices=("text", "json"), default="text", help="detect: how the tables are printed (default: text)")
+    parser.add_argument("--format", choices=("text", "json"), default="text", help="detect: format of the tables (default: text)")
 
 
 def _part(text: str) -> str:

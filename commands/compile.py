@@ -33,7 +33,7 @@ _LOOK_S = 0.25
 def compile_first(*parts: str) -> None:
     """Compile what these parts of the product need, unless an earlier start, or the supervisor of this service, did so."""
     if not is_supervised() and not all(_stamp(part).exists() for part in parts):
-        # A process of its own: a supervisor stays small for as long as its services run.
+        # In a separate process, so that a supervisor uses little memory while its services run.
         subprocess.run([sys.executable, "-m", "weft.commands.compile", *parts], check=False)
 
 
@@ -66,9 +66,9 @@ def _key() -> str:
 
 
 def _begin() -> None:
-    """Make the folder ready, without kernels of another version.
+    """Create the folder and remove kernels of another version.
 
-    Numba does not notice that a kernel calls another one that has changed, and fails at one whose named tuples have other names.
+    Numba does not notice when a called kernel has changed, and fails on a cached kernel if fields of its named tuples were renamed.
     """
     folder, begun = _folder(), _stamp("begun")
     with contextlib.suppress(OSError):
@@ -96,7 +96,7 @@ def main(parts: Sequence[str], clock: Clock) -> int:
         while left or running:
             while left and len(running) < max(2, os.cpu_count() or 1):
                 step = left.pop(0)
-                # The last words of a step that fails are in its pipe; one that works prints nothing.
+                # A failing step writes its error to the pipe; a successful one prints nothing.
                 command = [sys.executable, "-m", *steps[step]]
                 running[step] = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
             clock.wait(_LOOK_S)
@@ -121,7 +121,7 @@ def main(parts: Sequence[str], clock: Clock) -> int:
 
 
 def _show(line: str, *, lasting: bool = False) -> None:
-    """Print a line of progress: on a terminal each in the place of the one before, elsewhere only those that last."""
+    """Print a line of progress: on a terminal over the previous one, elsewhere only if ``lasting``."""
     live = sys.stderr.isatty()
     if live or lasting:
         print(f"\r{line}\x1b[K" if live else line, end="\n" if lasting else "", file=sys.stderr, flush=True)

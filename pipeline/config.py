@@ -185,11 +185,11 @@ def _override(config: Any, path: tuple[str, ...], text: str, name: str) -> Any:
     first = path[0]
     names = [field.name for field in dataclasses.fields(config)]
     if first not in names:
-        raise ConfigError(name, "names no setting", _did_you_mean(first, names))
+        raise ConfigError(name, "is not a setting", _did_you_mean(first, names))
     if len(path) > 1:
         inner = getattr(config, first)
         if not dataclasses.is_dataclass(inner):
-            raise ConfigError(name, f"{first!r} has no parts", "see 'weft check --dump'")
+            raise ConfigError(name, f"{first!r} has no sub-settings", "see 'weft check --dump'")
         return dataclasses.replace(config, **{first: _override(inner, path[1:], text, name)})
     hint = typing.get_type_hints(type(config))[first]
     value = _convert(hint, _parsed(hint, text), path, lambda _path: name, masked=_is_secret(config, first))

@@ -57,7 +57,7 @@ class Outcome(Enum):
 class DeliveryResult:
     """The outcome of one delivery.
 
-    ``certain`` is false when the receiver may have got it although the attempt failed (no answer in time). ``error`` is short
+    ``certain`` is false when the receiver may have received it although the attempt failed (no answer in time). ``error`` is short
     and holds neither the address nor a secret nor anything that the receiver sent.
     """
 

@@ -33,7 +33,7 @@ def parse_secrets(text: str, where: str) -> tuple[bytes, ...]:
             raise ConfigError(f"{where}:{number}", "is not a webhook secret", hint)
         secrets.append(secret)
     if not secrets:
-        raise ConfigError(where, "holds no webhook secret", "write one a line, as whsec_ and base64")
+        raise ConfigError(where, "holds no webhook secret", "write one per line, as whsec_ and base64")
     return tuple(secrets)
 
 

@@ -72,7 +72,7 @@ class GnmiConfig:
     ca_file: str = ""
     cert_file: str = ""
     key_file: str = ""
-    # A stream without data or keepalive answers for so long counts as dead.
+    # A stream without data or keepalive answers for this long counts as down.
     keepalive_s: float = 30.0
     # How often certificate files are checked while a stream is up; the device is dialled again when one has changed.
     certificates_s: float = 30.0

@@ -20,7 +20,7 @@ class Links:
     _changed: dict[tuple[int, str], int] = field(default_factory=dict)
 
     def update(self, device: int, port: str, neighbour: str, leaf: int, text: str, at: int) -> None:
-        """Set a leaf, given as its place in ``LINK_LEAVES``; ``at`` is the notification."""
+        """Set a leaf, given by its index in ``LINK_LEAVES``; ``at`` is the index of the notification."""
         neighbours = self._known.setdefault((device, port), {})
         if neighbour not in neighbours:
             if self._count >= self.neighbours_max:
@@ -33,7 +33,7 @@ class Links:
             self._changed[device, port] = at
 
     def forget(self, device: int, port: str, neighbour: str, at: int) -> None:
-        """Forget a neighbour; all of the port if it is empty; all of the device if the port is empty too."""
+        """Remove a neighbour; with an empty name all of the port, with an empty port all of the device."""
         ports = [(device, port)] if port else [key for key in self._known if key[0] == device]
         for key in ports:
             neighbours = self._known.get(key, {})

@@ -66,7 +66,7 @@ class _State:
 
 
 class _RedialError(Exception):
-    """The stream ended for a reason that is no problem: dial again at once."""
+    """The stream ended without an error: connect again at once."""
 
 
 class Gnmi:

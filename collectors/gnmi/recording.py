@@ -35,8 +35,8 @@ class GnmiRecording:
     def batches(self) -> Iterator[Batch]:
         """Yield rows in the order of the file, sorted by time within 2 MiB of it.
 
-        Raises ``InputError`` where the file is cut, or at its end when messages in it are no SubscribeResponses, in both cases
-        after everything good.
+        Raises ``InputError`` where the file is cut, or at its end if some messages are not SubscribeResponses; in both cases after the last
+        good row.
         """
         return closing(self._batches())
 

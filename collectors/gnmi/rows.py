@@ -333,7 +333,7 @@ class States:
         )
 
     def room(self, ports: int, devices: int) -> None:
-        """Make room for so many more ports, and for ``devices`` in all."""
+        """Make room for this many more ports, and for ``devices`` in total."""
         while self.arrays.ports.state[ENTRIES] + ports > len(self.arrays.speed) and len(self.arrays.speed) < self._max:
             self._grow()
         while devices > len(self.arrays.epochs):

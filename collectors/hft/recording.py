@@ -1,6 +1,6 @@
 """Recorded high-frequency telemetry: IPFIX messages one after another in a file, or in the UDP packets of a capture.
 
-A file beside the recording, ``<recording>.toml`` or ``<recording>.json`` (``names``), names the labels; its templates are known before
+A file beside the recording, ``<recording>.toml`` or ``<recording>.json`` (``names``), maps labels to names; its templates are known before
 the first message.
 """
 
@@ -52,7 +52,7 @@ class HftRecording:
         self._devices: dict[int, tuple[str, Names]] = {}
 
     def batches(self) -> Iterator[Batch]:
-        """Yield rows in slices of time; raise ``InputError`` after everything good."""
+        """Yield rows in time slices; raise ``InputError`` after the last good one."""
         yield from closing(self._open_ended())
 
     def counters(self) -> Mapping[str, float]:

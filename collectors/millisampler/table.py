@@ -81,7 +81,7 @@ class Millisampler:
         self._options = options
 
     def batches(self) -> Iterator[Batch]:
-        """Yield segments in time order over all hosts; raise ``InputError`` after everything good."""
+        """Yield segments in time order over all hosts; raise ``InputError`` after the last good one."""
         yield from closing(self._open_ended())
 
     def _open_ended(self) -> Iterator[Batch]:

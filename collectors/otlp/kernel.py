@@ -29,7 +29,7 @@ _HISTOGRAMS, _TIMELESS, _VALUELESS = range(len(PASSED))
 # Tag of field 7, a message: the attributes of a point.
 _ATTRIBUTE_TAG = 7 << 3 | 2
 
-# A point that has a time and a value has at least so many bytes: tag and length, two tags, two times eight bytes.
+# A point with a time and a value has at least this many bytes: tag and length, two tags, two times eight bytes.
 _POINT_BYTES_MIN = 20
 
 # Start of the hashes of series, so that no sender can make two series one.

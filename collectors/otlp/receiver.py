@@ -113,7 +113,7 @@ class Otlp:
         if not whole:
             with self._lock:
                 self._queued_bytes -= _cost(content)
-            self._refuse(context, "broken", "INVALID_ARGUMENT", "this is no ExportMetricsServiceRequest")
+            self._refuse(context, "broken", "INVALID_ARGUMENT", "the request is not a valid ExportMetricsServiceRequest")
         with self._lock:
             self._counts["requests"] += 1
             self._counts["bytes"] += len(content)

@@ -127,8 +127,8 @@ class PacketRecording:
     def batches(self) -> Iterator[Batch]:
         """Yield gaps and packets; packets out of order within 4 MiB of the file are put in order.
 
-        Raises ``InputError`` where the file is cut or damaged, or at its end if an interface's link type is unknown, in both
-        cases after everything good.
+        Raises ``InputError`` where the file is cut or damaged, or at its end if an interface's link type is unknown, in both cases after
+        the last good row.
         """
         self._frames.counts.clear()
         pending, problem, strange = None, None, {}

@@ -60,7 +60,7 @@ class FolderRecording:
     def batches(self) -> Iterator[Batch]:
         """Yield the rows of all files, second by second; the last batch ends all devices.
 
-        Raises ``InputError`` with the first problem of any file, after everything good of all.
+        Raises ``InputError`` with the first problem of any file, after the good rows of all files.
         """
         return closing(self._merged())
 

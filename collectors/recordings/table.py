@@ -56,7 +56,7 @@ def fits_a_family(header: bytes) -> bool:
 
 
 def read_table(path: Path, options: Options) -> Iterator[Batch]:
-    """Yield the file's rows in time order, second by second; raise ``InputError`` after everything good."""
+    """Yield the file's rows in time order, second by second; raise ``InputError`` after the last good one."""
     if path.suffix.lower() == ".csv":
         table, frame, fault = _from_csv(path, options)
     else:

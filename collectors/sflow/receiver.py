@@ -137,7 +137,7 @@ class SflowRecording:
     def batches(self) -> Iterator[Batch]:
         """Yield the rows in the order of the file.
 
-        Raises ``InputError`` where the file is damaged, after everything good before that place.
+        Raises ``InputError`` where the file is damaged, after all rows before that place.
         """
         from .batches import Naming, Rows
 

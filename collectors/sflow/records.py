@@ -103,7 +103,7 @@ LANE_VALUES = _words(
 PROCESSOR_BYTES = 28
 PROCESSOR_VALUES = (*_words(0, "5s_cpu", "1m_cpu", "5m_cpu"), Value("total_memory", 12, 8), Value("free_memory", 20, 8))
 
-# Packets that found the queue at most so many segments long on arrival, and longer than the class before.
+# Packets that found the queue at most this many segments long on arrival, and longer than in the previous class.
 QUEUE_LENGTH_BYTES, QUEUE_INDEX = 52, Value("queueIndex", 0)
 QUEUE_LENGTH_VALUES = _words(
     4,

@@ -105,7 +105,7 @@ def read_capture(path: Path, piece_bytes: int = PIECE_BYTES) -> Iterator[Piece]:
     """Yield the packets of a capture file in the order of the file.
 
     Raises:
-        InputError: not a capture, or cut or damaged; everything good before that place has been yielded.
+        InputError: not a capture, or cut or damaged; all packets before that place have been yielded.
     """
     try:
         with path.open("rb") as file:

@@ -46,7 +46,7 @@ class Pacing(NamedTuple):
     step_ns: int
     window_bytes: int  # how far a rank of a ring may be ahead
     nvlink_rate: float  # bytes/s
-    packet_rate: int  # one packet in so many is sampled, 0: none
+    packet_rate: int  # one packet in this many is sampled, 0: none
     sample_steps: int  # steps of a sample interval
     seed: int
 

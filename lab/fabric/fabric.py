@@ -70,11 +70,11 @@ class FabricConfig:
     dcqcn_least: float = 1 / 1000
     round_trip_ns: int = 8_000
     ack_timeout_ns: int = 16 * NS_PER_MS
-    ring_window_bytes: int = 1 << 20  # how far a rank of a ring may send ahead of what it received; at least two steps of line rate
+    ring_window_bytes: int = 1 << 20  # how far a rank of a ring may send ahead of the data received; at least two steps of line rate
     nvlink_bps: int = 3_600_000_000_000
     bit_error_ratio: float = 1e-8  # before correction, of a healthy link; each link draws its own around it
     clock_skew_ns: int = 200  # of a healthy device, either way
-    packet_sampling: int = 100_000  # one packet in so many, 0: none
+    packet_sampling: int = 100_000  # one packet in this many, 0: none
     probes: int = 64  # pairs of adapters whose latency is measured
 
     def __post_init__(self) -> None:

@@ -42,9 +42,9 @@ FLOW = columns(
     queue_pair=COUNT,
     ordinal=COUNT,  # index of the queue pair in its connection
     ahead=COUNT,  # the flow whose bytes this one forwards in a ring, -1: none
-    member=COUNT,  # that sends
-    other=COUNT,  # member that receives, -1: a host outside the job
-    group=COUNT,  # that waits for it in the current phase
+    member=COUNT,  # sending member
+    other=COUNT,  # receiving member, -1: a host outside the job
+    group=COUNT,  # group that waits for it in the current phase
     turn=COUNT,  # number of starts
     active=FLAG,
     total=COUNT,  # bytes of the current turn
@@ -64,7 +64,7 @@ FLOW = columns(
     rate=REAL,  # bytes/s, allowed by congestion control
     goal=REAL,  # bytes/s, target rate
     alpha=REAL,
-    clear=REAL,  # chance that a packet of this step was not marked
+    clear=REAL,  # probability that a packet of this step was not marked
     timer_ns=COUNT,
     counted=COUNT,  # bytes since the byte counter last raised the rate
     timer_stage=COUNT,
@@ -84,7 +84,7 @@ PORT = columns(
     sink=REAL,  # bytes/s that the receiver accepts: below ``rate`` only at a faulty host
     up=FLAG,
     lossless=FLAG,  # the receiver pauses the sender
-    loss=REAL,  # chance that a packet vanishes on the link
+    loss=REAL,  # probability that a packet is lost on the link
     seen=FLAG,  # the receiver counts the loss as an error
     ceiling=COUNT,  # bytes allowed in this step while paused, -1: not paused
     kmin=COUNT,
@@ -104,11 +104,11 @@ PORT = columns(
     depth_before=COUNT,
     held=COUNT,  # bytes that arrived by this port and wait in the receiving switch
     held_before=COUNT,
-    threshold=COUNT,  # of ``held``, above which the receiver pauses
+    threshold=COUNT,  # bytes of ``held`` above which the receiver pauses
     sent=COUNT,
     dropped=COUNT,  # in the queue of the port
-    vanished=COUNT,  # on the link, uncounted
-    broken=COUNT,  # on the link, counted as errors
+    vanished=COUNT,  # lost on the link, uncounted
+    broken=COUNT,  # lost on the link, counted as errors
     marked=REAL,  # packets, with fraction
     paused_ns=COUNT,
     pauses=COUNT,
@@ -143,7 +143,7 @@ class Tick(NamedTuple):
 class Order(NamedTuple):
     """Slots of the active flows by stage: ``slot[start[s]:start[s + 1]]`` is stage s, each flow << 3 | hop.
 
-    ``flows[:count[0]]`` are the active flows, ``ports[:count[1]]`` the ports on their paths. All others are at rest.
+    ``flows[:count[0]]`` are the active flows, ``ports[:count[1]]`` the ports on their paths. All others are idle.
     """
 
     slot: np.ndarray
@@ -154,7 +154,7 @@ class Order(NamedTuple):
 
 
 def make_flows(count: int) -> np.recarray:
-    """Return flows at rest."""
+    """Return idle flows."""
     flows = rows(FLOW, count)
     flows.path[:] = -1
     flows.ahead[:] = flows.group[:] = flows.other[:] = -1

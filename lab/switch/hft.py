@@ -33,7 +33,7 @@ class Layout:
     """The format of the records.
 
     ``time``: element 325 as eight bytes of ns, or element 322 (seconds) and 325 (ns of the second) of four bytes each.
-    ``widths``: bytes of the counters, in turn; a counter is truncated to its low bytes. ``pad_every``: after so many counters there is a
+    ``widths``: bytes of the counters, in turn; a counter is truncated to its low bytes. ``pad_every``: after this many counters there is a
     padding field of ``pad_bytes`` (element and enterprise 0). ``records``: records per message, 0: as many as fit. ``tail``: bytes of
     padding after the last record of a set.
     """

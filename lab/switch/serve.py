@@ -22,9 +22,9 @@ from .wire import Udp
 PROTOCOLS = ("gnmi", "sflow", "hft", "otlp")
 PORTS = {"gnmi": 9339, "sflow": 6343, "hft": 4739, "otlp": 4317}
 
-# Send at this interval, or after so many polls of high-frequency telemetry, so that no burst exceeds a receiver's buffer.
+# Send at this interval, or after this many polls of high-frequency telemetry, so that no burst exceeds a receiver's buffer.
 STEP_S, STEP_POLLS = 0.05, 100
-# After a delay, catch up by so many polls per step: a whole second at once would overrun the receiver.
+# After a delay, catch up by this many polls per step: a whole second at once would overrun the receiver.
 CATCH_UP_POLLS = 2 * STEP_POLLS
 TEMPLATES_S = 5
 SAMPLES_A_STEP = 20
@@ -34,7 +34,7 @@ BEHIND_NS_MAX = NS_PER_S
 
 @dataclass(frozen=True, slots=True)
 class LabConfig:
-    """What to serve on loopback: ``ports`` where gNMI listens (0: any) and where the others send to.
+    """What to serve on loopback: ``ports``: gNMI listens on its port (0: any), the others send to theirs.
 
     ``certificates`` is a folder: ``server.crt`` and ``server.key`` enable TLS for gNMI; with ``ca.crt`` it requires client certificates
     signed by that CA, and OTLP verifies its receiver by it (and presents ``client.crt`` and ``client.key`` if they exist).

@@ -14,7 +14,7 @@ from ...pipeline.errors import ServiceError
 
 # UIO_MAXIOV: the maximum of messages per call.
 CALL_MESSAGES_MAX = 1024
-# With a rate, messages of so many seconds are sent together.
+# With a rate, messages of this many seconds are sent together.
 PACE_S = 0.002
 CONNECT_S_MAX = 10.0
 
@@ -64,7 +64,7 @@ def join(parts: list[MessageBuffer]) -> MessageBuffer:
 
 
 class Udp:
-    """Sends datagrams to one address. A missing receiver is no error; ``refused`` counts the refusals."""
+    """Sends datagrams to one address. A missing receiver is not an error; ``refused`` counts the refusals."""
 
     def __init__(self, address: str, port: int, clock: Clock) -> None:
         self._to, self._clock = (address, port), clock

@@ -26,7 +26,7 @@ _SEVERITY = {"dirty_fibre": 1e-3, "silent_loss": 0.01, "skewed_clock": 20.0, "la
 
 
 def scenario(scale: str, faults: Sequence[str], seed: int, seconds: float, *, step_ns: int = 50_000) -> FabricConfig:
-    """Return a fabric of a scale with one training job on all its hosts, and these faults in a run of so many seconds.
+    """Return a fabric of a scale with one training job on all its hosts, and these faults in a run of ``seconds``.
 
     Raises ``ConfigError`` for an invalid scale, ``InputError`` for an invalid fault, place or number.
     """

@@ -19,7 +19,7 @@ HOST_GPUS = 8
 # From here on layouts have whole racks; smaller ones have racks of two hosts.
 SIZED_GPUS = 192
 GPUS_MAX = 4096
-# Up to so many ports half a core can compute steps of 100 us in real time.
+# Up to this many ports, half a core can compute steps of 100 us in real time.
 FINE_PORTS_MAX = 600
 
 
@@ -36,7 +36,7 @@ LAYOUTS: dict[str, Callable[[], FabricTopology]] = {"toy": toy, "rail": _rail, "
 
 
 def layout(scale: str) -> FabricTopology:
-    """Return the layout of a name in ``LAYOUTS`` or of so many GPUs. Raises ``ConfigError``."""
+    """Return the layout of a name in ``LAYOUTS`` or of a number of GPUs. Raises ``ConfigError``."""
     if scale in LAYOUTS:
         return LAYOUTS[scale]()
     gpus = int(scale) if scale.isdigit() else 0

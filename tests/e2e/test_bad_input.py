@@ -138,7 +138,7 @@ def test_configuration_that_cannot_be_used(weft: Any, tmp_path: Path) -> None:
     config.write_text("[bus\n")
     assert f"{config}: is not TOML" in weft.fails(*arguments)
     config.write_text("")
-    assert weft.fails(*arguments, environment={"WEFT_BUSS__KIND": "kafka"}) == "WEFT_BUSS__KIND: names no setting; did you mean 'bus'?"
+    assert weft.fails(*arguments, environment={"WEFT_BUSS__KIND": "kafka"}) == "WEFT_BUSS__KIND: is not a setting; did you mean 'bus'?"
     assert "write 'embedded' or 'kafka'" in weft.fails(*arguments, environment={"WEFT_BUS__KIND": "rabbit"})
 
 

@@ -146,15 +146,19 @@ def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "expected"),
     [
-        ("WEFT_PROCES__NAMES", "x", "WEFT_PROCES__NAMES: names no setting; did you mean 'process'?"),
-        ("WEFT_PROCESS__NAME", "x", "WEFT_PROCESS__NAME: names no setting; did you mean 'names'?"),
+        ("WEFT_PROCES__NAMES", "x", "WEFT_PROCES__NAMES: is not a setting; did you mean 'process'?"),
+        ("WEFT_PROCESS__NAME", "x", "WEFT_PROCESS__NAME: is not a setting; did you mean 'names'?"),
         ("WEFT_PROCESS__POLL_BYTES_MAX", "x", "WEFT_PROCESS__POLL_BYTES_MAX: 'poll_bytes_max' is 'x'; write a value of type int"),
-        ("WEFT_PROCESS__POLL_BYTES_MAX__X", "1", "WEFT_PROCESS__POLL_BYTES_MAX__X: 'poll_bytes_max' has no parts; see 'weft check --dump'"),
+        (
+            "WEFT_PROCESS__POLL_BYTES_MAX__X",
+            "1",
+            "WEFT_PROCESS__POLL_BYTES_MAX__X: 'poll_bytes_max' has no sub-settings; see 'weft check --dump'",
+        ),
         ("WEFT_PROCESS__WINDOWS__LATENESS_S", "-1", "WEFT_PROCESS__WINDOWS__LATENESS_S: lateness_s is negative; correct the value"),
     ],
 )
 def test_a_wrong_variable_is_named(tmp_path: Path, name: str, text: str, expected: str) -> None:
-    """A variable that names no setting, or whose value does not fit, is an error that names it."""
+    """A variable that is not a setting, or whose value does not fit, is an error that names it."""
     assert complaint(tmp_path, "", {name: text}) == expected
 
 

@@ -60,7 +60,7 @@ FROM bursts WHERE {span.between("start_ts")} AND {entity.where_burst()} ORDER BY
 
 
 def microscope(window: Span, entity: Entity, files: list[str]) -> str:
-    """The raw samples of a moment, as utilisation: the largest and the mean of each point, beside the mean of the second."""
+    """The raw samples of a short span, as utilisation: maximum and mean of each point, and the mean of the second."""
     points = -(-window.width_ns // entity.interval_ns)
     bin_ns = entity.interval_ns * max(1, -(-points // MICROSCOPE_POINTS_MAX))
     signal = f"{entity.direction}_bytes"
@@ -140,7 +140,7 @@ def ladder_scales(interval_ns: int) -> list[tuple[str, float]]:
 
 
 def dispersion(span: Span, entity: Entity) -> str:
-    """The index of dispersion on the dyadic ladder of time scales."""
+    """The index of dispersion by time scale, in powers of two."""
     scales = ladder_scales(entity.interval_ns)
     pairs = ", ".join(f"({scale_ms:g}, {name})" for name, scale_ms in scales)
     return f"""SELECT scale_ms AS x, idc AS y FROM (

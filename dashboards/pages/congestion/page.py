@@ -86,7 +86,7 @@ def _tiles(row: dict[str, object]) -> None:
                 f"{number(row.get('paused'))} of {number(row.get('queues'))}",
                 "queues and priorities that were paused at all in the range",
             ),
-            ("ECN-marked", percent(row.get("ecn_mark_ratio"), 2), "congestion-marked share of the packets, where marks are counted"),
+            ("ECN-marked", percent(row.get("ecn_mark_ratio"), 2), "congestion-marked share of the packets, on queues that count marks"),
             ("Dropped", number(row.get("drops")), f"packets that queues dropped: {percent(row.get('drop_ratio'), 4)}"),
             ("Storms", number(row.get("storms")), "pause storms that began in the range: a queue stopped by pauses for 200 ms"),
             (
@@ -208,11 +208,11 @@ def _events(visit: Visit, span: Span, place: PortChoice) -> None:
     }
     table(
         visit,
-        "What happened, the newest first",
+        "Events, the newest first",
         queries.events(span, place),
         columns,
         key="events",
-        empty="Nothing happened in this range.",
+        empty="No events in this range.",
         good=True,
         height=390,
     )

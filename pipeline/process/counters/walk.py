@@ -117,7 +117,7 @@ class Walk:
         return pl.Series(np.maximum.reduce(spans) if spans else np.zeros(self._cells, np.int64))
 
     def _add_up_packets(self, side: str) -> None:
-        """Where a source has unicast, multicast and broadcast packets but no total, set the total to their sum if all of them count."""
+        """If a source has unicast, multicast or broadcast packets but no total, set the total to their sum, provided that each delta is valid."""
         name, parts = f"{side}_packets", [f"{side}_{kind}_packets" for kind in ("unicast", "multicast", "broadcast")]
         parts = [part for part in parts if part in self._sums]
         if parts:
