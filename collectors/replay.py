@@ -26,7 +26,7 @@ from .recordings.folder import INDEX, FolderRecording, Part, is_folder
 BATCHES_MAX = 64
 FRAME_BYTES_MAX = 8 * 1024 * 1024
 
-# How often a bus that is away is tried again, and after how long the replay gives up.
+# The interval of retries while the bus is unreachable, and the time after which the replay gives up.
 RETRY_S = 2.0
 PATIENCE_S = 300.0
 

@@ -1,1 +1,1 @@
-"""What each command does: parts from all rooms, put together by hand. ``cli.py`` holds the table of them."""
+"""The commands: each assembles its parts from all packages. ``cli.py`` holds the table of them."""

@@ -19,7 +19,7 @@ AGAIN = 3
 
 WAIT_S_MAX = 600.0
 
-# What the store may hold: how it is counted, and the query to begin with where there is some; the first such line is offered.
+# Kinds of content: how rows are counted, and a first query for them; the first line with rows is suggested.
 _STORED = {
     "bursts": ("count(*) FROM bursts", "FROM bursts ORDER BY bytes DESC LIMIT 10"),
     "roce_packets": ("sum(packets) FROM state.roce_1h", "FROM roce_1m ORDER BY packets DESC LIMIT 10"),

@@ -22,7 +22,7 @@ PREFIX = "WEFT_"
 # Not settings: the broker, data and downloads of tests, and the supervisor of a service.
 _NOT_SETTINGS = ("WEFT_TEST_", "WEFT_SHARED_", "WEFT_CACHE", "WEFT_SUPERVISOR")
 
-# What ``dump`` and errors show in place of a secret.
+# Shown by ``dump`` and errors in place of a secret.
 MASK = "********"
 
 T = TypeVar("T")

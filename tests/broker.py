@@ -83,7 +83,7 @@ def jars() -> Path:
 
 
 def free_port() -> int:
-    """Return a loopback port that nobody listens on now."""
+    """Return an unused loopback port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

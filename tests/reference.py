@@ -73,7 +73,7 @@ def _metrics() -> str:
         "",
         "## alerts, alert_rules, notifications",
         "",
-        "What is pending, firing and resolved; how far each rule has judged; what was sent.",
+        "Alerts that are pending, firing and resolved; the progress of each rule's evaluation; notifications sent.",
     ]
     lines += ["", "## Macros", "", "| macro | gives |", "|---|---|"]
     lines += [f"| `{head}` | {_cell(doc)} |" for head, (_, doc) in macros.MACROS.items()]
@@ -93,7 +93,7 @@ def _counters() -> str:
         "* A counter of 32 bits wraps: 4 KiB packets at 400 Gbit/s take it round in under six minutes.",
         "* InfiniBand's error counters have 4 to 16 bits and stop at their maximum until they are reset: a full one means *at least*.",
         "* InfiniBand counts data in words of 4 bytes; AWS counts bytes under the same kind of name.",
-        "* A watermark is the most since somebody last cleared it, and reading may clear it: two readers steal from each other.",
+        "* A watermark is the maximum since it was last cleared. Reading may clear it, so with two readers each misses values.",
         "* All ones in a 32-bit field of sFlow mean that the device does not count this. It is no count of 4,294,967,295.",
         "* Pause in quanta is pause in 512 bit times of the port, so its length depends on the line rate.",
         "",

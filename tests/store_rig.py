@@ -1,4 +1,4 @@
-"""What tests put into a store without a service."""
+"""Helpers that insert rows into a store without a service."""
 
 import polars as pl
 

@@ -1,4 +1,4 @@
-"""What a user may set under ``[analyze.alerts]``."""
+"""The settings of ``[analyze.alerts]``."""
 
 from dataclasses import dataclass
 

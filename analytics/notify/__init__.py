@@ -14,7 +14,7 @@ NOTIFIERS: dict[str, Kind] = {"webhook": WEBHOOK, "slack": SLACK}
 
 @dataclass(frozen=True)
 class Grouping:
-    """How alerts are grouped into notifications, whatever the kind of receiver."""
+    """How alerts are grouped into notifications, for every kind of receiver."""
 
     # Alerts with equal values of these labels share one notification.
     group_by: tuple[str, ...] = ("alertname", "device")

@@ -29,7 +29,7 @@ SECRET_FILE_BYTES_MAX = 16 * 1024
 
 @dataclass(frozen=True)
 class HttpConfig:
-    """What receivers with a URL have in common. Give ``url``, or ``url_file`` to keep the URL out of the configuration."""
+    """The settings of every receiver with a URL. Give ``url``, or ``url_file`` to keep the URL out of the configuration."""
 
     name: str = "webhook"
     url: str = secret()

@@ -33,13 +33,13 @@ _COPY_BYTES = 4 * 1024 * 1024
 # Rows of a result in one batch.
 _STREAM_ROWS = 2048
 
-# What DuckDB may cache of its file between queries.
+# The limit of DuckDB's cache of its file between queries.
 _RESTING_BYTES = 8 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class StoreConfig:
-    """What the writer may use."""
+    """The limits of the writer."""
 
     memory_bytes_max: int = 128 * 1024 * 1024
     threads: int = 1

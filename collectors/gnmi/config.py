@@ -74,7 +74,7 @@ class GnmiConfig:
     key_file: str = ""
     # A stream without data or keepalive answers for this long counts as down.
     keepalive_s: float = 30.0
-    # How often certificate files are checked while a stream is up; the device is dialled again when one has changed.
+    # How often certificate files are checked while a stream is up; the device is connected again when one has changed.
     certificates_s: float = 30.0
     # Seconds before the second attempt to reach a device, and at most before any further one.
     backoff_s: float = 1.0

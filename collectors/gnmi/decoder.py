@@ -335,7 +335,7 @@ def warm() -> None:
     decoder = Decoder()
     stream = np.array([decoder.stream("warm")], np.int32)
     decoder.decode(Messages([SubscribeResponse(update=note).SerializeToString()], stream, np.ones(1, np.int64)))
-    # What the tables call when they grow.
+    # The function that the tables call when they grow.
     refill(new_index(1), np.zeros(1, np.int64), 0)
 
 

@@ -71,10 +71,10 @@ class JsonTrees:
     def __init__(self, table: NodeTable, leaves_max: int, counts: Counter[str]) -> None:
         self._table, self._leaves_max, self._counts = table, leaves_max, counts
         self._below: dict[int, dict[object, int]] = {}
-        # Of the object of texts that was read last at a node: its names, and columns of their leaves.
+        # The last object of texts at a node: its names, and columns of their leaves.
         self._last: dict[int, tuple[tuple[str, ...], tuple[np.ndarray, ...]]] = {}
         self._parts: list[Leaves] = []
-        # Of the value being read: stream, whether a text holds NUL, leaves in parts, and those not yet in a part, of one sort at a
+        # The value being read: stream, whether a text holds NUL, leaves in parts, and those not yet in a part, of one sort at a
         # time: node and value of each, or columns and texts of whole objects.
         self._stream, self._has_nul, self._count = 0, False, 0
         self._nodes: list[int] = []

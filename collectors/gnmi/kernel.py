@@ -35,7 +35,7 @@ COUNTS = 5
 # Bits of a message's flags.
 SYNC, HAS_UPDATE, WRONG = 1, 2, 4
 
-# What is returned instead of a count of updates: the message is malformed, or there is no room for more updates or notifications.
+# Returned instead of a count of updates: the message is malformed, or there is no room for more updates or notifications.
 _BAD, UPDATES_FULL, NOTES_FULL = -1, -2, -3
 
 _SPACE, _QUOTE, _BACKSLASH = 32, 34, 92
@@ -53,7 +53,7 @@ class RawMessages(NamedTuple):
 
 
 class GnmiWalk(NamedTuple):
-    """What a walk fills: notifications and updates (rows, COLUMNS) int64, filled (2,) int64 rows of each.
+    """The output of a walk: notifications and updates (rows, COLUMNS) int64, filled (2,) int64 rows of each.
 
     counts (COUNTS,) int64 is added to, flags (n,) uint8 is set for each message.
     """

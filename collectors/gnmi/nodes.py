@@ -25,7 +25,7 @@ COLUMNS = 5
 # Items of ``state``.
 NODES, ARENA_BYTES, SEED, NODES_MAX, QUOTA = range(5)
 
-# What is returned instead of a node: above the stream's quota or the table's limit, or a part of the table has to grow.
+# Returned instead of a node: above the stream's quota or the table's limit, or a part of the table has to grow.
 REFUSED, NODES_FULL, ARENA_FULL = -1, -2, -3
 
 

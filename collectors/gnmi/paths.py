@@ -27,7 +27,7 @@ NOTHING, PORT, QUEUE, READING, LINK, EPOCH, UNREADABLE = range(7)
 # How a value is read: as a count, a state, or a line rate.
 COUNT, UP, SPEED = range(3)
 
-# What a delete forgets, other than the port of a number.
+# The targets of a delete, other than the number of a port.
 FORGET_NOTHING, FORGET_DEVICE = -1, -2
 
 FEC_BINS = 17
@@ -106,7 +106,7 @@ class Steps:
 
 @dataclass(frozen=True, slots=True)
 class Meaning:
-    """What the value at a path becomes: a column of an object, and how its text is read."""
+    """The meaning of the value at a path: a column of an object, and how its text is read."""
 
     family: int = NOTHING
     # (port, queue, direction) of PORT and QUEUE, (kind, object) of READING, (port, neighbour) of LINK.

@@ -202,7 +202,7 @@ class Ticker:
 
 
 def _ask_for_punctuality() -> None:
-    """Ask the kernel to wake this thread on time; where it refuses, jitter is larger and the metric shows it."""
+    """Request exact wake-ups of this thread from the kernel; if it refuses, jitter is larger, as the metric shows."""
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl is not None:
         prctl(_PR_SET_TIMERSLACK, ctypes.c_ulong(_TIMER_SLACK_NS), 0, 0, 0)

@@ -1,1 +1,1 @@
-"""What exists: devices, ports, links and their places, from the files in which people keep them."""
+"""The inventory: devices, ports, links and their places, from configuration and topology files."""

@@ -22,7 +22,7 @@ DOUBLE, INTEGER = range(2)
 _NO_VALUE, _BROKEN = -1, -2
 GAUGE, SUM, DELTA = range(3)
 
-# What else was found: points that are no single number (histograms, summaries), without a time, without a value.
+# Counts of other points: not a single number (histograms, summaries), without a time, without a value.
 PASSED = ("histogram_points", "timeless_points", "valueless_points")
 _HISTOGRAMS, _TIMELESS, _VALUELESS = range(len(PASSED))
 
@@ -37,7 +37,7 @@ SEED = new_seed()
 
 
 class OtlpWalk(NamedTuple):
-    """What a walk fills: rows (n, COLUMNS) int64 of which filled[0] (1,) int64 are made, passed (3,) int64 by reason."""
+    """The output of a walk: rows (n, COLUMNS) int64 of which filled[0] (1,) int64 are made, passed (3,) int64 by reason."""
 
     rows: np.ndarray
     filled: np.ndarray

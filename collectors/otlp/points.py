@@ -41,7 +41,7 @@ class Request:
 
 
 class _Where(NamedTuple):
-    """Where the points of a series go: device and track in its ledger, or the number of another series (track -1)."""
+    """The destination of a series' points: device and track in its ledger, or the number of another series (track -1)."""
 
     device: int
     track: int

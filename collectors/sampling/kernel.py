@@ -111,7 +111,7 @@ def detect(times, first, last):
 
 @numba.njit(cache=True, nogil=True)
 def _round(median):
-    """Return the nearest interval that somebody may have configured, within 3 %, else the median itself (ns)."""
+    """Return the nearest round interval within 3 %, as users configure them, else the median itself (ns)."""
     power = 10.0 ** np.floor(np.log10(median))
     nearest = _NICE[np.argmin(np.abs(median - _NICE * power))] * power
     return np.int64(round(nearest if abs(median - nearest) < 0.03 * median else median))

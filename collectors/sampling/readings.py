@@ -253,7 +253,7 @@ def _bins(index: np.ndarray, row: np.ndarray, values: np.ndarray, height: int) -
 def _scattered(row: np.ndarray, values: np.ndarray, height: int) -> pl.Series:
     """Return a column with the values in their rows and nulls elsewhere."""
     column, found = np.zeros(height, np.uint64), np.zeros(height, bool)
-    # Where two names mean one counter, the first counts.
+    # If two names mean one counter, the first is used.
     column[row[::-1]], found[row] = values[::-1], True
     return pl.Series(pl.from_arrow(pa.array(column, mask=~found)))
 

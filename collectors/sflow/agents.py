@@ -26,7 +26,7 @@ LEAP_MAX = 1 << 20
 UPTIME_SLACK_MS, UPTIME_BACK_MS = 60_000, 10_000
 
 _AGENT = record_type("u4 last uptime", "u8 seen", "i8 ts epoch")
-# Of an interface: the agent's totals of lost samples and notices, plus one where known, and hashes of its last name and states.
+# State of an interface: the agent's totals of lost samples and notices, plus one where known, and hashes of its last name and states.
 _INTERFACE = record_type("i8 epoch drops notices name", "u8 states")
 
 

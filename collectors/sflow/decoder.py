@@ -67,7 +67,7 @@ DEFAULT_LIMITS = SflowLimits()
 
 
 class _SampleRows(NamedTuple):
-    """What the kernels write: rows by kind, the number of each in use (``filled`` (4,) int64), and counts.
+    """The output of the kernels: rows by kind, the number of each in use (``filled`` (4,) int64), and counts.
 
     ``counters`` (c,) ``COUNTER``, ``flows`` (f,) ``FLOW``, ``records`` (r,) ``RECORD``, ``named`` (m,) ``NAMED``; ``tally`` int64 by
     ``TALLY``; of each of n datagrams ``lost`` (n,) int64 samples and ``faults`` (n,) uint8.

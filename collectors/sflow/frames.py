@@ -31,7 +31,7 @@ Frames = list[tuple[str, pl.DataFrame]]
 
 
 class CommonColumns:
-    """What the rows of all families have: the columns of their datagrams, and the names of interfaces."""
+    """The common input of all families' rows: the columns of their datagrams, and the names of interfaces."""
 
     def __init__(self, samples: Samples, ts: np.ndarray, devices: pl.Series, ports: pl.Series) -> None:
         self._agent, self._epoch, self._ts = samples.tracked.agent, samples.tracked.epoch, ts

@@ -62,7 +62,7 @@ class FaultKind:
     # The paths to which the flows of these jobs are pinned.
     paths: Callable[[FabricTopology, InjectedFault], tuple[tuple[int, ...], ...]] | None = None
     on_export: bool = False
-    # The period with which a fault changes by itself.
+    # The period at which an active fault changes.
     period_ns: Callable[[InjectedFault], int] | None = None
 
 
@@ -291,7 +291,7 @@ class FaultPlan:
         self._base = {name: column.copy() for name, column in tuning.columns().items()}
 
     def next_edge(self, now_ns: int) -> int:
-        """Return the first time after ``now_ns`` at which a fault begins, ends or changes by itself."""
+        """Return the first time after ``now_ns`` at which a fault begins, changes or ends."""
         edges = [2**62]
         for fault in self.faults:
             edges += [edge for edge in (fault.begin_ns, fault.end_ns) if edge > now_ns]

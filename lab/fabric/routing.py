@@ -32,7 +32,7 @@ class Net(NamedTuple):
 
 
 class Router(NamedTuple):
-    """What a path depends on beside the state of the ports."""
+    """The inputs of routing besides the state of the ports."""
 
     net: Net
     seeds: np.ndarray  # (devices,) int64, of the hashes

@@ -1,1 +1,1 @@
-"""What the pipeline finds, scored against what really happened in the virtual fabric."""
+"""Scores of the pipeline's findings against the truth of the virtual fabric."""

@@ -139,7 +139,7 @@ class Tcp:
         self._socket: socket.socket | None = None
 
     def start(self) -> None:
-        """Connect. Raises ``ServiceError`` if nobody listens there."""
+        """Connect. Raises ``ServiceError`` without a listener."""
         try:
             self._socket = socket.create_connection(self._to, timeout=CONNECT_S_MAX)
         except OSError as error:

@@ -167,7 +167,7 @@ class Carriers:
         last_ns = self._time.until_ns
         while not self._clock.wait(0.2, self._ended):
             until_ns = self._time.until_ns // NS_PER_S * NS_PER_S
-            # The sender waits while nobody listens; older samples are dropped, since the switch keeps only the last second.
+            # The sender waits until there is a listener; older samples are dropped, since the switch keeps only the last second.
             last_ns = max(last_ns, until_ns - NS_PER_S)
             if until_ns > last_ns:
                 made: list[GaugePoints] = points(tap, fast, np.arange(last_ns + OTLP_POLL_NS, until_ns + 1, OTLP_POLL_NS))

@@ -49,7 +49,7 @@ class LiveConfig:
     onset_s: float = 10.0
     apart_s: float = 5.0
     packet_sampling: int = 2_000_000
-    # Of ``scene.CARRIED``; one switch each.
+    # Keys of ``scene.CARRIED``; one switch each.
     protocols: tuple[str, ...] = tuple(scene.CARRIED)
 
 

@@ -44,7 +44,7 @@ class BusConfig:
     sasl_username: str = ""
     sasl_password_file: str = ""
     tls_ca_file: str = ""
-    # How long a broker may be away before the bus gives up; ``collect.held_bytes_max`` bounds what collectors keep meanwhile.
+    # How long a broker may be unreachable before the bus gives up; ``collect.held_bytes_max`` bounds what collectors keep meanwhile.
     patience_s: float = 300.0
 
 

@@ -33,7 +33,7 @@ ROW_BYTES = 64
 
 
 class EmbeddedTransaction:
-    """What will be written when the block ends."""
+    """Messages and values to write when the block ends."""
 
     def __init__(self, partitions: int) -> None:
         self._partitions = partitions

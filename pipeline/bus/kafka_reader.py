@@ -72,7 +72,7 @@ class KafkaReader:
         self._on_assign = on_assign
         self._on_revoke = on_revoke
         self._changes: deque[tuple[bool, frozenset[TopicPartition]]] = deque()
-        # What the group has assigned to this member, and what of it has been reported to the caller.
+        # The partitions assigned to this member, and those reported to the caller.
         self._owned: frozenset[TopicPartition] = frozenset()
         self._assigned: frozenset[TopicPartition] = frozenset()
         self._fetched: deque[Message] = deque()

@@ -32,7 +32,7 @@ Headers = list[tuple[str, bytes]]
 
 
 class KafkaTransaction:
-    """What will be sent when the block ends; the broker knows nothing of it before."""
+    """Messages and values to send when the block ends, not before."""
 
     def __init__(self, partitions: int) -> None:
         self._partitions = partitions

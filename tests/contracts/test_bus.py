@@ -63,7 +63,7 @@ def test_a_partition_may_be_named(rig: Rig) -> None:
 
 
 def test_a_transaction_happens_as_a_whole(rig: Rig) -> None:
-    """What a transaction publishes to two topics, remembers and commits is all there when its block has ended."""
+    """All messages, remembered values and offsets of a transaction are visible after its block has ended."""
     producer, group = rig.producer(), rig.name("group")
     publish(producer, rig.name("in"), [("k", b"1")])
     consumer = rig.consumer("in", group="group")

@@ -1,4 +1,4 @@
-"""What a reader on Kafka does when something outside of it blocks it: a transaction without an end, a rebalance without an end."""
+"""A reader on Kafka that is blocked from outside: a transaction without an end, a rebalance without an end."""
 
 from collections.abc import Iterator
 

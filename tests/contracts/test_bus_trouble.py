@@ -192,7 +192,7 @@ def _take_away(broker: Any, trouble: str, writer: _Writer, bus: Bus, topics: lis
 
 @pytest.mark.parametrize("trouble", ["hangs", "stops", "dies"])
 def test_a_broker_that_goes_away_and_comes_back(own_broker: Any, tmp_path: Path, trouble: str) -> None:
-    """While the broker is away for 20 s nothing is lost or doubled; when it is back everything goes on by itself."""
+    """While the broker is away for 20 s nothing is lost or doubled; when it is back everything continues without intervention."""
     rig = Rig("kafka", own_broker.address, tmp_path)
     reader, member = rig.consumer("away"), rig.consumer("away", group="group", member="one")
     seen: set[int] = set()

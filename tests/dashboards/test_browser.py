@@ -253,7 +253,7 @@ def _shade(colour: str) -> int:
 
 @pytest.mark.parametrize(("scheme", "pressure"), [("light", "marked"), ("dark", "notified")])
 def test_the_slow_adapter_stands_out(scheme, pressure, slow_fabric, fabric_address, window, tmp_path):
-    """Of all hosts on all rails the slow adapter's place differs most from the background, and is the first of the list."""
+    """Among all hosts and rails, the slow adapter's place differs most from the background and is first in the list."""
     view = window(scheme, fabric_address)
     view.open(f"fabric?pressure={pressure}")
     assert view.received < RERUN_BYTES_MAX

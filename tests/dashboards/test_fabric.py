@@ -115,7 +115,7 @@ def test_links_to_the_pages_carry_the_place(reader, span, slow_fabric):
 
 
 def test_a_rack_is_as_bad_as_its_worst_host(reader, span):
-    """Where racks stand for their hosts each rail has the largest value, and one rack alone shows its hosts and all switches."""
+    """If racks are drawn instead of hosts, each rail has the largest value; a selected rack shows its hosts and all switches."""
     hosts = picture(reader, span, "used").filter(tier="host")
     racks = picture(reader, span, "used", by_rack=True).filter(tier="host")
     expected = hosts.group_by("stand", "rail").agg(pl.col("value").max()).sort("stand", "rail")

@@ -199,7 +199,7 @@ def test_a_message_cannot_claim_memory(length: int) -> None:
 
 
 def test_a_message_cannot_claim_values_for_nothing() -> None:
-    """Nulls take no bytes, so their number is bounded by itself."""
+    """Nulls take no bytes, so their number has a limit of its own."""
     batch = pa.record_batch([pa.nulls(DECODED_BYTES_MAX // 8 + 1)], ["ts"])
     sink = io.BytesIO()
     with pa.ipc.new_stream(sink, batch.schema) as writer:

@@ -1,4 +1,4 @@
-"""Where memory comes from and goes to, seen in a fresh interpreter."""
+"""Memory of a process, measured in a new interpreter."""
 
 import subprocess
 import sys

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("analytics", "collectors", "commands", "dashboards", "lab", "pipeline")
-# What a tree without git's own list must not be searched for.
+# Folders to skip in a tree without git.
 NOT_OURS = {
     ".git",
     ".venv",

@@ -138,6 +138,6 @@ ORDER BY coalesce(sum(flaps), 0) DESC, prefec_ber DESC NULLS LAST, coalesce(sum(
 
 
 def events(span: Span, place: PortChoice) -> str:
-    """What happened, the newest first."""
+    """Events, the newest first."""
     return f"""SELECT ts, device, port, kind, reason, detail, source FROM events
 WHERE {span.between("ts")} AND {place.where()} ORDER BY ts DESC, device, port LIMIT {ROWS_MAX}"""

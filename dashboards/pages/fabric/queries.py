@@ -130,7 +130,7 @@ def racks() -> str:
 
 
 def gpus(span: Span) -> str:
-    """How busy the GPUs are, and how many report it."""
+    """The utilisation of the GPUs, and how many report it."""
     r = span.resolution(20)
     return f"""SELECT count(DISTINCT (device, gpu)) AS gpus, avg(sm_active_mean_ratio) AS sm_active_ratio,
   (SELECT max(utilization_ratio) FROM nvlinks_{r} WHERE {span.inside(r)}) AS nvlink_ratio

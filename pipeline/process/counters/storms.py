@@ -43,7 +43,7 @@ def _rule(frames, transitions, pause, packets, occupancy, paused, now):
 
 
 class Inputs(NamedTuple):
-    """What the rules need of each sample; int64, -1 = unknown.
+    """The input of the rules, by sample; int64, -1 = unknown.
 
     moved, since_ns: (4, samples), the delta and the time it covers from, of frames received, transitions, microseconds paused, packets
     sent; occupancy: (samples,) bytes.

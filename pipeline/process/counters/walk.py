@@ -117,7 +117,7 @@ class Walk:
         return pl.Series(np.maximum.reduce(spans) if spans else np.zeros(self._cells, np.int64))
 
     def _add_up_packets(self, side: str) -> None:
-        """If a source has unicast, multicast or broadcast packets but no total, set the total to their sum, provided that each delta is valid."""
+        """If a source counts packets by kind but has no total, set the total to the sum of the kinds, if each of their deltas is valid."""
         name, parts = f"{side}_packets", [f"{side}_{kind}_packets" for kind in ("unicast", "multicast", "broadcast")]
         parts = [part for part in parts if part in self._sums]
         if parts:

@@ -89,7 +89,7 @@ def webhook(url, clock=None, **options):
 
 @given(st.lists(NOTICES, max_size=6).map(tuple), WORDS, st.integers(0, 4))
 def test_any_group_is_a_valid_alertmanager_message(notices, labels, limit):
-    """Whatever the alerts, the payload fits Alertmanager's version 4, and what is cut off is counted."""
+    """For any alerts, the payload fits Alertmanager's version 4, and omitted alerts are counted."""
     message = json.loads(render(Group("{}:{}", labels, notices), "ops", limit, "http://weft:8501/"))
     jsonschema.validate(message, MESSAGE)
     assert len(message["alerts"]) + message["truncatedAlerts"] == len(notices)
