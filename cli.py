@@ -49,7 +49,7 @@ COMMANDS: dict[str, Command] = {
         data="weft-demo",
     ),
     "up": Command(
-        "collect from this machine, compute, store, alert and show, all in one go",
+        "collect from this machine, compute, store, alert and show, in one command",
         "up",
         ("weft up", "weft up --seconds 60 --no-dashboard"),
     ),
@@ -103,7 +103,7 @@ COMMANDS: dict[str, Command] = {
         ("weft check", "weft check --dump"),
     ),
     "bench": Command(
-        "measure rates and memory on this machine, each beside its limit; or score the rules against known faults",
+        "measure rates and memory on this machine, compared with limits; or score the rules against known faults",
         "bench",
         ("weft bench", "weft bench --only bursts", "weft bench detect", "weft bench detect --faults pause_storm,link_flap --seeds 3"),
     ),

@@ -30,7 +30,7 @@ class CheckResult:
 
 def options(parser: ArgumentParser) -> None:
     parser.add_argument("--dump", action="store_true", help="print the effective configuration as TOML and stop")
-    parser.add_argument("--format", choices=("text", "json"), default="text", help="how findings are printed (default: text)")
+    parser.add_argument("--format", choices=("text", "json"), default="text", help="format of the findings (default: text)")
 
 
 def check(chosen: Namespace) -> int:

@@ -23,7 +23,7 @@ def options(parser: ArgumentParser) -> None:
         help="a name or a part of one, in any source or Weft's own; case and separators do not matter. Without it: the sources",
     )
     parser.add_argument("--source", metavar="NAME", help="only the names of this source; without TEXT, all of them")
-    parser.add_argument("--format", choices=("table", "json"), default="table", help="json: one line a name (default: table)")
+    parser.add_argument("--format", choices=("table", "json"), default="table", help="json: one line per name (default: table)")
 
 
 def counters(chosen: Namespace) -> int:
@@ -112,7 +112,7 @@ def place(counter: Counter) -> str:
 
 
 def notes(alias: Alias, n: int | None = None) -> str:
-    """Describe what a reader of the raw value has to know."""
+    """Describe the width, scale and behaviour of the raw value."""
     parts = []
     number = alias.number(n)
     if number is not None:

@@ -12,7 +12,7 @@ from .output import Printer
 def options(parser: ArgumentParser) -> None:
     parser.add_argument("query", nargs="?", help="a query; without one, a prompt (or standard input)")
     parser.add_argument(
-        "--format", choices=("table", "csv", "json", "parquet"), default="table", help="how rows are printed (default: table)"
+        "--format", choices=("table", "csv", "json", "parquet"), default="table", help="format of the rows (default: table)"
     )
 
 

@@ -82,8 +82,8 @@ def replay_options(parser: ArgumentParser) -> None:
     _recording_options(parser)
     parser.add_argument("--speed", default="max", help="max, or a multiple of real time such as 1x or 10x (default: max)")
     parser.add_argument("--process", type=at_least_one, default=1, metavar="N", help="number of process services (default: 1)")
-    parser.add_argument("--feed-only", action="store_true", help="only feed the bus; the other services run elsewhere")
-    parser.add_argument("--format", choices=("text", "json"), default="text", help="how the summary is printed (default: text)")
+    parser.add_argument("--feed-only", action="store_true", help="only publish to the bus; the other services run elsewhere")
+    parser.add_argument("--format", choices=("text", "json"), default="text", help="format of the summary (default: text)")
 
 
 def replay(chosen: Namespace) -> int:
@@ -222,7 +222,7 @@ def decode_options(parser: ArgumentParser) -> None:
 
     parser.add_argument("--family", choices=sorted(FAMILIES), help="only the rows of this family")
     parser.add_argument(
-        "--format", choices=("table", "csv", "json", "parquet"), default="table", help="how rows are printed (default: table)"
+        "--format", choices=("table", "csv", "json", "parquet"), default="table", help="format of the rows (default: table)"
     )
     parser.add_argument("--limit", type=at_least_one, metavar="N", help="stop after N rows")
 

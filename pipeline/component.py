@@ -63,8 +63,8 @@ def run(service: Service, clock: Clock, *, seconds: float | None = None, until: 
 class StopRequest:
     """Whether a signal requested a stop.
 
-    A plain flag without a lock: a signal handler may interrupt itself, because the death of a supervisor with several threads sends
-    one SIGTERM per thread. A handler that takes a lock, as an event does, would then deadlock.
+    A plain flag without a lock: a signal handler may interrupt itself, because a killed supervisor with several threads sends one SIGTERM
+    per thread. A handler that takes a lock, as an event does, would then deadlock.
     """
 
     def __init__(self) -> None:

@@ -57,7 +57,7 @@ class Target:
 
 @dataclass(frozen=True)
 class GnmiConfig:
-    """Section ``[collect.gnmi]``: devices to dial; off without ``targets``."""
+    """Section ``[collect.gnmi]``: devices to connect to; off without ``targets``."""
 
     enabled: bool = True
     targets: tuple[Target, ...] = ()
@@ -83,10 +83,10 @@ class GnmiConfig:
     # Devices dialled at the same time.
     dials_max: int = 16
     message_bytes_max: int = 16 * 1024 * 1024
-    # Bytes that may wait for the next drain, in all and of one device; reading pauses above that.
+    # Bytes that may wait for the next drain, in total and per device; reading pauses above that.
     waiting_bytes_max: int = 64 * 1024 * 1024
     waiting_bytes_target_max: int = 8 * 1024 * 1024
-    # Limits: paths known in all and of one device, leaves of one JSON value, ports and neighbours known.
+    # Limits: paths in total and per device, leaves per JSON value, ports, and neighbours.
     paths_max: int = 2_000_000
     paths_target_max: int = 200_000
     json_leaves_max: int = 100_000
@@ -107,7 +107,7 @@ class GnmiConfig:
                 raise ConfigError(f"{_WHERE}.{name}", "is not positive", "give a number above 0")
 
     def complete(self, target: Target) -> "Dial":
-        """Return how to dial a target: its own settings over those of the section."""
+        """Return the connection parameters of a target: its own settings over those of the section."""
         own = {name: getattr(target, name) or getattr(self, name) for name in ("username", "password_file", "password_env", "ca_file")}
         own |= {name: getattr(target, name) or getattr(self, name) for name in ("cert_file", "key_file")}
         insecure = self.insecure if target.insecure is None else target.insecure

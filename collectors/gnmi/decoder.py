@@ -95,7 +95,7 @@ class Decoder:
         self._device_of_target: dict[int, int] = {}
         self._series: dict[str, pl.Series] = {}
         self._room = 4096
-        # All reasons stand from the beginning, so that their counters are there before the first error.
+        # All reasons are listed from the start, so that their counters exist before the first error.
         self.counts: Counter[str] = Counter(dict.fromkeys((*_COUNTED, "json", "json_large", *_REFUSED), 0))
         self._trees = JsonTrees(self._table, limits.json_leaves_max, self.counts)
 

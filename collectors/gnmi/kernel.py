@@ -1,4 +1,4 @@
-"""SubscribeResponses to updates: protobuf walked as it stands in the buffer, no message object made.
+"""SubscribeResponses to updates: protobuf walked in place in the buffer, without message objects.
 
 A message counts whole or not at all: if anything in its structure does not fit, only the error counts. If a scalar is given
 twice, the last one counts, as in protobuf; so does the last of two paths or values in one update, which protobuf would merge
@@ -207,7 +207,7 @@ def _typed(buffer, at, end):
 
 @numba.njit
 def _old_value(buffer, at, end):
-    """Return what ``_typed`` does of a Value, the form before TypedValue."""
+    """Return the same as ``_typed`` for a Value, the older form of TypedValue."""
     kind, begin, size = np.int64(JSON), np.int64(0), np.int64(0)
     while at < end:
         tag, value, start, at = field(buffer, at, end)
@@ -338,7 +338,7 @@ def _message(buffer, at, end, message, out):
             filled = _notification(buffer, start, at, out)
             if filled < 0:
                 return filled
-            # An empty notification is dropped, so that a message's size bounds what it makes.
+            # An empty notification is dropped, so that a message's size bounds its output.
             if filled > before:
                 out.notifications[out.filled[0], MESSAGE] = message
                 out.filled[0] += 1

@@ -37,7 +37,7 @@ _REOPEN_S = 0.1
 _PR_SET_TIMERSLACK = 29
 # The default of 50 us is most of the jitter.
 _TIMER_SLACK_NS = 1000
-# Little processor time, but on time: if the kernel allows it, ahead of programs that compute.
+# Needs little processor time, but punctually: if the kernel allows it, with priority over other programs.
 _NICE = -10
 
 

@@ -1,1 +1,1 @@
-"""The benchmarks: rates and memory, each beside its limit or a peer in the same run."""
+"""The benchmarks: rates and memory, each compared with a limit or a peer in the same run."""

@@ -146,7 +146,7 @@ class Bus(Protocol):
     """Opens producers and consumers; reports the ends of the log and the offsets of groups."""
 
     def producer(self, name: str) -> Producer:
-        """Return the producer of that stable name; abort transactions that a killed namesake left open."""
+        """Return the producer of that stable name; abort transactions that a killed predecessor left open."""
         ...
 
     def consumer(

@@ -21,7 +21,7 @@ class StallWatch:
         self._cluster = cluster
         self._check_due_ns = 0
         self._report_due_ns = 0
-        # Partition -> its last stable offset, and since when it is that.
+        # Partition -> its last stable offset, and the time since when it has not moved.
         self._blocked: dict[KafkaPlace, tuple[int, int]] = {}
 
     def due(self) -> bool:

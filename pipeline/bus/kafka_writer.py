@@ -77,7 +77,7 @@ class KafkaWriter:
         self._perform(self._ready(), work, FencedError)
 
     def _ready(self) -> KafkaProducer:
-        """Return the client, or a new one after a failure; the broker aborts what a namesake left open."""
+        """Return the client, or a new one after a failure; the broker aborts transactions that a producer of the same name left open."""
         if self._client is not None:
             return self._client
         key = INSTANCE_KEY + self._name

@@ -94,7 +94,7 @@ def _choose(visit: Visit, span: Span) -> Entity | None:
             required=True,
             key="direction",
             bind="query-params",
-            help="as the port's owner sees it",
+            help="from the port's own point of view",
         )
     where = [f"{name} = {text(value)}" for name, value in (("device", device), ("port", port)) if value]
     where += [f"direction = {text(direction)}"] if direction and direction != "both" else []
@@ -119,11 +119,11 @@ def _summary(span: Span, entity: Entity, row: dict[str, object]) -> None:
     tiles(
         [
             ("Time in bursts", percent(row.get("burst_time_ratio")), f"share of the samples above {above}"),
-            ("Bytes in bursts", percent(row.get("burst_bytes_ratio")), "share of the bytes that went in bursts"),
+            ("Bytes in bursts", percent(row.get("burst_bytes_ratio")), "share of the bytes in bursts"),
             (
                 "Bursts",
                 number(row.get("burst_count")),
-                f"stretches of samples above {above} that start in the range",
+                f"series of samples above {above} that start in the range",
             ),
             (f"Peak, {duration(entity.interval_ns)}", percent(row.get("utilization_max_ratio")), "largest sample against the line rate"),
             ("Mean", percent(row.get("utilization_mean_ratio")), "mean utilisation of the line"),

@@ -71,7 +71,7 @@ def _tiles(visit: Visit, span: Span, roce: Span | None, summary: dict[str, objec
             (
                 "Bursts, last minute",
                 number(summary.get("bursts")),
-                f"stretches of samples above {burst_threshold(summary.get('burst_threshold_ratio'))}, all ports",
+                f"series of samples above {burst_threshold(summary.get('burst_threshold_ratio'))}, all ports",
             ),
             (
                 "Worst port: in bursts",
@@ -164,7 +164,7 @@ def _worst(visit: Visit, span: Span, above: str) -> None:
         "direction": st.column_config.TextColumn("direction"),
         "burst_time_ratio": ratio_column("time in bursts", f"share of the samples above {above}", bar=True),
         "bursts": number_column("bursts"),
-        "burst_bytes_ratio": ratio_column("bytes in bursts", "share of the bytes that went in bursts"),
+        "burst_bytes_ratio": ratio_column("bytes in bursts", "share of the bytes in bursts"),
         "utilization_max_ratio": ratio_column("peak", "largest sample against the line rate"),
         "utilization_mean_ratio": ratio_column("mean", "mean utilisation of the line"),
         "gigabytes": number_column("GB", "", "%.2f"),
