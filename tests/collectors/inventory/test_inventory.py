@@ -259,7 +259,7 @@ def test_a_table_in_csv(tmp_path: Path) -> None:
     [
         ("kind,key,rakc\ndevice,a,b\n", "line 1: inventory has no column 'rakc'; did you mean 'rack'?", None),
         ("kind,key\ndevice,a\ndevice\n", "line 3: ends after 1 of 2 columns, 'key' is missing; correct or remove the line", 1),
-        ("kind,key\ndevice,a\nport,b\nrouter,c\n", "row 3: kind is none of device, port, link, job", 1),
+        ("kind,key\ndevice,a\nport,b\nrouter,c\n", "row 3: kind must be one of device, port, link, job", 1),
         ("kind,key\nport,b\ndevice,a\n", "row 1: device is empty", 1),
         ("kind,key,speed_bps\ndevice,a,-4\n", "line 2: column 'speed_bps' holds '-4', which is not a whole number", None),
         ("kind,key\ndevice,a\ndevice,\udcff\n", "line 3: column 'key' is not UTF-8 text", 1),
