@@ -4,7 +4,8 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from ...pipeline.tables.field import nulls
+from ...pipeline import histogram
+from ...pipeline.tables.field import masked, nulls
 from .rows import gather
 
 
@@ -12,8 +13,8 @@ def numbers(name: str, values: np.ndarray, valid: np.ndarray, dtype: pl.DataType
     """Return a column of 64-bit values, null where not valid; ``dtype`` is unsigned, Boolean or float."""
     if not valid.any():
         return nulls(name, dtype, len(values))
-    seen = values if values.dtype == np.float64 else values != 0 if dtype == pl.Boolean else values.view(np.uint64)
-    return pl.Series(name, seen if valid.all() else pl.from_arrow(pa.array(seen, mask=~valid)))
+    seen = masked(values if values.dtype == np.float64 else values.view(np.uint64), None if valid.all() else ~valid).alias(name)
+    return seen != 0 if dtype == pl.Boolean else seen
 
 
 def bins(name: str, values: np.ndarray, valid: np.ndarray) -> pl.Series:
@@ -22,10 +23,9 @@ def bins(name: str, values: np.ndarray, valid: np.ndarray) -> pl.Series:
     if not count.any():
         return pl.Series(name, [None] * values.shape[1], dtype=pl.List(pl.UInt64))
     inside = np.arange(len(valid))[None, :] < count[:, None]
-    flat = pa.array(values.T[inside].view(np.uint64), mask=~valid.T[inside])
-    ends = np.concatenate(([0], np.cumsum(count))).astype(np.int64)
-    lists = pa.LargeListArray.from_arrays(pa.array(ends), flat, mask=pa.array(count == 0))
-    return pl.Series(name, pl.from_arrow(lists))
+    flat = masked(values.T[inside].view(np.uint64), ~valid.T[inside])
+    lists = histogram.lists(name, np.concatenate(([0], np.cumsum(count))), flat)
+    return pl.select(pl.when(pl.Series(count > 0)).then(lists)).to_series()
 
 
 def texts(name: str, buffer: np.ndarray, begin: np.ndarray, size: np.ndarray, valid: np.ndarray) -> tuple[pl.Series, int]:

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 
 from ...pipeline import histogram
 from ...pipeline.clock import NS_PER_MS, NS_PER_S
 from ...pipeline.tables.families import FAMILIES
+from ...pipeline.tables.field import masked
 from ..base import Batch
 from . import kernel
 from .sai import Series
@@ -255,7 +255,7 @@ def _scattered(row: np.ndarray, values: np.ndarray, height: int) -> pl.Series:
     column, found = np.zeros(height, np.uint64), np.zeros(height, bool)
     # If two names mean one counter, the first is used.
     column[row[::-1]], found[row] = values[::-1], True
-    return pl.Series(pl.from_arrow(pa.array(column, mask=~found)))
+    return masked(column, ~found)
 
 
 def _empty_state() -> kernel.SeriesState:

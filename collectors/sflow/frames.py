@@ -16,7 +16,7 @@ import polars as pl
 
 from ...pipeline.dictionary import dictionary
 from ...pipeline.tables.families import FAMILIES
-from ...pipeline.tables.field import WINDOW_NS
+from ...pipeline.tables.field import WINDOW_NS, masked
 from ..wire import roce
 from . import records as tables
 from .decoder import HAS_DEPTH, HAS_HEADER, HAS_QUEUE, HAS_TRANSIT, NO_REASON, Samples
@@ -79,15 +79,15 @@ def _ports(samples: Samples, view: CommonColumns) -> pl.DataFrame:
     missing = {name: columns[name] == _UNKNOWN if number else None for name, number in zip(columns, samples.unknowns, strict=True)}
     # Agents report an unknown speed as 0.
     missing["speed_bps"] = (columns["speed_bps"] == _UNKNOWN) | (columns["speed_bps"] == 0)
-    made: Columns = {name: roce.nullable(values, missing[name]) for name, values in columns.items()}
+    made: Columns = {name: masked(values, missing[name]) for name, values in columns.items()}
     for side in ("rx", "tx"):
         parts = [f"{side}_{kind}_packets" for kind in ("unicast", "multicast", "broadcast")]
         # Each of the three wraps at 2^32, so their sum does, too.
         total = (columns[parts[0]] + columns[parts[1]] + columns[parts[2]]) & np.uint64(0xFFFFFFFF)
         masks = [mask for part in parts if (mask := missing[part]) is not None]
-        made[f"{side}_packets"] = roce.nullable(total, np.any(masks, axis=0) if masks else None)
+        made[f"{side}_packets"] = masked(total, np.any(masks, axis=0) if masks else None)
     silent = rows["status"] == _UNKNOWN_WORD
-    made |= {name: roce.nullable(rows["status"] & bit != 0, silent) for name, bit in (("admin_up", 1), ("oper_up", 2))}
+    made |= {name: masked(rows["status"] & bit != 0, silent) for name, bit in (("admin_up", 1), ("oper_up", 2))}
     return FAMILIES["port"].frame({**view.common(rows["datagram"]), **made, "port": view.port(rows["place"])})
 
 
@@ -158,7 +158,7 @@ def _readings(
     if not value.signed and scale >= 1:
         # Values near 2^64 come only from a broken agent; one that would overflow has no exact count.
         too_many = raw > np.uint64(2**64 - 1) // np.uint64(scale)
-        made["count"] = roce.nullable(np.where(too_many, np.uint64(0), raw) * np.uint64(scale), too_many)
+        made["count"] = masked(np.where(too_many, np.uint64(0), raw) * np.uint64(scale), too_many)
     return FAMILIES["reading"].frame({**view.common(rows["datagram"]), **made})
 
 

@@ -20,8 +20,8 @@ from functools import lru_cache
 import numba
 import numpy as np
 import polars as pl
-import pyarrow as pa
 
+from ...pipeline.tables.field import masked
 from .hash_table import ENTRIES, entry_of, new_seed, word_table
 from .headers import (
     AETH_AT,
@@ -119,10 +119,10 @@ def _to_frame(rows: np.ndarray) -> pl.DataFrame:
             "qp": qp,
             "opcode": opcode,
             "psn": psn,
-            "ack_psn": nullable(psn, missing[0]),
-            "syndrome": nullable(syndrome, missing[0]),
-            "credits": nullable(credit, missing[1]),
-            "dma_bytes": nullable(dma_bytes, missing[2]),
+            "ack_psn": masked(psn, missing[0]),
+            "syndrome": masked(syndrome, missing[0]),
+            "credits": masked(credit, missing[1]),
+            "dma_bytes": masked(dma_bytes, missing[2]),
             "length": length,
             "payload_bytes": payload_bytes,
             "ecn": ecn,
@@ -130,13 +130,6 @@ def _to_frame(rows: np.ndarray) -> pl.DataFrame:
             "sampling_rate": np.ones(len(rows), np.uint32),
         }
     )
-
-
-def nullable(values: np.ndarray, missing: np.ndarray | None) -> pl.Series:
-    """Return values without a copy, null where missing."""
-    series = pl.from_arrow(pa.array(values, mask=missing))
-    assert isinstance(series, pl.Series)
-    return series
 
 
 @numba.njit(cache=True, nogil=True)

@@ -13,7 +13,9 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
 
+import numpy as np
 import polars as pl
+import pyarrow as pa
 
 WINDOW_NS = 1_000_000_000
 RESOLUTIONS_NS = {"1s": WINDOW_NS, "10s": 10 * WINDOW_NS, "1m": 60 * WINDOW_NS, "1h": 3600 * WINDOW_NS}
@@ -75,6 +77,13 @@ class Table:
         found = columns.to_dict() if isinstance(columns, pl.DataFrame) else columns
         height = next((len(column) for column in found.values() if not _is_scalar(column)), 1)
         return pl.DataFrame([_typed(found.get(name), name, dtype, height) for name, dtype in self.polars.items()])
+
+
+def masked(values: np.ndarray, missing: np.ndarray | None) -> pl.Series:
+    """Return numbers or bools (rows,) as a column, null where ``missing`` (rows,) bool. Unlike ``pa.array`` it does not load pandas."""
+    null = None if missing is None else pa.py_buffer(np.packbits(~missing, bitorder="little"))
+    data = pa.py_buffer(np.packbits(values, bitorder="little") if values.dtype == bool else np.ascontiguousarray(values))
+    return pl.Series(pl.from_arrow(pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [null, data])))
 
 
 def nulls(name: str, dtype: pl.DataType | type[pl.DataType], height: int) -> pl.Series:
