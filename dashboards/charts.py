@@ -70,7 +70,7 @@ def lines(
     return alt.layer(layer, *_rule(rule, dark)).properties(height=height)
 
 
-def stacks(frame: pl.DataFrame, title: str, *, dark: bool, height: int = HEIGHT) -> alt.Chart:
+def stacks(frame: pl.DataFrame, title: str, *, dark: bool) -> alt.Chart:
     """Draw stacked bars over time: each row a ``series`` from ``ms`` to ``end_ms`` and from ``low`` to ``high``."""
     names = frame.group_by("series").agg(pl.col("y").sum()).sort("y", "series", descending=[True, False])["series"].to_list()
     colours = theme.categories(dark)
@@ -79,7 +79,7 @@ def stacks(frame: pl.DataFrame, title: str, *, dark: bool, height: int = HEIGHT)
     tips = [_when(), alt.Tooltip("series:N", title="what"), alt.Tooltip("y:Q", title=title, format=".4~g")]
     y = alt.Y("low:Q", axis=alt.Axis(title=title, format="~s", tickCount=6))
     bars = _stamped(alt.Chart(frame)).mark_rect(stroke="#808080", strokeWidth=0.5)
-    return bars.encode(x=_time(frame, "end_ms"), x2="end_ms:Q", y=y, y2="high:Q", color=color, tooltip=tips).properties(height=height)
+    return bars.encode(x=_time(frame, "end_ms"), x2="end_ms:Q", y=y, y2="high:Q", color=color, tooltip=tips).properties(height=HEIGHT)
 
 
 def heat(
@@ -111,7 +111,7 @@ def heat(
     )
 
 
-def microscope(frame: pl.DataFrame, *, dark: bool, interval: str, threshold_ratio: float | None, height: int = TALL) -> alt.TopLevelMixin:
+def microscope(frame: pl.DataFrame, *, dark: bool, interval: str, threshold_ratio: float | None) -> alt.TopLevelMixin:
     """Draw raw samples as bars, those above the burst threshold in full colour, beside the mean of the second."""
     each, second = f"each {interval}", "mean of the second"
     chart = _stamped(alt.Chart(frame)).transform_calculate(each=f"'{each}'", second=f"'{second}'")
@@ -131,7 +131,7 @@ def microscope(frame: pl.DataFrame, *, dark: bool, interval: str, threshold_rati
     mean = chart.mark_line(strokeWidth=3, interpolate="step-after").encode(
         x=x, y="second_mean_ratio:Q", color=alt.Color("second:N", scale=color, legend=legend)
     )
-    return alt.layer(bars, mean, *_rule(burst_rule(threshold_ratio), dark)).properties(height=height)
+    return alt.layer(bars, mean, *_rule(burst_rule(threshold_ratio), dark)).properties(height=TALL)
 
 
 def burst_rule(threshold_ratio: float | None) -> tuple[float, str] | None:
@@ -139,7 +139,7 @@ def burst_rule(threshold_ratio: float | None) -> tuple[float, str] | None:
     return None if threshold_ratio is None else (threshold_ratio, f"burst above {threshold_ratio * 100:g} %")
 
 
-def distribution(frame: pl.DataFrame, x_title: str, *, dark: bool, names: Sequence[str], height: int = HEIGHT) -> alt.Chart:
+def distribution(frame: pl.DataFrame, x_title: str, *, dark: bool, names: Sequence[str]) -> alt.Chart:
     """Draw empirical distributions as steps: rows of ``series``, ``x`` and ``share``, over a logarithmic axis."""
     color, dash = _series(names, dark)
     tips = [
@@ -149,15 +149,13 @@ def distribution(frame: pl.DataFrame, x_title: str, *, dark: bool, names: Sequen
     ]
     y = alt.Y("share:Q", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(title="share at or below", format=".0%", tickCount=6))
     mark = alt.Chart(frame).mark_line(interpolate="step-after", strokeWidth=2.5)
-    return mark.encode(x=_log("x", x_title), y=y, color=color, strokeDash=dash, order="share:Q", tooltip=tips).properties(height=height)
+    return mark.encode(x=_log("x", x_title), y=y, color=color, strokeDash=dash, order="share:Q", tooltip=tips).properties(height=HEIGHT)
 
 
-def curve(
-    frame: pl.DataFrame, x_title: str, y_title: str, *, dark: bool, log_y: bool = False, points: bool = False, height: int = HEIGHT
-) -> alt.Chart:
+def curve(frame: pl.DataFrame, x_title: str, y_title: str, *, dark: bool, log_y: bool = False, points: bool = False) -> alt.Chart:
     """Draw one curve, rows of ``x`` and ``y``, over a logarithmic axis."""
     linear = alt.Y("y:Q", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(title=y_title, format=".0%", tickCount=6))
-    y = alt.Y("y:Q", scale=alt.Scale(type="log", nice=True), axis=alt.Axis(title=y_title, format="~g", tickCount=5)) if log_y else linear
+    y = _value("y", y_title, top=1, log=True) if log_y else linear
     mark = alt.Chart(frame).mark_line(
         interpolate="linear" if points else "step-after",
         strokeWidth=2.5,
@@ -165,12 +163,10 @@ def curve(
         point={"size": 80} if points else False,
     )
     tips = [alt.Tooltip("x:Q", title=x_title, format=".4~g"), alt.Tooltip("y:Q", title=y_title, format=".4~g")]
-    return mark.encode(x=_log("x", x_title), y=y, order="x:Q", tooltip=tips).properties(height=height)
+    return mark.encode(x=_log("x", x_title), y=y, order="x:Q", tooltip=tips).properties(height=HEIGHT)
 
 
-def bars(
-    frame: pl.DataFrame, name: str, value: str, title: str, *, dark: bool, tips: Sequence[str] = (), height: int = HEIGHT
-) -> alt.TopLevelMixin:
+def bars(frame: pl.DataFrame, name: str, value: str, title: str, *, dark: bool, tips: Sequence[str] = ()) -> alt.TopLevelMixin:
     """Draw one horizontal bar per row, labelled with its value."""
     base = alt.Chart(frame).encode(
         y=alt.Y(f"{name}:N", sort=None, axis=alt.Axis(title=None, labelLimit=240, ticks=False)),
@@ -181,7 +177,7 @@ def bars(
         ],
     )
     words = base.mark_text(align="left", dx=5, fontSize=12, color=_ink(dark)).encode(text=alt.Text(f"{value}:Q", format=".4~s"))
-    return alt.layer(base.mark_bar(color=theme.categories(dark)[0]), words).properties(height=max(height, 60 + 26 * frame.height))
+    return alt.layer(base.mark_bar(color=theme.categories(dark)[0]), words).properties(height=max(HEIGHT, 60 + 26 * frame.height))
 
 
 def _number(value: object) -> float:

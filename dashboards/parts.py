@@ -1,7 +1,7 @@
 """The parts of pages: data and time span of a visit, figures and tables that show their query, formats of times and sizes."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -74,24 +74,17 @@ def figure(
     note: str = "",
     selects: bool = False,
     good: bool = False,
-) -> Any:
-    """Show a chart of a query, with the query; return the selection in it."""
+) -> dict[str, Any] | None:
+    """Show a chart of a query, with the query; return the selected cell."""
     with st.container(border=True, key=f"figure_{key}"):
-        _head(title, sql, key, note)
-        frame = fetch(visit, sql)
+        frame = _rows(visit, title, sql, key, note, empty, good)
         if frame is None:
             return None
-        if frame.is_empty():
-            nothing(empty, good=good)
-            return None
-        if not selects:
-            st.altair_chart(_close(draw(frame)), width="stretch", key=f"chart_{key}", alt=describe)
-            return None
-        return st.altair_chart(_close(draw(frame)), width="stretch", key=f"chart_{key}", alt=describe, on_select="rerun")
-
-
-def _close(chart: Any) -> Any:
-    return chart.properties(padding={"left": 0, "right": 8, "top": 0, "bottom": 0})
+        chart: Any = draw(frame)
+        chart = chart.properties(padding={"left": 0, "right": 8, "top": 0, "bottom": 0})
+        on_select: Any = "rerun" if selects else "ignore"
+        event: Any = st.altair_chart(chart, width="stretch", key=f"chart_{key}", alt=describe, on_select=on_select)
+        return next(iter(event.selection.get("cell", [])), None) if selects else None
 
 
 def table(
@@ -104,32 +97,49 @@ def table(
     empty: str,
     note: str = "",
     height: int = 320,
-    chosen_row: Callable[[], None] | Literal["rerun"] | None = None,
+    chosen_row: Callable[[], None] | Literal["rerun", "ignore"] = "ignore",
     good: bool = False,
-) -> tuple[pl.DataFrame | None, list[int]]:
-    """Show the named columns of a query, with the query; return its rows and the selected ones."""
+) -> dict[str, Any] | None:
+    """Show the named columns of a query, with the query; return the selected row."""
     with st.container(border=True, key=f"table_{key}"):
-        _head(title, sql, key, note)
-        frame = fetch(visit, sql)
+        frame = _rows(visit, title, sql, key, note, empty, good)
         if frame is None:
-            return None, []
-        if frame.is_empty():
-            nothing(empty, good=good)
-            return frame, []
-        shown = min(height, 38 + 35 * frame.height)
-        options = {
-            "hide_index": True,
-            "column_order": list(columns),
-            "column_config": dict(columns),
-            "height": shown,
-            "alt": title,
-            "placeholder": "–",
-        }
-        if chosen_row is None:
-            st.dataframe(frame, key=f"rows_{key}", **options)
-            return frame, []
-        event: Any = st.dataframe(frame, key=f"rows_{key}", on_select=chosen_row, selection_mode="single-row", **options)
-        return frame, list(event.selection.rows)
+            return None
+        event: Any = st.dataframe(
+            frame,
+            key=f"rows_{key}",
+            on_select=chosen_row,
+            selection_mode="single-row",
+            hide_index=True,
+            column_order=list(columns),
+            column_config=dict(columns),
+            height=min(height, 38 + 35 * frame.height),
+            alt=title,
+            placeholder="–",
+        )
+        rows = event.selection.rows if chosen_row != "ignore" else []
+        return frame.row(rows[0], named=True) if rows and rows[0] < frame.height else None
+
+
+def meanings(rows: Sequence[Mapping[str, object]], key: str, alt: str, height: Any = "auto") -> None:
+    """Show rows that have a long text ``meaning``."""
+    wide = {"meaning": st.column_config.TextColumn(width="large")}
+    st.dataframe(pl.DataFrame(rows), hide_index=True, key=f"rows_{key}", column_config=wide, alt=alt, height=height)
+
+
+def beside(*draws: Callable[[], object], widths: Sequence[int] = ()) -> None:
+    """Show parts in columns beside each other."""
+    for place, draw in zip(st.columns(widths or len(draws)), draws, strict=True):
+        with place:
+            draw()
+
+
+def choose(label: str, options: Iterable[str], key: str, doc: str, default: str = "") -> str:
+    """Show a choice of one option, by default the first, and return it."""
+    listed = list(options)
+    default = default or listed[0]
+    chosen = st.segmented_control(label, listed, default=default, required=True, key=key, bind="query-params", help=doc)
+    return chosen or default
 
 
 def choose_port(known: pl.DataFrame, anything: str, doc: str = "") -> tuple[str, str]:
@@ -167,12 +177,18 @@ def fetch(visit: Visit, sql: str) -> pl.DataFrame | None:
         return None
 
 
-def _head(title: str, sql: str, key: str, note: str) -> None:
+def _rows(visit: Visit, title: str, sql: str, key: str, note: str, empty: str, good: bool) -> pl.DataFrame | None:
+    """Show the title with the query; return its rows, or None after showing why there are none."""
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
         st.markdown(f"**{title}**", help=note or None, width="content")
         with st.popover("SQL", icon=":material/code:", key=f"sql_{key}", help="the query behind this, to copy", type="tertiary"):
             st.caption(f"Run it with `weft sql`, on the page SQL, or in any DuckDB client on `{CURRENT}`.")
             st.code(sql, language="sql", wrap_lines=False)
+    frame = fetch(visit, sql)
+    if frame is None or not frame.is_empty():
+        return frame
+    nothing(empty, good=good)
+    return None
 
 
 def tiles(items: Sequence[tuple[str, str, str]]) -> None:
@@ -180,6 +196,15 @@ def tiles(items: Sequence[tuple[str, str, str]]) -> None:
     for place, (label, value, doc) in zip(st.columns(len(items)), items, strict=True):
         with place:
             st.metric(label, value, border=True, help=doc or None)
+
+
+def opened(visit: Visit, bounds: str, empty: str) -> Span | None:
+    """Show how old the data are that the query ``bounds`` limits, and return their chosen span; without data, show why."""
+    span = visit.span(bounds)
+    age_badges(visit, span.to_ns if span else None)
+    if span is None and empty:
+        nothing(empty)
+    return span
 
 
 def age_badges(visit: Visit, newest_ns: int | None) -> None:
@@ -271,7 +296,12 @@ def speed(bps: object) -> str:
     return f"{float(bps) / 1e9:g} Gbit/s" if isinstance(bps, int | float) and bps else "line rate unknown"
 
 
-def ratio_column(label: str, doc: str = "", *, bar: bool = False, digits: int = 1) -> Any:
+def text_columns(*names: str) -> dict[str, Any]:
+    """Return columns of texts whose labels are their names."""
+    return {name: st.column_config.TextColumn(name) for name in names}
+
+
+def ratio_column(label: str, doc: str = "", *, bar: bool = False) -> Any:
     """Return a column of ratios, shown in percent."""
     if bar:
         return st.column_config.ProgressColumn(label, help=doc or None, format="percent", min_value=0, max_value=1)

@@ -4,6 +4,7 @@ Nothing is sent anywhere, only this machine can connect unless configured otherw
 watched or written.
 """
 
+import errno
 import os
 import socket
 from dataclasses import dataclass
@@ -57,17 +58,11 @@ def check_port(config: DashConfig) -> None:
         except PermissionError:
             raise ServiceError(f"port {config.port} may not be used", "choose one above 1023 with --port") from None
         except (OSError, OverflowError) as error:
-            if isinstance(error, OSError) and error.errno == _in_use():
+            if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
                 raise ServiceError(f"port {config.port} is in use", "choose another with --port") from None
             raise ServiceError(
                 f"{config.address} port {config.port} cannot be listened on ({error})", "choose another with --address and --port"
             ) from None
-
-
-def _in_use() -> int:
-    import errno
-
-    return errno.EADDRINUSE
 
 
 def options(config: DashConfig) -> dict[str, object]:

@@ -33,6 +33,11 @@ def instant(ns: int) -> str:
     return f"TIMESTAMP_NS '{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S}.{rest:09d}'"
 
 
+def matches(**values: str) -> str:
+    """Return the condition that columns have these values; an empty value admits all."""
+    return " AND ".join(f"{name} = {text(value)}" for name, value in values.items() if value) or "true"
+
+
 def weighted(ratio: str, weight: str) -> str:
     """Return the mean of a ratio over rows, by ``weight``, over the rows in which the ratio is known."""
     return f"weft_ratio(sum({ratio} * ({weight}))::DOUBLE, sum({weight}) FILTER ({ratio} IS NOT NULL))"

@@ -28,30 +28,20 @@ _SHARED = {
     "paddingTop": "1rem",
 }
 
-_LIGHT = {
-    "primaryColor": "#0072B2",
-    "backgroundColor": PAPER[False],
-    "secondaryBackgroundColor": "#F3F5F7",
-    "textColor": INK[False],
-    "borderColor": "#D5DAE0",
-    "chartCategoricalColors": list(LIGHT),
-    "chartSequentialColors": list(reversed(CIVIDIS)),
-}
-_DARK = {
-    "primaryColor": "#56B4E9",
-    "backgroundColor": PAPER[True],
-    "secondaryBackgroundColor": "#1A2027",
-    "textColor": INK[True],
-    "borderColor": "#323A44",
-    "chartCategoricalColors": list(DARK),
-    "chartSequentialColors": list(CIVIDIS),
-}
-
 
 def options() -> dict[str, object]:
     """Return the themes as Streamlit's configuration."""
     flat: dict[str, object] = {f"theme.{name}": value for name, value in _SHARED.items()}
-    for mode, colours in (("light", _LIGHT), ("dark", _DARK)):
+    for dark, mode in enumerate(("light", "dark")):
+        colours = {
+            "primaryColor": (LIGHT, DARK)[dark][0],
+            "backgroundColor": PAPER[dark],
+            "secondaryBackgroundColor": ("#F3F5F7", "#1A2027")[dark],
+            "textColor": INK[dark],
+            "borderColor": ("#D5DAE0", "#323A44")[dark],
+            "chartCategoricalColors": categories(bool(dark)),
+            "chartSequentialColors": sequence(bool(dark)),
+        }
         flat |= {f"theme.{mode}.{name}": value for name, value in colours.items()}
     return flat
 

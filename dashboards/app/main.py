@@ -35,11 +35,6 @@ REFRESH_S = 2.0
 ABOUT = "**Weft** watches the back-end fabric of GPU clusters. Every chart shows its query; the docs are on the last page."
 
 
-def data_folder() -> Path:
-    """Return the data folder."""
-    return Path(sys.argv[1] if len(sys.argv) > 1 else os.environ.get(DATA_VARIABLE, "weft-data"))
-
-
 def main() -> None:
     """Run the app once."""
     st.set_page_config(page_title="Weft", page_icon=str(ICON), layout="wide", menu_items={"About": ABOUT})
@@ -120,8 +115,9 @@ def body(module: ModuleType, range_name: str, until_ns: int | None) -> None:
     if not module.STORED:
         module.render(None)
         return
+    data = sys.argv[1] if len(sys.argv) > 1 else os.environ.get(DATA_VARIABLE, "weft-data")
     try:
-        board = Board(data_folder(), SystemClock())
+        board = Board(Path(data), SystemClock())
     except StoreError as error:
         st.info(f"Nothing to show yet: {error.problem}. To begin, {error.hint}.", icon=":material/hourglass_empty:")
         return

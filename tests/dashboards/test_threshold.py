@@ -1,5 +1,6 @@
 """The burst threshold that the windows were computed with is what the pages show and count by."""
 
+import json
 import re
 from pathlib import Path
 
@@ -10,10 +11,16 @@ from dash_rig import store_windows
 
 from weft import dashboards
 from weft.analytics import views
+from weft.analytics.store.ddl import stored
+from weft.analytics.store.files import SAMPLES
+from weft.analytics.store.publish import PublishConfig, Publisher
 from weft.analytics.store.reader import Reader
+from weft.analytics.store.writer import Store
 from weft.dashboards import charts
+from weft.pipeline.clock import SystemClock
 from weft.pipeline.process import MetricConfig
 from weft.pipeline.process.bursts.metric import BurstConfig
+from weft.pipeline.report import Report
 from weft.pipeline.tables.families import FAMILIES
 
 SPEED_BPS = 100_000_000_000
@@ -48,6 +55,12 @@ def low(samples, tmp_path_factory) -> Path:
     }
     frame = pl.DataFrame(columns, schema_overrides=FAMILIES["burst_sample"].polars)
     store_windows(data, {"burst_sample": frame}, FAMILIES["inventory"].empty(), MetricConfig(bursts=BurstConfig(threshold_ratio=0.3)))
+    store = Store(data / "store")
+    store.start()
+    stored(FAMILIES["burst_sample"], frame).write_parquet(data / "store" / SAMPLES / "1.parquet")
+    store.execute(f"INSERT INTO base.ring SELECT '1.parquet', {', '.join(['make_timestamp_ns(?)'] * 3)}, 1", [T0, T0, T0])
+    Publisher(store, PublishConfig(), SystemClock(), Report("test", "here", SystemClock())).start()
+    store.stop()
     return data
 
 
@@ -68,6 +81,22 @@ def test_the_bursts_page_counts_and_draws_by_it(low, samples, open_page):
     assert tile.value == f"{np.mean(samples > 0.3 * CAPACITY):.1%}"
     assert "30 % of the line rate" in tile.help
     assert charts.burst_rule(0.3) == (0.3, "burst above 30 %")
+
+
+def test_the_microscope_draws_the_threshold_of_the_store(low, samples, open_page):
+    """In the microscope the line lies at 0.3 of the line rate, on the axis of the bars, and only bars above it have full colour."""
+    page = open_page(low, "bursts", range="all")
+    (proto,) = [chart.proto for chart in page.get("vega_lite_chart") if "burst threshold" in chart.proto.alt]
+    rows = {part.name: pl.read_ipc_stream(part.data.data) for part in proto.datasets}
+    spec = json.loads(proto.spec)
+    (line,) = [layer for layer in spec["layer"] if layer["mark"]["type"] == "rule"]
+    assert rows[line["data"]["name"]]["y"].to_list() == [0.3]
+    # Without a scale of its own the line shares the axis of the bars, which are shares of the line rate.
+    assert "scale" not in line["encoding"]["y"] and "resolve" not in spec
+    (bars,) = [layer for layer in spec["layer"] if layer["mark"]["type"] == "rect"]
+    heights = rows[bars["data"]["name"]]["utilization_ratio"].to_numpy()
+    assert len(heights) > 100 and np.isin(np.round(heights * CAPACITY), samples).all()
+    assert bars["encoding"]["opacity"]["condition"] == {"test": "datum.utilization_ratio > 0.3", "value": 1}
 
 
 def test_the_overview_says_it(low, open_page):

@@ -3,7 +3,6 @@
 import functools
 from typing import Any
 
-import polars as pl
 import streamlit as st
 
 from ....analytics.views import PORTS
@@ -11,15 +10,18 @@ from ... import charts
 from ...parts import (
     NOTHING_YET,
     Visit,
-    age_badges,
+    beside,
     burst_threshold,
+    choose,
     choose_port,
     duration,
     fetch,
     figure,
+    meanings,
     nothing,
     number,
     number_column,
+    opened,
     percent,
     plain,
     ratio_column,
@@ -31,7 +33,7 @@ from ...parts import (
     utc,
 )
 from ...queries import samples_bounds, worst_ports
-from ...sql import WORDS, Span, text
+from ...sql import WORDS, Span, matches, text
 from . import queries
 from .queries import Entity
 
@@ -58,10 +60,8 @@ _ROWS = (
 
 def render(visit: Visit) -> None:
     """Render the page."""
-    span = visit.span(samples_bounds())
-    age_badges(visit, span.to_ns if span else None)
+    span = opened(visit, samples_bounds(), NOTHING_YET)
     if span is None:
-        nothing(NOTHING_YET)
         return
     entity = _choose(visit, span)
     if entity is None:
@@ -74,11 +74,7 @@ def render(visit: Visit) -> None:
     _against(visit, span, entity, threshold)
     _microscope(visit, span, entity, threshold)
     where = _scope(entity)
-    left, right = st.columns(2)
-    with left:
-        _distributions(visit, span, where)
-    with right:
-        _ladder(visit, span, entity)
+    beside(lambda: _distributions(visit, span, where), lambda: _ladder(visit, span, entity))
     _metrics(queries.burst_metrics(span, entity), metrics)
 
 
@@ -87,18 +83,9 @@ def _choose(visit: Visit, span: Span) -> Entity | None:
     known = visit.board.frame(queries.ports())
     with st.container(horizontal=True, vertical_alignment="bottom"):
         device, port = choose_port(known, WORST, "the worst: the port with most time in bursts among those that match the other choices")
-        direction = st.segmented_control(
-            "Direction",
-            ["both", "rx", "tx"],
-            default="both",
-            required=True,
-            key="direction",
-            bind="query-params",
-            help="from the port's own point of view",
-        )
-    where = [f"{name} = {text(value)}" for name, value in (("device", device), ("port", port)) if value]
-    where += [f"direction = {text(direction)}"] if direction and direction != "both" else []
-    frame = fetch(visit, worst_ports(span, 1, " AND ".join(where) or "true"))
+        direction = choose("Direction", ["both", "rx", "tx"], "direction", "from the port's own point of view")
+    where = matches(device=device, port=port, direction="" if direction == "both" else direction)
+    frame = fetch(visit, worst_ports(span, 1, where))
     if frame is None or frame.is_empty():
         return None
     row = frame.row(0, named=True)
@@ -165,11 +152,7 @@ def _microscope(visit: Visit, span: Span, entity: Entity, threshold: float | Non
     frame = fetch(visit, sql)
     starts = frame["start_ns"].to_list() if frame is not None else []
     window, zoom = _aimed(span, starts)
-    listed, picture = st.columns([2, 3])
-    with listed:
-        _bursts(visit, sql, starts, threshold)
-    with picture:
-        _raw(visit, entity, window, zoom, threshold)
+    beside(lambda: _bursts(visit, sql, starts, threshold), lambda: _raw(visit, entity, window, zoom, threshold), widths=(2, 3))
 
 
 def _aimed(span: Span, starts: list[int]) -> tuple[Span, str]:
@@ -178,17 +161,8 @@ def _aimed(span: Span, starts: list[int]) -> tuple[Span, str]:
     aimed = words.isascii() and words.isdigit() and len(words) < 20
     at_ns = int(words) if aimed else starts[0] if starts else span.to_ns - 200_000_000
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        zoom = st.segmented_control(
-            "Microscope shows",
-            list(ZOOMS_MS),
-            default="200 ms",
-            required=True,
-            key="zoom",
-            bind="query-params",
-            help="width of the chart in time",
-        )
+        zoom = choose("Microscope shows", ZOOMS_MS, "zoom", "width of the chart in time", default="200 ms")
         st.button("Back to the largest burst", icon=":material/my_location:", key="unaim", disabled=not aimed, on_click=_unaim)
-    zoom = zoom or "200 ms"
     width_ns = ZOOMS_MS[zoom] * 1_000_000
     return Span(at_ns - width_ns // 5, at_ns + width_ns * 4 // 5), zoom
 
@@ -229,7 +203,7 @@ def _bursts(visit: Visit, sql: str, starts: list[int], threshold: float | None) 
         columns,
         key="bursts",
         empty=f"No burst in this range: no sample was above {burst_threshold(threshold)}.",
-        height=charts.TALL + 15,
+        height=charts.TALL,
         chosen_row=functools.partial(_aim, starts),
     )
 
@@ -254,16 +228,7 @@ def _scope(entity: Entity) -> str:
         "device": f"device = {text(entity.device)} AND interval_ns = {entity.interval_ns}",
         "all": f"interval_ns = {entity.interval_ns}",
     }
-    scope = st.segmented_control(
-        "Distributions of",
-        list(scopes),
-        default="port",
-        required=True,
-        key="scope",
-        bind="query-params",
-        help="of this port, of its device, or of all, at the same sampling interval",
-    )
-    return scopes[scope or "port"]
+    return scopes[choose("Distributions of", scopes, "scope", "of this port, of its device, or of all, at the same sampling interval")]
 
 
 def _distributions(visit: Visit, span: Span, where: str) -> None:
@@ -301,13 +266,7 @@ def _metrics(sql: str, row: dict[str, object]) -> None:
     docs = {column.name: column for column in PORTS.columns}
     rows = [{"metric": name, "value": _shown(name, row.get(name)), "meaning": docs[name].doc} for name in _ROWS]
     with st.expander("All burst metrics of this port over the range", expanded=True, key="metrics", on_change="rerun", bind="query-params"):
-        st.dataframe(
-            pl.DataFrame(rows, schema={"metric": pl.String, "value": pl.String, "meaning": pl.String}),
-            hide_index=True,
-            key="rows_metrics",
-            column_config={"meaning": st.column_config.TextColumn(width="large")},
-            alt="Burst metrics",
-        )
+        meanings(rows, "metrics", "Burst metrics")
         with st.popover("SQL", icon=":material/code:", key="sql_metrics", type="tertiary"):
             st.code(sql, language="sql")
 

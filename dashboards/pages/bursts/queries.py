@@ -117,13 +117,11 @@ def burst_metrics(span: Span, entity: Entity) -> str:
     table = STATES["port_samples"]
     columns = [column for column in PORTS.columns if column.sql and column.name not in _SKIPPED and "hist" not in column.sql]
     used = " ".join(column.sql for column in columns)
-    merges = {"sum": "sum", "min": "min", "max": "max"}
-    folded = [
-        f"{merges[field.role]}({field.name}) AS {field.name}" for field in table.fields if field.role in merges and field.name in used
-    ]
+    merged = [field for field in table.fields if field.role in ("sum", "min", "max") and field.name in used]
+    folded = ", ".join(f"{field.role}({field.name}) AS {field.name}" for field in merged)
     formulas = ",\n  ".join(f"{column.sql} AS {column.name}" for column in columns)
     return f"""WITH merged AS (
-  SELECT interval_ns AS sample_interval_ns, max(speed_bps) AS speed_bps, {", ".join(folded)}
+  SELECT interval_ns AS sample_interval_ns, max(speed_bps) AS speed_bps, {folded}
   FROM state.port_samples_{r}
   WHERE {span.inside(r)} AND device = {text(entity.device)} AND port = {text(entity.port)}
     AND signal = {text(entity.direction + "_bytes")} AND queue = '' AND interval_ns = {entity.interval_ns}
@@ -134,15 +132,9 @@ SELECT
 FROM merged"""
 
 
-def ladder_scales(interval_ns: int) -> list[tuple[str, float]]:
-    """Return the columns of the index of dispersion with the duration of a block in milliseconds."""
-    return [(f"idc_{m}", m * interval_ns / 1e6) for m in BLOCKS]
-
-
 def dispersion(span: Span, entity: Entity) -> str:
     """The index of dispersion by time scale, in powers of two."""
-    scales = ladder_scales(entity.interval_ns)
-    pairs = ", ".join(f"({scale_ms:g}, {name})" for name, scale_ms in scales)
+    pairs = ", ".join(f"({m * entity.interval_ns / 1e6:g}, idc_{m})" for m in BLOCKS)
     return f"""SELECT scale_ms AS x, idc AS y FROM (
 {burst_metrics(span, entity)}
 ) m, LATERAL (VALUES {pairs}) ladder(scale_ms, idc) WHERE idc > 0 ORDER BY x"""

@@ -7,16 +7,18 @@ from ... import charts
 from ...parts import (
     ALL_PORTS,
     Visit,
-    age_badges,
+    beside,
+    choose,
     choose_port,
     fetch,
     figure,
-    nothing,
     number,
     number_column,
+    opened,
     percent,
     ratio_column,
     table,
+    text_columns,
     tiles,
     time_column,
 )
@@ -37,25 +39,15 @@ NO_COUNTERS = (
 
 def render(visit: Visit) -> None:
     """Render the page."""
-    span = visit.span(queries.bounds())
-    age_badges(visit, span.to_ns if span else None)
+    span = opened(visit, queries.bounds(), NO_COUNTERS)
     if span is None:
-        nothing(NO_COUNTERS)
         return
     place, measure = _choose(visit)
     _tiles(visit.board.row(queries.summary(span, place)))
     _heat(visit, span, place, measure)
-    left, right = st.columns(2)
-    with left:
-        _over_time(visit, span, place)
-    with right:
-        _buffers(visit, span, place)
+    beside(lambda: _over_time(visit, span, place), lambda: _buffers(visit, span, place))
     _queues(visit, span, place)
-    left, right = st.columns(2)
-    with left:
-        _drops(visit, span, place)
-    with right:
-        _events(visit, span, place)
+    beside(lambda: _drops(visit, span, place), lambda: _events(visit, span, place))
     _links(visit, span, place)
 
 
@@ -65,16 +57,8 @@ def _choose(visit: Visit) -> tuple[PortChoice, str]:
     known = known if known is not None else pl.DataFrame(schema={"device": pl.String, "port": pl.String})
     with st.container(horizontal=True, vertical_alignment="bottom"):
         place = PortChoice(*choose_port(known, ALL_PORTS))
-        measure = st.segmented_control(
-            "Heat map shows the share",
-            list(MEASURES),
-            default="paused",
-            required=True,
-            key="measure",
-            bind="query-params",
-            help="paused: of the time in which PFC stopped the queue; marked: of the packets with congestion experienced",
-        )
-    return place, measure or "paused"
+        doc = "paused: of the time in which PFC stopped the queue; marked: of the packets with congestion experienced"
+        return place, choose("Heat map shows the share", MEASURES, "measure", doc)
 
 
 def _tiles(row: dict[str, object]) -> None:
@@ -101,7 +85,7 @@ def _tiles(row: dict[str, object]) -> None:
 
 def _heat(visit: Visit, span: Span, place: PortChoice, measure: str) -> None:
     words = MEASURES[measure][0]
-    event = figure(
+    cell = figure(
         visit,
         f"The worst queues: share {words}",
         queries.heat(span, measure, place),
@@ -114,9 +98,8 @@ def _heat(visit: Visit, span: Span, place: PortChoice, measure: str) -> None:
         "upper bound.",
         selects=True,
     )
-    cells = event.selection.get("cell", []) if event else []
-    if cells and cells[0]["port"] and cells[0]["port"] != place.port:
-        visit.go("congestion", {"device": cells[0]["device"], "port": cells[0]["port"], "measure": measure})
+    if cell and cell["port"] and cell["port"] != place.port:
+        visit.go("congestion", {"device": cell["device"], "port": cell["port"], "measure": measure})
 
 
 def _over_time(visit: Visit, span: Span, place: PortChoice) -> None:
@@ -153,8 +136,7 @@ def _present(frame: pl.DataFrame, names: dict[str, str]) -> dict[str, str]:
 
 def _queues(visit: Visit, span: Span, place: PortChoice) -> None:
     columns = {
-        "device": st.column_config.TextColumn("device"),
-        "port": st.column_config.TextColumn("port"),
+        **text_columns("device", "port"),
         "queue": st.column_config.TextColumn("queue", width="small"),
         "direction": st.column_config.TextColumn(
             "direction", width="small", help="tx: egress queue or priority; rx: ingress; pool: shared"
@@ -200,11 +182,9 @@ def _drops(visit: Visit, span: Span, place: PortChoice) -> None:
 def _events(visit: Visit, span: Span, place: PortChoice) -> None:
     columns = {
         "ts": time_column("when, UTC"),
-        "device": st.column_config.TextColumn("device"),
-        "port": st.column_config.TextColumn("port"),
+        **text_columns("device", "port"),
         "kind": st.column_config.TextColumn("what"),
-        "reason": st.column_config.TextColumn("reason"),
-        "detail": st.column_config.TextColumn("detail"),
+        **text_columns("reason", "detail"),
     }
     table(
         visit,
@@ -220,8 +200,7 @@ def _events(visit: Visit, span: Span, place: PortChoice) -> None:
 
 def _links(visit: Visit, span: Span, place: PortChoice) -> None:
     columns = {
-        "device": st.column_config.TextColumn("device"),
-        "port": st.column_config.TextColumn("port"),
+        **text_columns("device", "port"),
         "flaps": number_column("flaps", "changes of the link's state"),
         "up_ratio": ratio_column("up"),
         "prefec_ber": number_column("pre-FEC BER", "bit errors before correction", "%.2e"),

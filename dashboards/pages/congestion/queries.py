@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ...sql import Span, text, weighted
+from ...sql import Span, matches, weighted
 
 HEAT_COLUMNS_MAX = 120
 HEAT_ROWS_MAX = 24
@@ -27,8 +27,7 @@ class PortChoice:
 
     def where(self) -> str:
         """Return the condition on any view with a device and a port."""
-        conditions = [f"{name} = {text(value)}" for name, value in (("device", self.device), ("port", self.port)) if value]
-        return " AND ".join(conditions) or "true"
+        return matches(device=self.device, port=self.port)
 
 
 def bounds() -> str:

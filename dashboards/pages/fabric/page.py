@@ -3,7 +3,7 @@
 import streamlit as st
 
 from ... import charts
-from ...parts import Visit, age_badges, fetch, figure, nothing, number, percent, plain, table, tiles
+from ...parts import Visit, beside, choose, fetch, figure, nothing, number, opened, percent, plain, table, tiles
 from ...sql import WORDS, Span
 from . import charts as charts_fabric
 from . import queries
@@ -32,25 +32,21 @@ NO_DATA = "The fabric is known and has no data yet: `weft up` starts the collect
 
 def render(visit: Visit) -> None:
     """Render the page."""
-    span = visit.span(queries.bounds())
-    age_badges(visit, span.to_ns if span else None)
+    span = opened(visit, queries.bounds(), "")
     shape = visit.board.row(queries.shape())
-    if not shape.get("links"):
-        nothing(NO_FABRIC)
-        return
-    if span is None:
-        nothing(NO_DATA)
+    if span is None or not shape.get("links"):
+        nothing(NO_DATA if shape.get("links") else NO_FABRIC)
         return
     measure, rack = _choose(visit)
     _tiles(visit, span, shape)
     hosts = shape.get("hosts")
     by_rack = not rack and isinstance(hosts, int) and hosts > queries.HOSTS_MAX
-    left, right = st.columns(2)
-    with left:
-        _picture(visit, span, measure, rack, by_rack)
-    with right:
-        _worst(visit, span, measure, rack)
-        _over_time(visit, span, measure, rack)
+    beside(lambda: _picture(visit, span, measure, rack, by_rack), lambda: _lists(visit, span, measure, rack))
+
+
+def _lists(visit: Visit, span: Span, measure: str, rack: str) -> None:
+    _worst(visit, span, measure, rack)
+    _over_time(visit, span, measure, rack)
 
 
 def _choose(visit: Visit) -> tuple[str, str]:
@@ -58,17 +54,10 @@ def _choose(visit: Visit) -> tuple[str, str]:
     known = fetch(visit, queries.racks())
     racks = sorted(known["rack"].to_list(), key=charts_fabric.natural) if known is not None else []
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        measure = st.segmented_control(
-            "Pressure is",
-            list(MEASURES),
-            default="paused",
-            required=True,
-            key="pressure",
-            bind="query-params",
-            help="  \n".join(f"**{name}**: {one.doc}" for name, one in MEASURES.items()),
-        )
+        docs = "  \n".join(f"**{name}**: {one.doc}" for name, one in MEASURES.items())
+        measure = choose("Pressure is", MEASURES, "pressure", docs)
         rack = st.selectbox("Rack", [ALL, *racks], key="rack", bind="query-params", width=180, disabled=len(racks) < 2)
-    return measure or "paused", "" if rack in (ALL, None) else str(rack)
+    return measure, "" if rack in (ALL, None) else str(rack)
 
 
 def _tiles(visit: Visit, span: Span, shape: dict[str, object]) -> None:
@@ -88,7 +77,7 @@ def _tiles(visit: Visit, span: Span, shape: dict[str, object]) -> None:
 def _picture(visit: Visit, span: Span, measure: str, rack: str, by_rack: bool) -> None:
     chosen = MEASURES[measure]
     scale = charts_fabric.Scale(chosen.title, chosen.form, chosen.full, chosen.log_from)
-    event = figure(
+    cell = figure(
         visit,
         "Where the pressure is" + (f": rack {plain(rack)}" if rack else ""),
         queries.picture(span, measure, rack, by_rack),
@@ -102,9 +91,7 @@ def _picture(visit: Visit, span: Span, measure: str, rack: str, by_rack: bool) -
     )
     leads = "its hosts" if by_rack else "the port; the bars at the foot are jobs"
     st.caption(f"Ringed: the worst place. Dashed: no data. A click opens {leads}.")
-    cells = event.selection.get("cell", []) if event else []
-    if cells:
-        cell = cells[0]
+    if cell:
         if by_rack and cell["tier"] == "host":
             visit.go("fabric", {"pressure": measure, "rack": cell["column"]})
         visit.go(chosen.page, {"device": cell["device"]} | ({"port": cell["port"]} if chosen.of_link and cell["port"] else {}))

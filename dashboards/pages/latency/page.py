@@ -4,7 +4,7 @@ import polars as pl
 import streamlit as st
 
 from ... import charts
-from ...parts import ANY, Visit, age_badges, fetch, figure, nothing, number, number_column, percent, ratio_column, table, tiles
+from ...parts import ANY, Visit, beside, choose, fetch, figure, nothing, number, number_column, opened, percent, ratio_column, table, tiles
 from ...queries import packets_bounds
 from ...sql import WORDS, Span
 from . import queries
@@ -28,29 +28,15 @@ _NEEDED = {"p99": 1_000, "p99.9": 10_000, "p99.99": 100_000}
 
 def render(visit: Visit) -> None:
     """Render the page."""
-    span = visit.span(packets_bounds())
-    age_badges(visit, span.to_ns if span else None)
+    span = opened(visit, packets_bounds(), NO_PACKETS)
     if span is None:
-        nothing(NO_PACKETS)
         return
     path = _choose(visit)
     summary = visit.board.row(queries.latency_summary(span, path))
     _tiles(summary)
     _over_time(visit, span, path, summary)
-    tail = st.segmented_control(
-        "Distribution",
-        ["ECDF", "tail"],
-        default="ECDF",
-        required=True,
-        key="shape",
-        bind="query-params",
-        help="tail: the share beyond, logarithmic",
-    )
-    left, right = st.columns(2)
-    with left:
-        _distribution(visit, span, path, tail == "tail")
-    with right:
-        _paths(visit, span, path)
+    shape = choose("Distribution", ["ECDF", "tail"], "shape", "tail: the share beyond, logarithmic")
+    beside(lambda: _distribution(visit, span, path, shape == "tail"), lambda: _paths(visit, span, path))
     st.subheader("RoCEv2 packets", anchor=False)
     _packets(visit, span, path)
 
@@ -181,7 +167,7 @@ def _packets(visit: Visit, span: Span, path: Path) -> None:
             ),
         ]
     )
-    _operations(visit, span, path)
+    beside(lambda: _operations(visit, span, path), lambda: _operations_over_time(visit, span, path))
     figure(
         visit,
         "Signs of congestion and loss",
@@ -196,28 +182,28 @@ def _packets(visit: Visit, span: Span, path: Path) -> None:
 
 
 def _operations(visit: Visit, span: Span, path: Path) -> None:
-    left, right = st.columns(2)
-    with left:
-        figure(
-            visit,
-            "Operation mix",
-            queries.operations(span, path),
-            lambda frame: charts.bars(frame, "operation", "packets", "packets", dark=visit.dark, tips=("bytes", "bytes_per_packet")),
-            key="operations",
-            describe="Bars: packets of each RoCEv2 operation",
-            empty="No packet in this range.",
-            note="Sampled packets are scaled by their sampling rate.",
-        )
-    with right:
-        figure(
-            visit,
-            "Operations over time",
-            queries.operations_over_time(span, path),
-            lambda frame: charts.stacks(frame, "packets per second", dark=visit.dark),
-            key="mix",
-            describe="Stacked bars over time: packets per second by operation",
-            empty="No packet in this range.",
-        )
+    figure(
+        visit,
+        "Operation mix",
+        queries.operations(span, path),
+        lambda frame: charts.bars(frame, "operation", "packets", "packets", dark=visit.dark, tips=("bytes", "bytes_per_packet")),
+        key="operations",
+        describe="Bars: packets of each RoCEv2 operation",
+        empty="No packet in this range.",
+        note="Sampled packets are scaled by their sampling rate.",
+    )
+
+
+def _operations_over_time(visit: Visit, span: Span, path: Path) -> None:
+    figure(
+        visit,
+        "Operations over time",
+        queries.operations_over_time(span, path),
+        lambda frame: charts.stacks(frame, "packets per second", dark=visit.dark),
+        key="mix",
+        describe="Stacked bars over time: packets per second by operation",
+        empty="No packet in this range.",
+    )
 
 
 def _flows(visit: Visit, span: Span, path: Path) -> None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from ....pipeline.tables.field import RESOLUTIONS_NS
-from ...sql import Span, text
+from ...sql import Span, matches
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999, "p99.99": 0.9999}
 
@@ -25,8 +25,7 @@ class Path:
 
     def where(self, *names: str) -> str:
         """Return the condition on a view that has the columns ``device`` and ``names``."""
-        parts = [f"{name} = {text(value)}" for name in ("device", *names) if (value := getattr(self, name))]
-        return " AND ".join(parts) or "true"
+        return matches(**{name: getattr(self, name) for name in ("device", *names)})
 
 
 def addresses() -> str:

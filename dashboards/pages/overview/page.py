@@ -17,6 +17,7 @@ from ...parts import (
     plain,
     ratio_column,
     table,
+    text_columns,
     tiles,
     time_column,
 )
@@ -89,7 +90,7 @@ def _tiles(visit: Visit, span: Span, roce: Span | None, summary: dict[str, objec
 
 
 def _heat(visit: Visit, span: Span, above: str) -> None:
-    event = figure(
+    cell = figure(
         visit,
         "Where and when it bursts: the worst ports",
         queries.heat(span),
@@ -100,13 +101,9 @@ def _heat(visit: Visit, span: Span, above: str) -> None:
         note=f"A burst is a stretch of consecutive samples above {above}. Click a cell to open that port.",
         selects=True,
     )
-    cells = event.selection.get("cell", []) if event else []
-    if cells:
-        cell = cells[0]
-        visit.go(
-            "bursts",
-            {"device": cell["device"], "port": cell["port"], "direction": cell["direction"], "at": str(int(cell["ms"]) * 1_000_000)},
-        )
+    if cell:
+        at_ns = int(cell["ms"]) * 1_000_000
+        visit.go("bursts", {"device": cell["device"], "port": cell["port"], "direction": cell["direction"], "at": str(at_ns)})
 
 
 def _alerts(visit: Visit) -> None:
@@ -137,7 +134,7 @@ def _alerts(visit: Visit) -> None:
 
 def _freshness(visit: Visit, span: Span) -> None:
     columns = {
-        "device": st.column_config.TextColumn("device"),
+        **text_columns("device"),
         "ports": number_column("ports"),
         "last_minute": time_column("last minute, UTC", "the last minute with data"),
         "coverage_ratio": ratio_column("covered", "share of the windows that was sampled"),
@@ -159,9 +156,7 @@ def _freshness(visit: Visit, span: Span) -> None:
 def _worst(visit: Visit, span: Span, above: str) -> None:
     sql = worst_ports(span)
     columns = {
-        "device": st.column_config.TextColumn("device"),
-        "port": st.column_config.TextColumn("port"),
-        "direction": st.column_config.TextColumn("direction"),
+        **text_columns("device", "port", "direction"),
         "burst_time_ratio": ratio_column("time in bursts", f"share of the samples above {above}", bar=True),
         "bursts": number_column("bursts"),
         "burst_bytes_ratio": ratio_column("bytes in bursts", "share of the bytes in bursts"),
@@ -172,7 +167,7 @@ def _worst(visit: Visit, span: Span, above: str) -> None:
         "sample_ms": number_column("sampled every, ms", "burst figures of different intervals do not compare", "%g"),
         "speed_gbps": number_column("line rate, Gbit/s", "empty where unknown", "%g"),
     }
-    frame, rows = table(
+    row = table(
         visit,
         "Worst ports: select one to see its bursts",
         sql,
@@ -183,6 +178,5 @@ def _worst(visit: Visit, span: Span, above: str) -> None:
         height=460,
         chosen_row="rerun",
     )
-    if frame is not None and rows and rows[0] < frame.height:
-        row = frame.row(rows[0], named=True)
+    if row:
         visit.go("bursts", {"device": row["device"], "port": row["port"], "direction": row["direction"]})

@@ -4,7 +4,7 @@ import polars as pl
 import streamlit as st
 
 from ... import charts
-from ...parts import ANY, Visit, age_badges, figure, nothing, number, number_column, ratio_column, table, tiles, time_column
+from ...parts import ANY, Visit, age_badges, figure, nothing, number, number_column, ratio_column, table, text_columns, tiles, time_column
 from ...queries import samples_bounds
 from ...sql import Span
 from . import queries
@@ -150,9 +150,7 @@ def _losses(visit: Visit, data: Span | None) -> None:
 
 def _quality(visit: Visit, data: Span, device: str) -> None:
     columns = {
-        "device": st.column_config.TextColumn("device"),
-        "port": st.column_config.TextColumn("port"),
-        "signal": st.column_config.TextColumn("signal"),
+        **text_columns("device", "port", "signal"),
         "samples": number_column("samples"),
         "coverage_ratio": ratio_column("covered", "share of the windows that was sampled", bar=True),
         "late": number_column("late", "came after their window had closed; not counted"),

@@ -1,6 +1,6 @@
 """The queries of the Pipeline page: reports of services, recorded losses, quality of the data."""
 
-from ...sql import Span, text
+from ...sql import Span, matches
 
 # Points of a chart of reports, whose times are of Weft's own clock.
 POINTS_MAX = 300
@@ -90,13 +90,13 @@ def publishing(span: Span) -> str:
 def gaps(device: str) -> str:
     """Recorded losses, the newest first."""
     return f"""SELECT ts, source, device, what, missed, reason, from_sequence, to_sequence FROM gaps
-WHERE {f"device = {text(device)}" if device else "true"} ORDER BY ts DESC LIMIT {GAPS_MAX}"""
+WHERE {matches(device=device)} ORDER BY ts DESC LIMIT {GAPS_MAX}"""
 
 
 def gap_summary(device: str) -> str:
     """The total of recorded losses by kind and reason."""
     return f"""SELECT what, reason, count(*) AS admissions, sum(coalesce(missed, 0))::BIGINT AS missed, max(ts) AS last FROM gaps
-WHERE {f"device = {text(device)}" if device else "true"} GROUP BY what, reason ORDER BY missed DESC LIMIT 50"""
+WHERE {matches(device=device)} GROUP BY what, reason ORDER BY missed DESC LIMIT 50"""
 
 
 def devices() -> str:
@@ -109,10 +109,5 @@ def quality(span: Span, device: str) -> str:
     r = span.resolution(100)
     return f"""SELECT device, port, signal, sum(samples)::BIGINT AS samples, avg(coverage_ratio) AS coverage_ratio,
   sum(late)::BIGINT AS late, sum(duplicates)::BIGINT AS duplicates, sum(implausible)::BIGINT AS implausible
-FROM quality_{r} WHERE {span.inside(r)} AND {f"device = {text(device)}" if device else "true"}
+FROM quality_{r} WHERE {span.inside(r)} AND {matches(device=device)}
 GROUP BY device, port, signal ORDER BY sum(late + duplicates + implausible) DESC, avg(coverage_ratio), device, port, signal LIMIT 200"""
-
-
-def newest() -> str:
-    """The newest report of any service."""
-    return "SELECT epoch_ns(max(ts)) AS ns FROM pipeline"

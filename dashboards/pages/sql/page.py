@@ -11,7 +11,7 @@ from ....analytics import console, views
 from ....analytics.store import macros
 from ....pipeline.errors import StoreError
 from ....pipeline.tables.field import RESOLUTIONS_NS
-from ...parts import Visit, age_badges, plain, utc
+from ...parts import Visit, beside, meanings, opened, plain, utc
 from ...queries import samples_bounds
 
 TITLE = "SQL"
@@ -41,17 +41,11 @@ _KEY = "console_answer"
 
 def render(visit: Visit) -> None:
     """Render the page."""
-    span = visit.span(samples_bounds())
-    age_badges(visit, span.to_ns if span else None)
-    left, right = st.columns([3, 2])
-    with left:
-        _editor(visit)
-        _result()
-    with right:
-        _catalogue()
+    opened(visit, samples_bounds(), "")
+    beside(lambda: _console(visit), _catalogue, widths=(3, 2))
 
 
-def _editor(visit: Visit) -> None:
+def _console(visit: Visit) -> None:
     st.caption(
         f"Reads the snapshot published {utc(visit.board.published_ns)}. A query may run {CONFIG.timeout_s:g} s, "
         f"use {CONFIG.memory_bytes_max // 1024**2} MB and return {CONFIG.rows_max:,} rows; it can read only the store."
@@ -68,6 +62,7 @@ def _editor(visit: Visit) -> None:
     )
     if st.button("Run", type="primary", icon=":material/play_arrow:", shortcut="Ctrl+Enter"):
         _run(visit, str(st.session_state["query"]))
+    _result()
 
 
 def _example() -> None:
@@ -147,23 +142,10 @@ def _catalogue() -> None:
     )
     if chosen == "macros":
         rows = [{"macro": head, "meaning": doc} for head, (_, doc) in macros.MACROS.items()]
-        st.dataframe(
-            pl.DataFrame(rows),
-            hide_index=True,
-            key="rows_macros",
-            column_config={"meaning": st.column_config.TextColumn(width="large")},
-            alt="macros",
-        )
+        meanings(rows, "macros", "macros")
         return
     view = next(view for view in views.VIEWS if view.name == chosen)
     spelt = ", ".join(f"`{view.name}_{resolution}`" for resolution in RESOLUTIONS_NS) if view.resolutions else f"`{view.name}`"
     st.markdown(f"{spelt}: {view.doc}")
     rows = [{"column": column.name, "unit": column.unit, "meaning": column.doc} for column in view.columns]
-    st.dataframe(
-        pl.DataFrame(rows),
-        hide_index=True,
-        key="rows_columns",
-        height=560,
-        column_config={"meaning": st.column_config.TextColumn(width="large")},
-        alt=f"columns of {view.name}",
-    )
+    meanings(rows, "columns", f"columns of {view.name}", height=560)
