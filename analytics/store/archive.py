@@ -94,8 +94,7 @@ class Archive:
         self._inventory_rows = self._store.query("SELECT count(*) AS rows FROM base.inventory")[0]["rows"]
 
     def _move(self, name: str, ts: str, low: int, border: int) -> None:
-        path = f"{SEGMENTS}/{name}/{low:020d}-{border:020d}-{self._clock.now_ns():020d}.parquet"
-        target = self._target(path)
+        path, target = self._place(name, low, border)
         where = f"{ts} < make_timestamp_ns({border})"
         with self._store.transaction():
             self._store.execute(
@@ -117,8 +116,7 @@ class Archive:
         """
         ts = _time_of(name)
         low, high = (int(frame[ts].cast(pl.Int64).min()), int(frame[ts].cast(pl.Int64).max()))  # type: ignore[arg-type]
-        path = f"{SEGMENTS}/{name}/{low:020d}-{high:020d}-{self._clock.now_ns():020d}.parquet"
-        target = self._target(path)
+        path, target = self._place(name, low, high)
         try:
             frame.sort(ts, "group_id" if "group_id" in frame.columns else "device").write_parquet(
                 target, compression="lz4", statistics=True, row_group_size=BULK_ROWS
@@ -133,7 +131,9 @@ class Archive:
         refresh(self._store, name)
         self._report.count("weft_analyze_segment_bytes_total", target.stat().st_size, label=name)
 
-    def _target(self, path: str) -> Path:
+    def _place(self, name: str, from_ns: int, to_ns: int) -> tuple[str, Path]:
+        """Return the path of a new segment in the store's folder, and in full; create its folder."""
+        path = f"{SEGMENTS}/{name}/{from_ns:020d}-{to_ns:020d}-{self._clock.now_ns():020d}.parquet"
         target = self._store.folder / path
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -141,7 +141,7 @@ class Archive:
             raise StoreError(
                 f"{target.parent} cannot be made: {error.strerror}", "see that the disk has space and may be written"
             ) from None
-        return target
+        return path, target
 
     def _expire(self, name: str) -> None:
         resolution = name.rsplit("_", 1)[-1]
