@@ -9,7 +9,7 @@ import json
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from ..clock import NS_PER_S, Clock, SystemClock
@@ -74,11 +74,8 @@ class EmbeddedProducer:
             )
             self._epoch = self._stored_epoch(connection)
 
-    def transaction(self) -> AbstractContextManager[EmbeddedTransaction]:
-        return self._transaction()
-
     @contextmanager
-    def _transaction(self) -> Iterator[EmbeddedTransaction]:
+    def transaction(self) -> Iterator[EmbeddedTransaction]:
         work = EmbeddedTransaction(self._config.partitions)
         yield work
         if work.messages or work.memory or work.offsets:

@@ -9,7 +9,7 @@ A transaction whose end cannot be confirmed in time may have happened; what it r
 
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 
 from kafka import KafkaProducer, OffsetAndMetadata  # pyright: ignore[reportAttributeAccessIssue]
 from kafka import TopicPartition as KafkaPlace  # pyright: ignore[reportAttributeAccessIssue]
@@ -64,11 +64,8 @@ class KafkaWriter:
         self._announced = False
         self._ready()
 
-    def transaction(self) -> AbstractContextManager[KafkaTransaction]:
-        return self._transaction()
-
     @contextmanager
-    def _transaction(self) -> Iterator[KafkaTransaction]:
+    def transaction(self) -> Iterator[KafkaTransaction]:
         work = KafkaTransaction(self._cluster.config.partitions)
         yield work
         if not work.messages and not work.offsets:
