@@ -105,7 +105,10 @@ def _typed(column: Any, name: str, dtype: pl.DataType | type[pl.DataType], heigh
         return nulls(name, dtype, height)
     if _is_scalar(column):
         return pl.Series(name, [column], dtype=dtype).new_from_index(0, height)
-    return pl.Series(name, column, dtype=dtype)
+    if not isinstance(column, pl.Series):
+        return pl.Series(name, column, dtype=dtype)
+    typed = column if column.dtype == dtype else column.cast(dtype)
+    return typed if typed.name == name else typed.alias(name)
 
 
 def keys(*fields: Field) -> tuple[Field, ...]:
