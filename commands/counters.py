@@ -3,10 +3,11 @@
 import json
 import sys
 from argparse import ArgumentParser, Namespace
+from collections import Counter as Counts
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ..pipeline.dictionary import Alias, Counter, Dictionary, Found, Source, dictionary
+from ..pipeline.dictionary import Alias, Counter, Dictionary, Found, dictionary
 from ..pipeline.errors import InputError
 from ..pipeline.tables.families import FAMILIES
 
@@ -144,16 +145,9 @@ def _listing(known: Dictionary, source: str | None, form: str) -> None:
     elif source is not None:
         _columns([("NAME", "IS", "MEANING"), *((one.name, one.counter.key, one.counter.doc) for one in aliases)])
     else:
-        _columns([("SOURCE", "NAMES", "WHAT"), *_sources(known)])
+        names = Counts(alias.source for alias in aliases for _ in alias.indices())
+        _columns([("SOURCE", "NAMES", "WHAT"), *((name, str(names[name]), one.doc) for name, one in known.sources.items())])
         print("\nweft counters TEXT explains a name; weft counters --source NAME lists one source")
-
-
-def _sources(known: Dictionary) -> list[tuple[str, str, str]]:
-    def line(source: Source) -> tuple[str, str, str]:
-        names = sum(len(one.indices()) for one in known.aliases if one.source == source.name)
-        return source.name, str(names), source.doc
-
-    return [line(source) for source in known.sources.values()]
 
 
 def _lines(found: Iterable[Found]) -> None:

@@ -13,6 +13,7 @@ from ..pipeline.supervise import Child, Supervisor
 from .compile import PARTS, compile_first
 from .lab import fabric_options
 from .settings import claim_data_folder, load, passed_on
+from .up import children
 
 DEFAULT_FAULTS = ("pause_storm",)
 MARKER = "this-is-a-weft-demo"
@@ -59,7 +60,8 @@ def demo(chosen: Namespace) -> int:
     clock = SystemClock()
     stop = listen()
     deadline = clock.monotonic_ns() + int(chosen.seconds * NS_PER_S) if chosen.seconds is not None else None
-    lab, tree = Supervisor([_lab(chosen)], clock), Supervisor(children(chosen, port), clock)
+    lab = Supervisor([_lab(chosen)], clock)
+    tree = Supervisor(children(chosen, port, processes=1, collected=chosen.data / "lab" / "collect.toml"), clock)
     watch = Watch(chosen.data)
     began = clock.monotonic_ns()
     try:
@@ -112,19 +114,6 @@ def _lab(chosen: Namespace) -> Child:
     faults = [part for fault in chosen.fault or DEFAULT_FAULTS for part in ("--fault", fault)]
     made = ("--scale", chosen.scale, "--jobs", str(chosen.jobs), "--seed", str(chosen.seed), *faults)
     return Child("lab", ("lab", "fabric", *made, *passed_on(chosen)))
-
-
-def children(chosen: Namespace, port: int) -> list[Child]:
-    """Return the services that show the fabric, in the order in which they start and stop."""
-    shared = passed_on(chosen)
-    collect = (*passed_on(Namespace(**{**vars(chosen), "config": chosen.data / "lab" / "collect.toml"})),)
-    dash = [] if chosen.no_dashboard else [Child("dash", ("dash", "--port", str(port), *shared))]
-    return [
-        Child("collect", ("collect", *collect)),
-        Child("process-0", ("process", "--member", "process-0", *shared)),
-        Child("analyze", ("analyze", *shared)),
-        *dash,
-    ]
 
 
 def _wait_for_settings(chosen: Namespace, lab: Supervisor, clock: Clock, stop: StopRequest, deadline: int | None) -> bool:

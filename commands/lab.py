@@ -9,7 +9,8 @@ from ..pipeline.clock import NS_PER_S, SystemClock
 from ..pipeline.component import run
 from ..pipeline.errors import ServiceError
 from .compile import LAB, compile_first
-from .settings import bus_of, load
+from .services import serve
+from .settings import load
 
 _PROTOCOLS = ("gnmi", "sflow", "hft", "otlp")
 # Those of ``lab/fabric/faults.py``, which takes too long to load for help.
@@ -88,17 +89,10 @@ def _fabric(chosen: Namespace) -> int:
     """Run a fabric in real time; its rows go onto the bus of the data folder."""
     from ..collectors.service import CollectConfig, CollectService
     from ..lab.telemetry.live import LiveConfig, LiveFabric
-    from ..pipeline.report import Report
 
-    clock = SystemClock()
-    settings = load(chosen)
-    bus = bus_of(chosen, settings)
     config = LiveConfig(chosen.scale, chosen.jobs, tuple(chosen.fault or ()), chosen.seed)
-    fabric = LiveFabric(config, clock, (chosen.data / "lab").absolute())
-    given = {"lab": fabric}
-    run(CollectService(CollectConfig(), bus, clock, Report.of_this_host("lab", clock), "lab", given), clock, seconds=chosen.seconds)
-    bus.close()
-    return 0
+    fabric = LiveFabric(config, SystemClock(), (chosen.data / "lab").absolute())
+    return serve(chosen, load(chosen), "lab", lambda *on: CollectService(CollectConfig(), *on, name="lab", given={"lab": fabric}))
 
 
 def _record(chosen: Namespace) -> int:

@@ -12,6 +12,7 @@ from ..pipeline.clock import NS_PER_S, SystemClock
 from ..pipeline.errors import BusError, ServiceError, WeftError
 from ..pipeline.supervise import Child, Supervisor
 from .compile import COLLECTORS, PROCESS, compile_first
+from .services import collect_settings, host_options
 from .settings import at_least_one, bus_of, claim_data_folder, load, passed_on
 
 # Exit code of a feed whose bus was unreachable for too long: the supervisor starts it again.
@@ -253,8 +254,7 @@ def decode(chosen: Namespace) -> int:
 def record_options(parser: ArgumentParser) -> None:
     parser.add_argument("path", type=Path, help="file (.weft) or folder to write")
     parser.add_argument("--seconds", type=float, metavar="N", help="stop after N seconds (default: on Ctrl-C)")
-    parser.add_argument("--interface", action="append", default=[], help="interface to read, may be repeated (default: all that are up)")
-    parser.add_argument("--interval-ms", type=float, help="time between two polls, 0.5 to 100 (default: 1)")
+    host_options(parser)
 
 
 def record(chosen: Namespace) -> int:
@@ -262,12 +262,10 @@ def record(chosen: Namespace) -> int:
     from ..collectors.record import RecordService
     from ..pipeline.component import run
     from ..pipeline.report import Report
-    from .services import _collect_config, _with_options
 
     compile_first(COLLECTORS)
     clock = SystemClock()
-    settings = load(chosen, collect=_collect_config())
-    service = RecordService(_with_options(settings.collect, chosen), chosen.path, clock, Report.of_this_host("record", clock))
+    service = RecordService(collect_settings(chosen).collect, chosen.path, clock, Report.of_this_host("record", clock))
     run(service, clock, seconds=chosen.seconds)
     print(f"recorded {service.rows:,} rows to {chosen.path}; replay them with: weft replay {chosen.path}")
     return 0

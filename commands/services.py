@@ -2,6 +2,8 @@
 
 import socket
 from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from typing import Any
 
 from ..pipeline.clock import SystemClock
 from ..pipeline.component import run
@@ -15,40 +17,47 @@ def collect_options(parser: ArgumentParser) -> None:
         "--member", default=f"collect-{socket.gethostname()}", help="name of this collector; run only one (default: collect-HOST)"
     )
     parser.add_argument("--seconds", type=float, metavar="N", help="stop after N seconds")
+    host_options(parser)
+
+
+def host_options(parser: ArgumentParser) -> None:
+    """Add the options of the collector of this machine's interfaces."""
     parser.add_argument("--interface", action="append", default=[], help="interface to read, may be repeated (default: all that are up)")
     parser.add_argument("--interval-ms", type=float, help="time between two polls, 0.5 to 100 (default: 1)")
+
+
+def serve(chosen: Namespace, settings: Any, name: str, make: Callable[..., Any]) -> int:
+    """Run the service that ``make`` returns for a bus, a clock and a report, until it is stopped."""
+    from ..pipeline.report import Report
+
+    clock, bus = SystemClock(), bus_of(chosen, settings)
+    run(make(bus, clock, Report.of_this_host(name, clock)), clock, seconds=chosen.seconds)
+    bus.close()
+    return 0
 
 
 def collect(chosen: Namespace) -> int:
     """Run the live collectors."""
     from ..collectors.service import CollectService
-    from ..pipeline.report import Report
 
     compile_first(COLLECTORS)
-    clock = SystemClock()
-    settings = load(chosen, collect=_collect_config())
-    bus = bus_of(chosen, settings)
-    service = CollectService(_with_options(settings.collect, chosen), bus, clock, Report.of_this_host(chosen.member, clock), chosen.member)
-    run(service, clock, seconds=chosen.seconds)
-    bus.close()
-    return 0
+    settings = collect_settings(chosen)
+    return serve(chosen, settings, chosen.member, lambda *on: CollectService(settings.collect, *on, name=chosen.member))
 
 
-def _collect_config():
-    from ..collectors.service import CollectConfig
-
-    return CollectConfig
-
-
-def _with_options(config, chosen: Namespace):
+def collect_settings(chosen: Namespace) -> Any:
+    """Return the configuration of the collectors, with the options of ``host_options``."""
     from dataclasses import replace
 
-    host = config.host
+    from ..collectors.service import CollectConfig
+
+    settings = load(chosen, collect=CollectConfig)
+    host = settings.collect.host
     if chosen.interface:
         host = replace(host, interfaces=tuple(chosen.interface))
     if chosen.interval_ms is not None:
         host = replace(host, interval_ms=chosen.interval_ms)
-    return replace(config, host=host)
+    return replace(settings, collect=replace(settings.collect, host=host))
 
 
 def process_options(parser: ArgumentParser) -> None:
@@ -61,19 +70,10 @@ def process_options(parser: ArgumentParser) -> None:
 def process(chosen: Namespace) -> int:
     """Run one member of the group that computes windows."""
     from ..pipeline.process.service import ProcessConfig, ProcessService
-    from ..pipeline.report import Report
 
     compile_first(PROCESS)
-    clock = SystemClock()
     settings = load(chosen, process=ProcessConfig)
-    bus = bus_of(chosen, settings)
-    run(
-        ProcessService(settings.process, bus, clock, Report.of_this_host(chosen.member, clock), chosen.member),
-        clock,
-        seconds=chosen.seconds,
-    )
-    bus.close()
-    return 0
+    return serve(chosen, settings, chosen.member, lambda *on: ProcessService(settings.process, *on, member=chosen.member))
 
 
 def analyze_options(parser: ArgumentParser) -> None:
@@ -84,15 +84,10 @@ def analyze(chosen: Namespace) -> int:
     """Run the one writer of the store."""
     from ..analytics.service import AnalyzeConfig, AnalyzeService
     from ..analytics.store.writer import Store
-    from ..pipeline.report import Report
 
-    clock = SystemClock()
     settings = load(chosen, analyze=AnalyzeConfig)
-    bus = bus_of(chosen, settings)
     store = Store(chosen.data / "store", settings.analyze.store)
-    run(AnalyzeService(settings.analyze, store, bus, clock, Report.of_this_host("analyze", clock)), clock, seconds=chosen.seconds)
-    bus.close()
-    return 0
+    return serve(chosen, settings, "analyze", lambda *on: AnalyzeService(settings.analyze, store, *on))
 
 
 def dash_options(parser: ArgumentParser) -> None:

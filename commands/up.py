@@ -2,6 +2,7 @@
 
 from argparse import ArgumentParser, Namespace
 from dataclasses import replace
+from pathlib import Path
 
 from ..pipeline.clock import SystemClock
 from ..pipeline.component import listen
@@ -28,7 +29,7 @@ def up(chosen: Namespace) -> int:
     claim_data_folder(chosen)
     compile_first(PROCESS, COLLECTORS)
     clock = SystemClock()
-    supervisor = Supervisor(children(chosen, dash.port), clock)
+    supervisor = Supervisor(children(chosen, dash.port, processes=chosen.process), clock)
     stop = listen()
     deadline = clock.monotonic_ns() + int(chosen.seconds * 1e9) if chosen.seconds is not None else None
     try:
@@ -41,12 +42,13 @@ def up(chosen: Namespace) -> int:
     return 0
 
 
-def children(chosen: Namespace, port: int) -> list[Child]:
-    """Return the services of ``weft up``, in the order in which they start and stop."""
+def children(chosen: Namespace, port: int, *, processes: int, collected: Path | None = None) -> list[Child]:
+    """Return the services in the order in which they start and stop; ``collected`` is the configuration of collect, if it has its own."""
     shared = passed_on(chosen)
-    members = [Child(f"process-{n}", ("process", "--member", f"process-{n}", *shared)) for n in range(chosen.process)]
+    collect = passed_on(Namespace(**{**vars(chosen), "config": collected})) if collected else shared
+    members = [Child(f"process-{n}", ("process", "--member", f"process-{n}", *shared)) for n in range(processes)]
     dash = [] if chosen.no_dashboard else [Child("dash", ("dash", "--port", str(port), *shared))]
-    return [Child("collect", ("collect", *shared)), *members, Child("analyze", ("analyze", *shared)), *dash]
+    return [Child("collect", ("collect", *collect)), *members, Child("analyze", ("analyze", *shared)), *dash]
 
 
 def _welcome(chosen: Namespace, address: str) -> None:

@@ -37,6 +37,7 @@ _load("ipfix_bytes")
 _load("shared_data")
 _load("store_rig")
 _load("dash_rig")
+_load("switch_rig")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -136,15 +136,14 @@ def _frame(device: str, ts: int, values: np.ndarray, interval_ns: int) -> pl.Dat
         {
             "ts": np.full(ports, ts),
             "recv_ts": np.full(ports, ts + 1_000_000_000),
+            "source": "bench",
+            "device": device,
+            "epoch": 0,
+            "queue": "",
+            "signal": "rx_bytes",
             "port": [f"Ethernet{port * 8}" for port in range(ports)],
             "interval_ns": np.full(ports, interval_ns),
             "speed_bps": np.full(ports, SPEED_BPS, np.uint64),
             "values": pl.Series(values).arr.to_list(),
         }
-    ).with_columns(
-        pl.lit(device).alias("device"),
-        pl.lit("").alias("queue"),
-        pl.lit("rx_bytes").alias("signal"),
-        pl.lit("bench").alias("source"),
-        pl.lit(0).alias("epoch"),
     )

@@ -7,6 +7,7 @@ wraps or line rate.
 
 import tempfile
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -78,11 +79,14 @@ def _frame(device: str, first: int, names: list[str], samples: np.ndarray) -> pl
         {
             "ts": ts,
             "recv_ts": ts + _STEP_NS,
+            "source": "bench",
+            "device": device,
+            "epoch": 0,
             "port": names * len(samples),
             "speed_bps": np.full(len(ts), _SPEED_BPS, np.uint64),
             **{name: samples[:, :, k].ravel().astype(np.uint64) for k, name in enumerate(COUNTERS)},
         }
-    ).with_columns(pl.lit(device).alias("device"), pl.lit("bench").alias("source"), pl.lit(0, pl.Int64).alias("epoch"))
+    )
 
 
 def _grouped(frame: pl.DataFrame) -> pl.DataFrame:
@@ -96,11 +100,8 @@ def _fill(bus: Bus, seconds: int) -> None:
 
     producer = bus.producer("bench")
     feed = BatchPublisher(producer, "bench", SystemClock(), live=False, epoch=0)
-    pending = []
-    for _, frame in frames(DEVICES, seconds):
-        pending.append(Batch("port", frame))
-        if len(pending) == DEVICES:
-            feed.publish(pending)
-            pending = []
+    made = frames(DEVICES, seconds)
+    while some := [Batch("port", frame) for _, frame in islice(made, DEVICES)]:
+        feed.publish(some)
     feed.publish([Batch("port", FAMILIES["port"].empty(), tuple(f"leaf-{n:03d}" for n in range(DEVICES)))])
     producer.close()

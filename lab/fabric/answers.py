@@ -83,17 +83,9 @@ class Answers:
     def _faults(self) -> pl.DataFrame:
         start = self._fabric.config.start_ns
         faults = self._fabric.config.faults
-        ends = [min(fault.end_ns, 2**62 - start) for fault in faults]
-        return pl.DataFrame(
-            {
-                "kind": [fault.kind for fault in faults],
-                "place": [fault.place for fault in faults],
-                "begin_ts": [start + fault.begin_ns for fault in faults],
-                "end_ts": [start + end for end in ends],
-                "severity": [fault.severity for fault in faults],
-            },
-            schema={"kind": pl.String, "place": pl.String, "begin_ts": pl.Int64, "end_ts": pl.Int64, "severity": pl.Float64},
-        )
+        rows = [(one.kind, one.place, start + one.begin_ns, min(start + one.end_ns, 2**62), one.severity) for one in faults]
+        schema = {"kind": pl.String, "place": pl.String, "begin_ts": pl.Int64, "end_ts": pl.Int64, "severity": pl.Float64}
+        return pl.DataFrame(rows, schema, orient="row")
 
     def _burst_rows(self, rows: np.ndarray) -> pl.DataFrame:
         port, first, end, size, peak = rows.T

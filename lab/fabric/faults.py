@@ -6,7 +6,7 @@ and at each poll of the counters, all active faults are applied to the configure
 
 import difflib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -200,8 +200,7 @@ def _incast(topology: FabricTopology, fault: InjectedFault, number: int) -> tupl
     hosts = tuple(host for host in range(topology.gpus // topology.rails) if host != target // topology.rails)
     size = int(1_000_000 + 31_000_000 * fault.severity)
     phase = Phase(20 * NS_PER_MS, "incast", "all", size)
-    job = Job("", hosts, (phase,), rails=(rail,), target=target, jitter=0.0)
-    return (_visitor(f"incast-{number}", fault, job),)
+    return (_visitor(f"incast-{number}", fault, hosts, phase, rails=(rail,), target=target, jitter=0.0),)
 
 
 def _neighbour(topology: FabricTopology, fault: InjectedFault, number: int) -> tuple[Job, ...]:
@@ -210,7 +209,7 @@ def _neighbour(topology: FabricTopology, fault: InjectedFault, number: int) -> t
     count = topology.gpus // topology.rails
     hosts = tuple(sorted({(first + k * max(1, count // 4)) % count for k in range(4)}))
     phase = Phase(50 * NS_PER_MS, "allreduce", "rail", int(2_000_000_000 * fault.severity / 8))
-    return (_visitor(f"neighbour-{number}", fault, Job("", hosts, (phase,))),)
+    return (_visitor(f"neighbour-{number}", fault, hosts, phase),)
 
 
 def _cycle_ends(topology: FabricTopology, fault: InjectedFault) -> tuple[list[int], list[int]]:
@@ -227,8 +226,7 @@ def _cycle_jobs(topology: FabricTopology, fault: InjectedFault, number: int) -> 
     made = []
     for letter, (source, target) in zip("ab", _cycle_ends(topology, fault), strict=True):
         host, rail = divmod(source, topology.rails)
-        job = Job("", (host,), (phase,), rails=(rail,), queue_pairs=1, jitter=0.0, target=target)
-        made.append(_visitor(f"cycle-{number}-{letter}", fault, job))
+        made.append(_visitor(f"cycle-{number}-{letter}", fault, (host,), phase, rails=(rail,), queue_pairs=1, jitter=0.0, target=target))
     return tuple(made)
 
 
@@ -250,8 +248,8 @@ def _cycle_paths(topology: FabricTopology, fault: InjectedFault) -> tuple[tuple[
     return tuple((2 * source, *way, 2 * target + 1) for (source, target), way in zip(ends, around, strict=True))
 
 
-def _visitor(name: str, fault: InjectedFault, job: Job) -> Job:
-    return replace(job, name=name, start_ns=fault.begin_ns, stop_ns=fault.end_ns)
+def _visitor(name: str, fault: InjectedFault, hosts: tuple[int, ...], phase: Phase, **more) -> Job:
+    return Job(name, hosts, (phase,), start_ns=fault.begin_ns, stop_ns=fault.end_ns, **more)
 
 
 FAULTS: dict[str, FaultKind] = {

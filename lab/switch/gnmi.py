@@ -110,6 +110,8 @@ class _Servicer(gnmi_pb2_grpc.gNMIServicer):
     def __init__(self, source: SwitchSource, config: ServerConfig, clock: Clock) -> None:
         self._source, self._config, self._clock = source, config, clock
         self._trees = {one.origin: one for one in (tree.openconfig(source), tree.sonic(source))}
+        # The values of the last instant by origin: a subscription of many paths reads them once per path.
+        self._cache: dict[str, tuple[int, list[Any]]] = {}
         self.ended = threading.Event()
 
     def Capabilities(self, request: Any, context: grpc.ServicerContext) -> gnmi_pb2.CapabilityResponse:
@@ -178,8 +180,11 @@ class _Servicer(gnmi_pb2_grpc.gNMIServicer):
         one = self._trees.get(origin)
         if one is None:
             return []
-        columns = one.read(self._source.at([ts]))
-        return [columns[leaf.column][leaf.index] for leaf in one.leaves]
+        cached = self._cache.get(origin)
+        if cached is None or cached[0] != ts:
+            columns = one.read(self._source.at([ts]))
+            cached = self._cache[origin] = ts, [columns[leaf.column][leaf.index] for leaf in one.leaves]
+        return cached[1]
 
     def _watch(self, wanted: gnmi_pb2.SubscriptionList, one: gnmi_pb2.Subscription) -> _Watch:
         query = RequestPath(wanted.prefix, one.path)
@@ -202,7 +207,8 @@ class _Servicer(gnmi_pb2_grpc.gNMIServicer):
         now = self._clock.now_ns()
         for watch in watches:
             if wanted.updates_only:
-                self._remember(watch, now)
+                values = self._values(watch.query.origin, now)
+                watch.sent = {number: values[number] for number in watch.leaves if values[number] is not None}
             else:
                 yield from self._send(watch, now, wanted.encoding, everything=True)
             watch.due_ns, watch.heartbeat_due_ns = now + watch.every_ns, now + watch.heartbeat_ns
@@ -221,10 +227,6 @@ class _Servicer(gnmi_pb2_grpc.gNMIServicer):
                         watch.heartbeat_due_ns = now + watch.heartbeat_ns
         if self.ended.is_set() and not gone.is_set():
             _refuse(context, grpc.StatusCode.UNAVAILABLE, "the server stops")
-
-    def _remember(self, watch: _Watch, now: int) -> None:
-        values = self._values(watch.query.origin, now)
-        watch.sent = {number: values[number] for number in watch.leaves if values[number] is not None}
 
     def _send(self, watch: _Watch, now: int, encoding: int, *, everything: bool) -> Iterator[gnmi_pb2.SubscribeResponse]:
         """Yield the due values of a subscription, object by object, and deletes for those that disappeared."""
@@ -249,7 +251,10 @@ class _Servicer(gnmi_pb2_grpc.gNMIServicer):
             yield gnmi_pb2.SubscribeResponse(update=note)
         due = {key: some for key, some in objects.items() if key in touched}
         if query.origin == tree.SONIC and encoding != PROTO and due:
-            yield self._database(watch, due, now, encoding)
+            # SONiC's database answers with one value for the requested path.
+            note = gnmi_pb2.Notification(timestamp=now, prefix=query.prefix())
+            self._documents(note, query, [pair for some in due.values() for pair in some], encoding)
+            yield gnmi_pb2.SubscribeResponse(update=note)
         else:
             for key, some in due.items():
                 yield self._object(watch, key, some, now, encoding, everything)
@@ -272,14 +277,6 @@ class _Servicer(gnmi_pb2_grpc.gNMIServicer):
                 leaf = leaves[number]
                 path = relative(leaf.elements[leaf.depth :]) if short else query.path(leaf.elements)
                 note.update.add(path=path, val=typed(leaf, value, encoding))
-        return gnmi_pb2.SubscribeResponse(update=note)
-
-    def _database(
-        self, watch: _Watch, due: dict[tuple[tree.Element, ...], list[tuple[int, Any]]], now: int, encoding: int
-    ) -> gnmi_pb2.SubscribeResponse:
-        """Return the answer of SONiC's database: one value for the requested path."""
-        note = gnmi_pb2.Notification(timestamp=now, prefix=watch.query.prefix())
-        self._documents(note, watch.query, [pair for some in due.values() for pair in some], encoding)
         return gnmi_pb2.SubscribeResponse(update=note)
 
     def _documents(self, note: gnmi_pb2.Notification, query: RequestPath, found: list[tuple[int, Any]], encoding: int) -> None:
@@ -312,7 +309,7 @@ class Stream:
     def __init__(
         self, source: SwitchSource, clock: Clock, subscriptions: Sequence[tuple[Sequence[tree.Element], Callable[[tree.Leaf], bool], bool]]
     ) -> None:
-        self._servicer = _CachingServicer(source, ServerConfig(), clock)
+        self._servicer = _Servicer(source, ServerConfig(), clock)
         wanted = gnmi_pb2.SubscriptionList(prefix=gnmi_pb2.Path(target=source.switch.device), encoding=PROTO)
         self._watches = []
         for elements, wanted_leaf, changes in subscriptions:
@@ -330,20 +327,6 @@ class Stream:
                 raw = response.SerializeToString()
                 made += _varint(len(raw)) + raw
         return bytes(made)
-
-
-class _CachingServicer(_Servicer):
-    """Caches the values of the last instant, which a subscription of many paths reads once per path."""
-
-    def __init__(self, source: SwitchSource, config: ServerConfig, clock: Clock) -> None:
-        super().__init__(source, config, clock)
-        self._cache: dict[str, tuple[int, list[Any]]] = {}
-
-    def _values(self, origin: str, ts: int) -> list[Any]:
-        cached = self._cache.get(origin)
-        if cached is None or cached[0] != ts:
-            cached = self._cache[origin] = ts, super()._values(origin, ts)
-        return cached[1]
 
 
 def _varint(number: int) -> bytes:

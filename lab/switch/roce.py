@@ -1,6 +1,5 @@
-"""RoCEv2 packets as sampled by a switch: Ethernet, IPv4, UDP, BTH and extended headers, built as columns (InfiniBand Architecture, volume
-1,
-chapter 9 and annex A17)."""
+"""RoCEv2 packets as sampled by a switch: Ethernet, IPv4, UDP, BTH and extended headers, built as columns (InfiniBand
+Architecture, volume 1, chapter 9 and annex A17)."""
 
 from dataclasses import dataclass
 

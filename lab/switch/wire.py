@@ -1,4 +1,4 @@
-"""Messages in bulk: many in one buffer, built by NumPy, sent by ``sendmmsg``, written to a stream or to a file."""
+"""Messages in bulk: many in one buffer, built by NumPy, sent by ``sendmmsg`` or written to a file."""
 
 import ctypes
 import errno
@@ -16,7 +16,6 @@ from ...pipeline.errors import ServiceError
 CALL_MESSAGES_MAX = 1024
 # With a rate, messages of this many seconds are sent together.
 PACE_S = 0.002
-CONNECT_S_MAX = 10.0
 
 _IOVEC = np.dtype([("base", "u8"), ("length", "u8")])
 # struct msghdr of 64-bit Linux, then the length that the kernel fills in.
@@ -131,38 +130,6 @@ class Udp:
             self.refused += 1
 
 
-class Tcp:
-    """Sends messages one after another over a connection."""
-
-    def __init__(self, address: str, port: int) -> None:
-        self._to = (address, port)
-        self._socket: socket.socket | None = None
-
-    def start(self) -> None:
-        """Connect. Raises ``ServiceError`` without a listener."""
-        try:
-            self._socket = socket.create_connection(self._to, timeout=CONNECT_S_MAX)
-        except OSError as error:
-            where = f"{self._to[0]}:{self._to[1]}"
-            raise ServiceError(f"lab: cannot connect to {where} ({error.strerror or error})", "start the collector first") from None
-        self._socket.settimeout(None)
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-    def send(self, messages: MessageBuffer, piece_bytes: int = 0) -> None:
-        """Send all, in writes of ``piece_bytes`` if given, regardless of message boundaries."""
-        assert self._socket is not None
-        whole = memoryview(contents(messages))
-        step = piece_bytes or max(1, len(whole))
-        for first in range(0, len(whole), step):
-            self._socket.sendall(whole[first : first + step])
-
-    def stop(self) -> None:
-        """Close the connection. Idempotent."""
-        if self._socket is not None:
-            self._socket.close()
-        self._socket = None
-
-
 def free_port() -> int:
     """Return a port that is currently free for TCP and UDP on loopback."""
     while True:
@@ -173,8 +140,3 @@ def free_port() -> int:
             except OSError:
                 continue
             return stream.getsockname()[1]
-
-
-def contents(messages: MessageBuffer) -> bytes:
-    """Return all messages in order as one byte string."""
-    return b"".join(messages)

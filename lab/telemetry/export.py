@@ -88,7 +88,9 @@ class FabricExporter:
             "latency": [self._latency(step)],
         }
         for sample in step.counters:
-            for family, frame in self._counter_rows(sample).items():
+            links, gpus = self._gpu_rows(sample)
+            rows = {"port": self._port_rows(sample), "queue": self._queue_rows(sample), "nic": self._nic_rows(sample)}
+            for family, frame in {**rows, "nvlink": links, "gpu": gpus}.items():
                 parts.setdefault(family, []).append(self._distort(family, frame, sample.at_ns))
         made = {family: pl.concat(frames) for family, frames in parts.items()}
         return {family: frame for family, frame in made.items() if frame.height}
@@ -123,11 +125,10 @@ class FabricExporter:
 
     def _rows(self, family: str, at_ns: int | np.ndarray, device: np.ndarray, **columns: object) -> pl.DataFrame:
         """Return rows of a family at a true time (UTC ns), stamped by each device's clock; missing columns are null."""
-        table = FAMILIES[family]
         true = np.broadcast_to(np.asarray(at_ns, np.int64), device.shape)
         given = {
-            "ts": true + self._clock_error(device, true),
-            "recv_ts": true + DELAY_NS + self._late(device, true),
+            "ts": true + self._skew_ns[device] + self._shift("skewed_clock", device, true, NS_PER_MS),
+            "recv_ts": true + DELAY_NS + self._shift("late_collector", device, true, NS_PER_S),
             "source": SOURCE,
             "device": self._names[device],
             "epoch": 0,
@@ -135,10 +136,7 @@ class FabricExporter:
         }
         columns_of = {name: pl.Series(name, value) for name, value in given.items() if isinstance(value, np.ndarray | list | pl.Series)}
         constants = {name: pl.lit(value) for name, value in given.items() if name not in columns_of}
-        frame = pl.DataFrame(columns_of).with_columns(**constants)
-        return frame.select(
-            (pl.col(name) if name in frame.columns else pl.lit(None)).cast(dtype).alias(name) for name, dtype in table.polars.items()
-        )
+        return FAMILIES[family].frame(pl.DataFrame(columns_of).with_columns(**constants))
 
     def _active(self, kind: str, device: int, at_ns: int) -> InjectedFault | None:
         """Return the fault of this kind that is active on a device at a time since the fabric's start."""
@@ -153,12 +151,6 @@ class FabricExporter:
                 shift[hit] += int(fault.severity * unit_ns)
         return shift
 
-    def _clock_error(self, device: np.ndarray, true: np.ndarray) -> np.ndarray:
-        return self._skew_ns[device] + self._shift("skewed_clock", device, true, NS_PER_MS)
-
-    def _late(self, device: np.ndarray, true: np.ndarray) -> np.ndarray:
-        return self._shift("late_collector", device, true, NS_PER_S)
-
     def _samples(self, step: Step) -> pl.DataFrame:
         """Return a segment per switch port and signal: bytes sent, bytes received (sent by the far end), bytes queued."""
         topology, config = self._topology, self._fabric.config
@@ -166,26 +158,12 @@ class FabricExporter:
             return FAMILIES["burst_sample"].empty()
         ports = np.flatnonzero(topology.tier[topology.owner] > HOST)
         device = topology.owner[ports].astype(np.int64)
+        common = {"port": self._port_names[ports], "queue": "", "speed_bps": topology.speed_bps[ports], "interval_ns": config.sample_ns}
         frames = []
-        for signal, values in (
-            ("tx_bytes", step.sent[:, ports]),
-            ("rx_bytes", step.received[:, ports ^ 1]),
-            ("queue_bytes", step.depth[:, ports]),
-        ):
-            runs = pl.Series("values", np.ascontiguousarray(values.T)).cast(pl.List(pl.UInt64))
-            frames.append(
-                self._rows(
-                    "burst_sample",
-                    config.start_ns + step.first_ns,
-                    device,
-                    port=self._port_names[ports],
-                    queue="",
-                    signal=signal,
-                    interval_ns=config.sample_ns,
-                    speed_bps=topology.speed_bps[ports],
-                    values=runs,
-                )
-            )
+        series = {"tx_bytes": step.sent[:, ports], "rx_bytes": step.received[:, ports ^ 1], "queue_bytes": step.depth[:, ports]}
+        for signal, samples in series.items():
+            values = pl.Series(np.ascontiguousarray(samples.T)).cast(pl.List(pl.UInt64))
+            frames.append(self._rows("burst_sample", config.start_ns + step.first_ns, device, **common, signal=signal, values=values))
         # Samples lie on whole intervals of the device's clock, so a clock error does not shift them off the grid.
         grid = (pl.col("ts") + config.sample_ns // 2) // config.sample_ns * config.sample_ns
         frame = pl.concat(frames).with_columns(ts=grid)
@@ -238,16 +216,6 @@ class FabricExporter:
         at = self._fabric.config.start_ns + step.first_ns
         device = pairs[:, 0] // topology.rails
         return self._rows("latency", at, device, src=addresses[pairs[:, 0]], dst=addresses[pairs[:, 1]], kind="probe", values_ns=values)
-
-    def _counter_rows(self, sample: FabricCounters) -> dict[str, pl.DataFrame]:
-        nvlink, gpu = self._gpu_rows(sample)
-        return {
-            "port": self._port_rows(sample),
-            "queue": self._queue_rows(sample),
-            "nic": self._nic_rows(sample),
-            "nvlink": nvlink,
-            "gpu": gpu,
-        }
 
     def _port_rows(self, sample: FabricCounters) -> pl.DataFrame:
         topology, read = self._topology, sample.ports

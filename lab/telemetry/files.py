@@ -210,15 +210,11 @@ def _from_database(leaf: Leaf) -> bool:
     return priority in ("", str(LOSSLESS)) and not any(part in name for part in _ELSEWHERE)
 
 
-def _everything(_leaf: Leaf) -> bool:
-    return True
-
-
 _SUBSCRIPTIONS = (
     ((Element("interfaces"),), _from_interfaces, False),
     ((Element(DATABASE),), _from_database, False),
-    ((Element("lldp"),), _everything, True),
-    ((Element("system"),), _everything, False),
+    ((Element("lldp"),), lambda _leaf: True, True),
+    ((Element("system"),), lambda _leaf: True, False),
 )
 
 

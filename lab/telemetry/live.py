@@ -100,7 +100,8 @@ class LiveFabric:
         """Compute the ticks that have passed, and return the rows that are due."""
         batches: list[Batch] = []
         while (end_ns := self.fabric.config.start_ns + self.fabric.now_ns + TICK_NS) <= self._clock.now_ns() and not batches:
-            self._tick()
+            self._steps.append(self.fabric.advance(self.fabric.now_ns + TICK_NS))
+            self._carriers.take(self._steps[-1])
             self._account(self._clock.now_ns() - end_ns)
             if len(self._steps) == HAND_OUT_TICKS:
                 batches = self._hand_out()
@@ -123,10 +124,6 @@ class LiveFabric:
             self._answers.write(joined([*self._unwritten, *self._steps]))
             self._unwritten, self._steps = [], []
         self._answers.close()
-
-    def _tick(self) -> None:
-        self._steps.append(self.fabric.advance(self.fabric.now_ns + TICK_NS))
-        self._carriers.take(self._steps[-1])
 
     def _account(self, behind_ns: int) -> None:
         """Record the delay after the end of a tick; less than a tick is normal."""

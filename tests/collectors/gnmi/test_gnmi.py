@@ -12,11 +12,11 @@ import grpc
 import polars as pl
 import pytest
 from gnmi_pb import gnmi_pb2
+from switch_rig import port_frame, queue_frame
 
 from weft.collectors.gnmi.config import GnmiConfig, Target, load_pack, pack_names, parse
 from weft.lab.switch.gnmi import Server, ServerConfig
 from weft.lab.switch.script import Script, Shape
-from weft.lab.switch.truth import port_frame, queue_frame
 from weft.pipeline.clock import NS_PER_S
 from weft.pipeline.errors import ConfigError, ServiceError
 

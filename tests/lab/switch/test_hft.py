@@ -8,10 +8,10 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from switch_rig import Tcp, contents
 
 from weft.lab.switch import hft, sai
 from weft.lab.switch.script import LOSSLESS, START_NS, Script, Shape
-from weft.lab.switch.wire import Tcp, contents
 from weft.pipeline.errors import ServiceError
 
 IPFIX_PORT = 4739

@@ -3,10 +3,10 @@
 import numpy as np
 import polars as pl
 import pytest
+from switch_rig import GROUP_COLUMNS, PORT_COLUMNS, QUEUE_COLUMNS, port_frame, queue_frame
 
 from weft.lab.switch.script import LOSSLESS, PRIORITIES, START_NS, Script, Shape
 from weft.lab.switch.sflow import Agent
-from weft.lab.switch.truth import GROUP_COLUMNS, PORT_COLUMNS, QUEUE_COLUMNS, port_frame, queue_frame
 from weft.pipeline.tables.families import FAMILIES
 
 GAUGES = {"occupancy_bytes", "watermark_bytes", "delay_watermark_ns", "headroom_watermark_bytes", "oper_up"}

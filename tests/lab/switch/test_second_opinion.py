@@ -8,6 +8,7 @@ from time import monotonic
 import numpy as np
 import polars as pl
 import pytest
+from switch_rig import Tcp, port_frame, queue_frame
 
 from weft.collectors import COLLECTORS
 from weft.collectors.base import Batch, Live, Options
@@ -17,8 +18,6 @@ from weft.lab.switch.gnmi import Server, ServerConfig
 from weft.lab.switch.otlp import OtlpSender, OtlpSenderConfig, points
 from weft.lab.switch.script import LOSSLESS, START_NS, Script, Shape
 from weft.lab.switch.sflow import Agent, AgentConfig
-from weft.lab.switch.truth import port_frame, queue_frame
-from weft.lab.switch.wire import Tcp
 from weft.pipeline.clock import NS_PER_MS, NS_PER_S, SystemClock
 
 # The first use of a collector compiles its kernels.

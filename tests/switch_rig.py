@@ -1,9 +1,15 @@
-"""The rows that a collector should make of a switch, in the columns and units of the families; tests compare with them."""
+"""The rows that a collector should make of a scripted switch, in the columns and units of the families, and messages sent over TCP."""
+
+import socket
 
 import numpy as np
 import polars as pl
 
-from .script import FEC_BINS, PRIORITIES, Switch, SwitchState
+from weft.lab.switch.script import FEC_BINS, PRIORITIES, Switch, SwitchState
+from weft.lab.switch.wire import MessageBuffer
+from weft.pipeline.errors import ServiceError
+
+CONNECT_S_MAX = 10.0
 
 PORT_COLUMNS = (
     *("speed_bps", "oper_up", "admin_up"),
@@ -60,3 +66,40 @@ def _frame(switch: Switch, state: SwitchState, objects: int) -> pl.DataFrame:
 
 def _column(name: str, values: np.ndarray) -> np.ndarray:
     return values.reshape(-1).astype(bool if name in _BOOLEANS else np.uint64)
+
+
+class Tcp:
+    """Sends messages one after another over a connection."""
+
+    def __init__(self, address: str, port: int) -> None:
+        self._to = (address, port)
+        self._socket: socket.socket | None = None
+
+    def start(self) -> None:
+        """Connect. Raises ``ServiceError`` if nobody listens there."""
+        try:
+            self._socket = socket.create_connection(self._to, timeout=CONNECT_S_MAX)
+        except OSError as error:
+            where = f"{self._to[0]}:{self._to[1]}"
+            raise ServiceError(f"lab: cannot connect to {where} ({error.strerror or error})", "start the collector first") from None
+        self._socket.settimeout(None)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def send(self, messages: MessageBuffer, piece_bytes: int = 0) -> None:
+        """Send all, in writes of ``piece_bytes`` if given, regardless of message boundaries."""
+        assert self._socket is not None
+        whole = memoryview(contents(messages))
+        step = piece_bytes or max(1, len(whole))
+        for first in range(0, len(whole), step):
+            self._socket.sendall(whole[first : first + step])
+
+    def stop(self) -> None:
+        """Close the connection. Idempotent."""
+        if self._socket is not None:
+            self._socket.close()
+        self._socket = None
+
+
+def contents(messages: MessageBuffer) -> bytes:
+    """Return all messages in order as one byte string."""
+    return b"".join(messages)
