@@ -29,19 +29,9 @@ def warm() -> None:
     segments = [pl.DataFrame(samples).with_columns(pl.Series("values", [[0, 200, 1]], dtype=pl.List(width))) for width in _WIDTHS]
     # One sample of more than 32 bits makes the whole matrix wider.
     large = segments[-1].with_columns(pl.Series("values", [[2**32]], dtype=pl.List(pl.UInt64)))
-    packet = {name: [None] for name in FAMILIES["packet"].polars} | {
-        "ts": [0],
-        "src": ["10.0.0.1"],
-        "dst": ["10.0.0.2"],
-        "qp": [1],
-        "opcode": [4],
-        "psn": [1],
-        "length": [100],
-        "payload_bytes": [40],
-        "ecn": [0],
-        "sampling_rate": [1],
-    }
-    frames = {"burst_sample": segments, "packet": [pl.DataFrame(packet, schema=FAMILIES["packet"].polars)]}
+    packet = {"ts": 0, "src": "10.0.0.1", "dst": "10.0.0.2", "qp": 1, "opcode": 4, "psn": 1}
+    packet |= {"length": 100, "payload_bytes": 40, "ecn": 0, "sampling_rate": 1}
+    frames = {"burst_sample": segments, "packet": [FAMILIES["packet"].frame(packet)]}
     frames |= {family: [_counter_samples(family)] for family in ("port", "queue", "nic", "nvlink")}
     for family, make in METRICS.items():
         make(MetricConfig()).close(Closing("warm", 0, WINDOW_NS, frames.get(family, []), ended=True))
@@ -51,11 +41,10 @@ def warm() -> None:
 
 def _counter_samples(family: str) -> pl.DataFrame:
     """Return two counter samples with every counter and gauge, and a third, out of order, with none."""
-    table = FAMILIES[family].polars
-    texts = {name: ["warm"] * 3 for name, dtype in table.items() if dtype == pl.String}
-    numbers = {name: [1, 2, None] for name, dtype in table.items() if dtype == pl.UInt64}
-    times = {"ts": [2, 3, 1], "recv_ts": [1] * 3, "epoch": [0] * 3}
-    return pl.DataFrame({name: (texts | numbers | times).get(name, [None] * 3) for name in table}, schema=table)
+    table = FAMILIES[family]
+    texts = {name: "warm" for name, dtype in table.polars.items() if dtype == pl.String}
+    numbers = {name: [1, 2, None] for name, dtype in table.polars.items() if dtype == pl.UInt64}
+    return table.frame(texts | numbers | {"ts": [2, 3, 1], "recv_ts": 1, "epoch": 0})
 
 
 if __name__ == "__main__":

@@ -291,19 +291,9 @@ class PartitionWindows:
     def _record_gap(self, message: Message | None, what: str, first: int, last: int, reason: str) -> None:
         headers = message.headers if message is not None else {}
         sent = (_number(message, "sent_ns") if message is not None else None) or 0
-        row = {
-            "ts": sent,
-            "recv_ts": sent,
-            "source": headers.get("source", "process"),
-            "device": message.key if message is not None else "",
-            "epoch": 0,
-            "what": what,
-            "from_sequence": first,
-            "to_sequence": last,
-            "missed": last - first + 1,
-            "reason": reason,
-        }
-        self._emit("gap", pl.DataFrame([row], schema=FAMILIES["gap"].polars))
+        row = {"ts": sent, "recv_ts": sent, "source": headers.get("source", "process"), "epoch": 0, "what": what, "reason": reason}
+        row |= {"device": message.key if message is not None else "", "missed": last - first + 1}
+        self._emit("gap", FAMILIES["gap"].frame(row | {"from_sequence": first, "to_sequence": last}))
 
     def _emit(self, table: str, frame: pl.DataFrame) -> None:
         if frame.height:

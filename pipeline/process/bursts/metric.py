@@ -260,21 +260,20 @@ class _Rows:
         members = np.zeros((len(sides), len(cuts)), np.int64)
         np.add.at(members, member[member >= 0], present[member >= 0])
         side = np.repeat(np.arange(len(sides)), len(cuts))
-        return pl.DataFrame(
-            [
-                pl.Series("ts", np.tile(self.window_ns, len(sides))),
-                pl.repeat("device", len(side), eager=True).alias("group_kind"),
-                pl.Series("group_id", [device for device, _ in sides]).gather(side),
-                pl.Series("signal", [signal for _, signal in sides]).gather(side),
-                pl.repeat(self.interval_ns, len(side), eager=True).alias("interval_ns"),
-                pl.Series("members", members.ravel()),
-                pl.Series("slots", by_window(sampled > 0, np.add)),
-                pl.Series("hot_total", by_window(hot, np.add)),
-                pl.Series("busy_slots", by_window(hot > 0, np.add)),
-                pl.Series("contended_slots", by_window(hot > 1, np.add)),
-                pl.Series("hot_high", by_window(hot, np.maximum)),
-            ]
-        ).filter(pl.col("slots") > 0)
+        rows = {
+            "ts": np.tile(self.window_ns, len(sides)),
+            "group_kind": "device",
+            "group_id": pl.Series([device for device, _ in sides]).gather(side),
+            "signal": pl.Series([signal for _, signal in sides]).gather(side),
+            "interval_ns": self.interval_ns,
+            "members": members.ravel(),
+            "slots": by_window(sampled > 0, np.add),
+            "hot_total": by_window(hot, np.add),
+            "busy_slots": by_window(hot > 0, np.add),
+            "contended_slots": by_window(hot > 1, np.add),
+            "hot_high": by_window(hot, np.maximum),
+        }
+        return STATES["groups"].frame(rows).filter(pl.col("slots") > 0)
 
 
 def _contends(entity: tuple) -> bool:
