@@ -105,9 +105,8 @@ def _typed(column: Any, name: str, dtype: pl.DataType | type[pl.DataType], heigh
         return nulls(name, dtype, height)
     if _is_scalar(column):
         return pl.Series(name, [column], dtype=dtype).new_from_index(0, height)
-    if not isinstance(column, pl.Series):
-        return pl.Series(name, column, dtype=dtype)
-    typed = column if column.dtype == dtype else column.cast(dtype)
+    given = column if isinstance(column, pl.Series) else pl.Series(name, column)
+    typed = given if given.dtype == dtype else given.cast(dtype)
     return typed if typed.name == name else typed.alias(name)
 
 
