@@ -56,7 +56,6 @@ _STATE_LIST = (
             *_sums(SQUARES, "", ("squares", "sum of the squared samples")),
             Field("low", pl.UInt64, "", "smallest sample", "min"),
             Field("high", pl.UInt64, "", "largest sample", "max"),
-            Field("threshold_ratio", pl.Float64, "", "burst threshold over the line rate; null where no burst is looked for", "max"),
             *_sums(
                 pl.UInt64,
                 "",
@@ -92,6 +91,7 @@ _STATE_LIST = (
             Field("gap_hist", HISTOGRAM, "", "logarithmic histogram of the gaps, in samples", "hist"),
             Field("profile", pl.List(pl.UInt32), "bytes", "bytes in each of the 100 spans of 10 ms; kept at 1 s only"),
             *_sums(pl.UInt64, "", ("contended_hot", "hot samples at times when another port of the device is hot too; 0 for queues")),
+            Field("threshold_ratio", pl.Float64, "", "burst threshold over the line rate; null where no burst is looked for", "max"),
         ),
         state=True,
     ),
