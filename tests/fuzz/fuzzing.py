@@ -65,7 +65,7 @@ def target(name: str) -> Target:
     for path in sorted(HERE.glob("targets_*.py")):
         if f"def fuzz_{name}(" in path.read_text():
             module = _load(path)
-            return Target(name, getattr(module, f"fuzz_{name}"), tuple(module.SEEDS.get(name, ())))
+            return Target(name, getattr(module, f"fuzz_{name}"), tuple(module.SEEDS[name]))
     raise KeyError(name)
 
 

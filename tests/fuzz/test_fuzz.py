@@ -69,7 +69,7 @@ def test_any_bytes(name: str) -> None:
         target.run(seed)
 
     @settings(max_examples=100, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
-    @given(st.one_of(damaged(target.seeds), damaged(target.seeds), st.binary(max_size=512)) if target.seeds else st.binary())
+    @given(st.one_of(damaged(target.seeds), damaged(target.seeds), st.binary(max_size=512)))
     def feed(data: bytes) -> None:
         target.run(data)
 
