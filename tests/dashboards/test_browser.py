@@ -191,7 +191,7 @@ def test_a_link_of_the_docs_leads_to_its_page(window):
     view = window()
     view.open("docs")
     with view.page.context.expect_page() as opened:
-        view.page.get_by_role("link", name="a virtual fabric").click()
+        view.page.get_by_role("link", name="virtual fabric").click()
     opened.value.get_by_role("heading", name="The virtual fabric", exact=True).wait_for()
     again = window()
     again.open(f"docs?page={quote('Capacity of one machine')}")

@@ -61,7 +61,7 @@ def test_a_word_for_a_number(weft: Any, recording: Any, tmp_path: Path) -> None:
     path = tmp_path / "word.csv"
     path.write_text("".join(lines))
     said = weft.fails("replay", path, "--data", tmp_path / "data")
-    assert "line 42: column 'IngressBytes0' holds 'many'" in said and "the rows before it are kept" in said
+    assert "line 42: column 'IngressBytes0' holds 'many'" in said and "the rows before it are used" in said
     assert _stored(weft, tmp_path / "data", "SELECT sum(samples)::INT FROM ports_1h WHERE direction = 'rx'") == [40 * 50]
 
 
