@@ -119,7 +119,7 @@ def test_it_ends_after_its_seconds(tmp_path: Path, capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (("--only", "snmp"), 2, "'snmp' is none of gnmi, sflow, hft, otlp"),
+        (("--only", "snmp"), 2, "'snmp' is not one of gnmi, sflow, hft, otlp"),
         (("--port", "gnmi:1"), 2, "'gnmi:1' is not NAME=PORT"),
         (("--certificates", "nowhere"), 1, "weft: lab: nowhere has no server.crt"),
     ],
