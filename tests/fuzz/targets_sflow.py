@@ -59,9 +59,7 @@ def _samples() -> list[bytes]:
 
 SEEDS: dict[str, list[bytes]] = {
     "sflow_datagram": [_datagram(*_samples()), *(_datagram(sample) for sample in _samples())],
-    "sflow_stream": [
-        b"".join(struct.pack(">H", len(one)) + one for one in (_datagram(*_samples(), sequence=k) for k in (1, 2, 5, 4)))
-    ],
+    "sflow_stream": [b"".join(struct.pack(">H", len(one)) + one for one in (_datagram(*_samples(), sequence=k) for k in (1, 2, 5, 4)))],
     "udp_ends": [bytes([1]) + _packet(), bytes([3]) + _packet()[14:]],
 }
 
