@@ -3,13 +3,13 @@
 import numpy as np
 import polars as pl
 import pytest
+from switch_rig import port_frame, queue_frame
 
 from weft.lab.fabric.fabric import Fabric, FabricConfig
 from weft.lab.fabric.faults import InjectedFault
 from weft.lab.fabric.topology import toy
 from weft.lab.fabric.workload import Job, Phase
 from weft.lab.switch import hft, sai
-from weft.lab.switch.truth import port_frame, queue_frame
 from weft.lab.telemetry.export import FabricExporter
 from weft.lab.telemetry.tap import Tap
 
